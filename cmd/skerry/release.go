@@ -1,0 +1,8 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func newReleaseCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "release", Short: "Build and check signed releases of the OS"}
+	return cmd
+}

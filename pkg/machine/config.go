@@ -1,0 +1,352 @@
+// Package machine is what a machine knows of itself: Config, what a person wrote for it (config.yaml on the config
+// partition), and Identity, what the image and this boot say it is.
+//
+// A Config is decoded strictly, defaulted, validated and then passed on; nobody copies it field by field. Its server and
+// agent parts are the engine's settings, and this is the only place that defines them: skerryd makes its flags from them
+// (Fields), init writes them for skerryd (EngineYAML), `skerry config check` reads them (Decode).
+//
+// The whole file, with the defaults that a missing key has:
+//
+//	apiVersion: skerry/v1alpha1
+//	kind: NodeConfig
+//	role: server                     # or agent; no default
+//	hostname: north-1                # default: skerry- and the end of a network card's address
+//	cluster:
+//	  token: "at least 16 characters"
+//	  server: https://10.0.0.1:6443  # whom an agent joins
+//	network:                         # no interfaces: DHCP and router advertisements on every wired one
+//	  interfaces:
+//	    - {name: eth0, dhcp4: true}
+//	    - {mac: "52:54:00:12:34:56", addresses: [192.0.2.5/24], gateway: 192.0.2.1, mtu: 1500}
+//	  nameservers: [192.0.2.1]       # asked before those that DHCP names
+//	ntp: {servers: [0.pool.ntp.org]} # an empty list turns it off
+//	sysctls: {net.core.somaxconn: "1024"}
+//	server: {tls-san: [k8s.example.org]} # the engine's settings, named as skerryd's flags
+//	agent: {node-label: [zone=north]}
+package machine
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/skerry-os/skerry/pkg/strictyaml"
+)
+
+// The values that the first two keys of a node config must have.
+const (
+	APIVersion = "skerry/v1alpha1"
+	Kind       = "NodeConfig"
+)
+
+// Role is what a node does in its cluster.
+type Role string
+
+// The two roles. They are skerryd's subcommands.
+const (
+	RoleServer Role = "server"
+	RoleAgent  Role = "agent"
+)
+
+// Config is one machine's node config. Decode makes it; nobody changes it afterwards.
+type Config struct {
+	APIVersion string            `yaml:"apiVersion"`
+	Kind       string            `yaml:"kind"`
+	Role       Role              `yaml:"role"`
+	Hostname   string            `yaml:"hostname"`
+	Cluster    Cluster           `yaml:"cluster"`
+	Network    Network           `yaml:"network"`
+	NTP        NTP               `yaml:"ntp"`
+	Sysctls    map[string]string `yaml:"sysctls"`
+	Server     Server            `yaml:"server"`
+	Agent      Agent             `yaml:"agent"`
+}
+
+// Cluster says which cluster the node belongs to.
+type Cluster struct {
+	Token  string `yaml:"token"`
+	Server string `yaml:"server"`
+}
+
+// Network says how the machine talks to others.
+type Network struct {
+	Interfaces  []Interface `yaml:"interfaces"`
+	Nameservers []string    `yaml:"nameservers"`
+}
+
+// Interface is a network card, named by Name or by MAC, and its addresses. IPv6 router advertisements are always heard.
+type Interface struct {
+	Name      string   `yaml:"name"`
+	MAC       string   `yaml:"mac"`
+	DHCP4     bool     `yaml:"dhcp4"`
+	Addresses []string `yaml:"addresses"` // each with its prefix length
+	Gateway   string   `yaml:"gateway"`
+	MTU       int      `yaml:"mtu"` // 0 leaves what the driver or DHCP says
+}
+
+// NTP says whom to ask the time. After Decode, no servers means off.
+type NTP struct {
+	Servers []string `yaml:"servers"`
+}
+
+// DefaultNTP are the servers asked when the config names none.
+var DefaultNTP = []string{"0.pool.ntp.org", "1.pool.ntp.org", "2.pool.ntp.org", "3.pool.ntp.org"}
+
+// Load reads and decodes a node config file.
+func Load(name string) (*Config, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return Decode(name, data)
+}
+
+// Decode reads a node config. The error joins every fault of the file, each as "name:line:column: what is wrong".
+func Decode(name string, data []byte) (*Config, error) {
+	c := &Config{Server: DefaultServer(), Agent: DefaultAgent()}
+	doc, err := strictyaml.Decode(name, data, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := placed(doc, c.problems()); err != nil {
+		return nil, err
+	}
+	if c.NTP.Servers == nil {
+		c.NTP.Servers = DefaultNTP
+	}
+	return c, nil
+}
+
+// DecodeServer reads a file of server settings over the defaults, as skerryd's --config and the config's server part have them.
+func DecodeServer(name string, data []byte) (*Server, error) {
+	s := DefaultServer()
+	return &s, decodeSettings(name, data, &s, func() []Problem { return s.Problems() })
+}
+
+// DecodeAgent is DecodeServer for an agent.
+func DecodeAgent(name string, data []byte) (*Agent, error) {
+	a := DefaultAgent()
+	return &a, decodeSettings(name, data, &a, func() []Problem { return a.Problems() })
+}
+
+func decodeSettings(name string, data []byte, v any, problems func() []Problem) error {
+	doc, err := strictyaml.Decode(name, data, v)
+	if err != nil {
+		return err
+	}
+	return placed(doc, problems())
+}
+
+// placed joins the problems, each with its place in the file, in the file's order.
+func placed(doc *strictyaml.Doc, list []Problem) error {
+	errs := make([]error, 0, len(list))
+	for _, p := range list {
+		errs = append(errs, doc.At(p.Error(), p.Path...))
+	}
+	slices.SortStableFunc(errs, func(a, b error) int {
+		var x, y strictyaml.Fault
+		if !errors.As(a, &x) || !errors.As(b, &y) {
+			return 0
+		}
+		return cmp.Or(cmp.Compare(x.Line, y.Line), cmp.Compare(x.Column, y.Column), strings.Compare(x.Msg, y.Msg))
+	})
+	return errors.Join(errs...)
+}
+
+var (
+	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+([./][A-Za-z0-9_*-]+)+$`)
+	ifname    = regexp.MustCompile(`^[A-Za-z0-9._-]{1,15}$`)
+)
+
+func (c *Config) problems() []Problem {
+	var p problems
+	if c.APIVersion != APIVersion {
+		p.addf([]any{"apiVersion"}, "is %q; this release reads %s", c.APIVersion, APIVersion)
+	}
+	if c.Kind != Kind {
+		p.addf([]any{"kind"}, "is %q; write %s", c.Kind, Kind)
+	}
+	if c.Hostname != "" {
+		if msg := checkHostname(c.Hostname); msg != "" {
+			p.add(msg, "hostname")
+		}
+	}
+	if c.Cluster.Token != "" {
+		if msg := checkToken(c.Cluster.Token); msg != "" {
+			p.add(msg, "cluster", "token")
+		}
+	}
+	if c.Cluster.Server != "" {
+		if msg := checkServer(c.Cluster.Server); msg != "" {
+			p.add(msg, "cluster", "server")
+		}
+	}
+	c.roleProblems(&p)
+	c.networkProblems(&p)
+	for i, s := range c.NTP.Servers {
+		if _, err := netip.ParseAddr(s); err != nil && !domain.MatchString(s) {
+			p.addf([]any{"ntp", "servers", i}, "%q is neither an IP address nor a host name", s)
+		}
+	}
+	for k, v := range c.Sysctls {
+		if !sysctlKey.MatchString(k) {
+			p.addf([]any{"sysctls", k}, "is not the name of a kernel setting, as in net.core.somaxconn")
+		}
+		if strings.ContainsAny(v, "\n\x00") {
+			p.add("has more than one line", "sysctls", k)
+		}
+	}
+	return p.list
+}
+
+func (c *Config) roleProblems(p *problems) {
+	settings := []any{string(c.Role)}
+	own := &c.Agent
+	switch c.Role {
+	case RoleServer:
+		own = &c.Server.Agent
+		for _, q := range c.Server.Problems() {
+			p.add(q.Msg, append(settings, q.Path...)...)
+		}
+		if len(yamlOf(&c.Agent, defaultAgent())) > 0 {
+			p.add("belongs to role agent, and this is a server; write it under server", "agent")
+		}
+	case RoleAgent:
+		for _, q := range c.Agent.Problems() {
+			p.add(q.Msg, append(settings, q.Path...)...)
+		}
+		if len(yamlOf(&c.Server, defaultServer())) > 0 {
+			p.add("belongs to role server, and this is an agent; write it under agent", "server")
+		}
+		if c.Cluster.Server == "" {
+			p.add("an agent needs cluster.server, the server to join, as https://HOST:6443", "cluster")
+		}
+		if c.Cluster.Token == "" {
+			p.add("an agent needs cluster.token, the token of the cluster to join", "cluster")
+		}
+	default:
+		p.addf([]any{"role"}, "is %q; write server or agent", string(c.Role))
+		return
+	}
+	if own.Token != "" {
+		p.add("write it as cluster.token", append(settings, "token")...)
+	}
+	if own.Server != "" {
+		p.add("write it as cluster.server", append(settings, "server")...)
+	}
+	if d := path.Clean(own.DataDir); !strings.HasPrefix(d, "/var/") {
+		p.addf(append(settings, "data-dir"), "%q is not below /var, where the data partition is", own.DataDir)
+	}
+}
+
+func (c *Config) networkProblems(p *problems) {
+	seen := map[string]bool{}
+	for i, n := range c.Network.Interfaces {
+		at := func(path ...any) []any { return append([]any{"network", "interfaces", i}, path...) }
+		switch {
+		case n.Name == "" && n.MAC == "":
+			p.add("name it by name or by mac", at()...)
+		case n.Name != "" && n.MAC != "":
+			p.add("has both name and mac; one of them picks the interface", at("mac")...)
+		case seen[n.Name+strings.ToLower(n.MAC)]:
+			p.addf(at(), "%s is here twice", n.Name+n.MAC)
+		}
+		seen[n.Name+strings.ToLower(n.MAC)] = true
+		if n.Name != "" && !ifname.MatchString(n.Name) {
+			p.addf(at("name"), "%q is not the name of an interface, as in eth0", n.Name)
+		}
+		if n.MAC != "" {
+			if hw, err := net.ParseMAC(n.MAC); err != nil || len(hw) != 6 {
+				p.addf(at("mac"), "%q is not a hardware address, as in 52:54:00:12:34:56", n.MAC)
+			}
+		}
+		if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
+			p.addf(at("mtu"), "%d is not an MTU; write 1280 to 65535", n.MTU)
+		}
+		n.addressProblems(p, at)
+	}
+	for i, s := range c.Network.Nameservers {
+		if _, err := netip.ParseAddr(s); err != nil {
+			p.addf([]any{"network", "nameservers", i}, "%q is not an IP address", s)
+		}
+	}
+}
+
+func (n *Interface) addressProblems(p *problems, at func(...any) []any) {
+	if len(n.Addresses) == 0 && n.Gateway != "" {
+		p.add("has no addresses to go with it", at("gateway")...)
+		return
+	}
+	var nets []netip.Prefix
+	for j, a := range n.Addresses {
+		prefix, err := netip.ParsePrefix(a)
+		switch {
+		case err != nil:
+			p.addf(at("addresses", j), "%q is not an address with its prefix length, as in 192.0.2.5/24", a)
+		case prefix.Addr().Is4() && prefix.Bits() < 31 && prefix.Masked().Addr() == prefix.Addr():
+			p.addf(at("addresses", j), "%s is a network; write the machine's own address", a)
+		default:
+			nets = append(nets, prefix)
+		}
+	}
+	if n.Gateway == "" || len(nets) < len(n.Addresses) {
+		return
+	}
+	gw, err := netip.ParseAddr(n.Gateway)
+	if err != nil {
+		p.addf(at("gateway"), "%q is not an IP address", n.Gateway)
+		return
+	}
+	for _, prefix := range nets {
+		if prefix.Contains(gw) || gw.IsLinkLocalUnicast() && prefix.Addr().Is6() {
+			return
+		}
+	}
+	p.addf(at("gateway"), "%s cannot be reached from %s", n.Gateway, strings.Join(n.Addresses, ", "))
+}
+
+// Own gives the part of the engine's settings that every node has, from the section of the node's role.
+func (c *Config) Own() *Agent {
+	if c.Role == RoleServer {
+		return &c.Server.Agent
+	}
+	return &c.Agent
+}
+
+// EngineYAML gives the file that skerryd reads with --config: the settings of the node's role that differ from the
+// defaults, with the token and server of its cluster. hostname names the node unless the settings do.
+func EngineYAML(c *Config, hostname string) ([]byte, error) {
+	fill := func(a Agent) Agent {
+		a.Token, a.Server = c.Cluster.Token, c.Cluster.Server
+		if a.NodeName == "" {
+			a.NodeName = hostname
+		}
+		return a
+	}
+	var pairs []*yaml.Node
+	if c.Role == RoleServer {
+		s := c.Server
+		s.Agent = fill(s.Agent)
+		pairs = yamlOf(&s, defaultServer())
+	} else {
+		a := fill(c.Agent)
+		pairs = yamlOf(&a, defaultAgent())
+	}
+	if len(pairs) == 0 {
+		return []byte("{}\n"), nil
+	}
+	out, err := yaml.Marshal(&yaml.Node{Kind: yaml.MappingNode, Content: pairs})
+	if err != nil {
+		return nil, fmt.Errorf("settings for skerryd: %w", err)
+	}
+	return out, nil
+}

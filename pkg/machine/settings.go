@@ -1,0 +1,283 @@
+package machine
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// DataDir is where everything lives that a node must not lose. On the image /var is the data partition.
+const DataDir = "/var/lib/skerry"
+
+// MinToken is the fewest characters a cluster token may have: it guards every secret of the cluster.
+const MinToken = 16
+
+// Components that --disable knows. "traefik" is K3s's word for its ingress and means ours.
+var Components = []string{"coredns", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik"}
+
+// Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
+// flag; the help tag is the flag's text. Fields are string, int, bool or []string, so that Fields can offer all of them.
+type Agent struct {
+	DataDir      string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
+	NodeName     string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
+	NodeIP       string   `yaml:"node-ip" help:"address of this node; an IPv4 and an IPv6 one with a comma between (default: the one that the default route uses)"`
+	NodeLabel    []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
+	NodeTaint    []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
+	Token        string   `yaml:"token" help:"shared secret that lets nodes join (default: a server makes one)"`
+	Server       string   `yaml:"server" help:"server to join, as https://HOST:6443"`
+	KubeletArg   []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
+	KubeProxyArg []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
+	Debug        bool     `yaml:"debug" help:"log in detail"`
+}
+
+// Server holds the engine's settings of a node that runs the control plane; it is a node too.
+type Server struct {
+	Agent                    `yaml:",inline"`
+	HTTPSListenPort          int      `yaml:"https-listen-port" help:"port of the Kubernetes API"`
+	ClusterCIDR              string   `yaml:"cluster-cidr" help:"networks that pods get addresses from"`
+	ServiceCIDR              string   `yaml:"service-cidr" help:"networks that services get addresses from"`
+	ClusterDNS               string   `yaml:"cluster-dns" help:"address of CoreDNS, inside service-cidr"`
+	ClusterDomain            string   `yaml:"cluster-domain" help:"domain of the cluster"`
+	Disable                  []string `yaml:"disable" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
+	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
+	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
+	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`
+	KubeAPIServerArg         []string `yaml:"kube-apiserver-arg" help:"flag for kube-apiserver, as name=value; repeatable"`
+	KubeControllerManagerArg []string `yaml:"kube-controller-manager-arg" help:"flag for kube-controller-manager, as name=value; repeatable"`
+	KubeSchedulerArg         []string `yaml:"kube-scheduler-arg" help:"flag for kube-scheduler, as name=value; repeatable"`
+}
+
+// DefaultAgent is an Agent with its defaults.
+func DefaultAgent() Agent { return Agent{DataDir: DataDir} }
+
+// DefaultServer is a Server with its defaults.
+func DefaultServer() Server {
+	return Server{
+		Agent:               DefaultAgent(),
+		HTTPSListenPort:     6443,
+		ClusterCIDR:         "10.42.0.0/16",
+		ServiceCIDR:         "10.43.0.0/16",
+		ClusterDNS:          "10.43.0.10",
+		ClusterDomain:       "cluster.local",
+		WriteKubeconfigMode: "0600",
+	}
+}
+
+// Field is one setting of an Agent or Server: its name, its text and a *string, *int, *bool or *[]string to its value.
+type Field struct {
+	Name, Help string
+	Ptr        any
+}
+
+// Fields lists the settings of v, a *Agent or *Server, in the order they are declared, for binding flags.
+func Fields(v any) []Field { return fields(reflect.ValueOf(v).Elem()) }
+
+func fields(v reflect.Value) []Field {
+	var out []Field
+	for f, fv := range v.Fields() {
+		if f.Anonymous {
+			out = append(out, fields(fv)...)
+			continue
+		}
+		out = append(out, Field{Name: f.Tag.Get("yaml"), Help: f.Tag.Get("help"), Ptr: fv.Addr().Interface()})
+	}
+	return out
+}
+
+// Problem is one value that cannot stand, and the keys and list indexes that lead to it.
+type Problem struct {
+	Path []any
+	Msg  string
+}
+
+func (p Problem) Error() string {
+	var b strings.Builder
+	for i, e := range p.Path {
+		switch e := e.(type) {
+		case int:
+			fmt.Fprintf(&b, "[%d]", e)
+		default:
+			if i > 0 {
+				b.WriteByte('.')
+			}
+			fmt.Fprint(&b, e)
+		}
+	}
+	return b.String() + ": " + p.Msg
+}
+
+// problems collects Problems below one place.
+type problems struct {
+	list []Problem
+	base []any
+}
+
+func (p *problems) add(msg string, path ...any) {
+	p.list = append(p.list, Problem{Path: append(slices.Clone(p.base), path...), Msg: msg})
+}
+
+func (p *problems) addf(path []any, format string, a ...any) {
+	p.add(fmt.Sprintf(format, a...), path...)
+}
+
+// Problems lists what is wrong with the settings, wherever they came from.
+func (a *Agent) Problems() []Problem {
+	var p problems
+	if !strings.HasPrefix(a.DataDir, "/") {
+		p.addf([]any{"data-dir"}, "%q is not an absolute path", a.DataDir)
+	}
+	if a.NodeName != "" {
+		if msg := checkHostname(a.NodeName); msg != "" {
+			p.add(msg, "node-name")
+		}
+	}
+	if a.NodeIP != "" {
+		each(a.NodeIP, func(s string) {
+			if _, err := netip.ParseAddr(s); err != nil {
+				p.addf([]any{"node-ip"}, "%q is not an IP address", s)
+			}
+		})
+	}
+	if a.Token != "" {
+		if msg := checkToken(a.Token); msg != "" {
+			p.add(msg, "token")
+		}
+	}
+	if a.Server != "" {
+		if msg := checkServer(a.Server); msg != "" {
+			p.add(msg, "server")
+		}
+	}
+	for i, l := range a.NodeLabel {
+		if k, v, ok := strings.Cut(l, "="); !ok || !labelKey.MatchString(k) || !labelValue.MatchString(v) {
+			p.addf([]any{"node-label", i}, "%q is not a label; write key=value", l)
+		}
+	}
+	for i, t := range a.NodeTaint {
+		if !taint.MatchString(t) {
+			p.addf([]any{"node-taint", i}, "%q is not a taint; write key=value:NoSchedule (or PreferNoSchedule, NoExecute)", t)
+		}
+	}
+	p.args("kubelet-arg", a.KubeletArg)
+	p.args("kube-proxy-arg", a.KubeProxyArg)
+	return p.list
+}
+
+// Problems lists what is wrong with the settings, wherever they came from.
+func (s *Server) Problems() []Problem {
+	p := problems{list: s.Agent.Problems()}
+	if s.HTTPSListenPort < 1 || s.HTTPSListenPort > 65535 {
+		p.addf([]any{"https-listen-port"}, "%d is not a port; write 1 to 65535", s.HTTPSListenPort)
+	}
+	pods := p.prefixes("cluster-cidr", s.ClusterCIDR)
+	services := p.prefixes("service-cidr", s.ServiceCIDR)
+	for _, a := range pods {
+		for _, b := range services {
+			if a.Overlaps(b) {
+				p.addf([]any{"service-cidr"}, "%s overlaps cluster-cidr %s; pods and services need networks of their own", b, a)
+			}
+		}
+	}
+	each(s.ClusterDNS, func(text string) {
+		ip, err := netip.ParseAddr(text)
+		switch {
+		case err != nil:
+			p.addf([]any{"cluster-dns"}, "%q is not an IP address", text)
+		case len(services) > 0 && !slices.ContainsFunc(services, func(n netip.Prefix) bool { return n.Contains(ip) }):
+			p.addf([]any{"cluster-dns"}, "%s is not inside service-cidr %s", text, s.ServiceCIDR)
+		}
+	})
+	if !domain.MatchString(s.ClusterDomain) || len(s.ClusterDomain) > 253 {
+		p.addf([]any{"cluster-domain"}, "%q is not a domain, as in cluster.local", s.ClusterDomain)
+	}
+	for i, d := range s.Disable {
+		if !slices.Contains(Components, d) {
+			p.addf([]any{"disable", i}, "%q is not a component; known are %s", d, strings.Join(Components, ", "))
+		}
+	}
+	if s.WriteKubeconfig != "" && !strings.HasPrefix(s.WriteKubeconfig, "/") {
+		p.addf([]any{"write-kubeconfig"}, "%q is not an absolute path", s.WriteKubeconfig)
+	}
+	if !fileMode.MatchString(s.WriteKubeconfigMode) {
+		p.addf([]any{"write-kubeconfig-mode"}, "%q is not a file mode, as in 0600", s.WriteKubeconfigMode)
+	}
+	for i, n := range s.TLSSAN {
+		if _, err := netip.ParseAddr(n); err != nil && !domain.MatchString(strings.TrimPrefix(n, "*.")) {
+			p.addf([]any{"tls-san", i}, "%q is neither an IP address nor a host name", n)
+		}
+	}
+	p.args("kube-apiserver-arg", s.KubeAPIServerArg)
+	p.args("kube-controller-manager-arg", s.KubeControllerManagerArg)
+	p.args("kube-scheduler-arg", s.KubeSchedulerArg)
+	return p.list
+}
+
+var (
+	label1123  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	domain     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
+	labelKey   = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	labelValue = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$`)
+	taint      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9./_-]*(=[A-Za-z0-9._-]*)?:(NoSchedule|PreferNoSchedule|NoExecute)$`)
+	fileMode   = regexp.MustCompile(`^0?[0-7]{3}$`)
+	argument   = regexp.MustCompile(`^[a-z][a-z0-9-]*(=|$)`)
+)
+
+// each calls f for the parts of a comma-separated text.
+func each(text string, f func(string)) {
+	for s := range strings.SplitSeq(text, ",") {
+		f(strings.TrimSpace(s))
+	}
+}
+
+func (p *problems) args(key string, list []string) {
+	for i, a := range list {
+		if !argument.MatchString(a) {
+			p.addf([]any{key, i}, "%q is not a flag; write name=value, without dashes in front", a)
+		}
+	}
+}
+
+func (p *problems) prefixes(key, text string) (out []netip.Prefix) {
+	each(text, func(s string) {
+		n, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			p.addf([]any{key}, "%q is not a network, as in 10.42.0.0/16", s)
+		case n != n.Masked():
+			p.addf([]any{key}, "%s has bits set behind its length; write %s", s, n.Masked())
+		default:
+			out = append(out, n)
+		}
+	})
+	return out
+}
+
+func checkHostname(name string) string {
+	if !domain.MatchString(name) || len(name) > 63 {
+		return fmt.Sprintf("%q is not a host name: small letters, digits and dashes, at most 63 characters", name)
+	}
+	return ""
+}
+
+func checkToken(token string) string {
+	if len(token) < MinToken {
+		return fmt.Sprintf("has %d characters; write at least %d", len(token), MinToken)
+	}
+	if strings.ContainsFunc(token, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
+		return "holds white space or a character that cannot be printed"
+	}
+	return ""
+}
+
+func checkServer(server string) string {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+		return fmt.Sprintf("%q is not a server; write https://HOST:6443", server)
+	}
+	return ""
+}

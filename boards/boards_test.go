@@ -1,0 +1,68 @@
+package boards
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestEveryBoardLoads(t *testing.T) {
+	all, err := All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) == 0 {
+		t.Fatal("no board is embedded")
+	}
+	for _, b := range all {
+		again, err := Load(b.ID)
+		if err != nil || again.ID != b.ID {
+			t.Errorf("Load(%q) = %v, %v", b.ID, again, err)
+		}
+	}
+}
+
+func TestUnknownBoardListsThoseThereAre(t *testing.T) {
+	for _, id := range []string{"", "x86", "../boards/x86-uefi", "x86-uefi.yaml", "*"} {
+		if b, err := Load(id); err == nil || !strings.Contains(err.Error(), "is not one of x86-uefi") {
+			t.Errorf("Load(%q) = %v, %v", id, b, err)
+		}
+	}
+}
+
+// Each change to a good board makes it bad in one way, and the error names the place.
+func TestFaultsAreNamed(t *testing.T) {
+	good, err := files.ReadFile("x86-uefi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ old, new, want string }{
+		{"id: x86-uefi", "id: X86", "x86-uefi.yaml:2:5: id: \"X86\" is not lower-case words"},
+		{"id: x86-uefi", "id: other", "id: is \"other\" in a file named x86-uefi.yaml"},
+		{"arch: amd64", "arch: x86_64", "arch: \"x86_64\" is not one of amd64, arm64, arm"},
+		{"arch: amd64", "architecture: amd64", "unknown key \"architecture\""},
+		{"slots: uefi ", "slots: bios ", "slots: \"bios\" is not one of uefi"},
+		{"size: 256MiB", "size: 256", "has no unit"},
+		{"size: 256MiB", "size: 64MiB", "not exactly 64MiB; this is 64MiB"},
+		{"size: 256MiB", "size: 20MiB", "FAT32 here is 34MiB"},
+		{"size: 512MiB, slots: true", "size: 512MiB", "root: slots: true belongs to root"},
+		{"size: 16MiB,  grow: true", "size: 16MiB", "data comes last and has grow: true"},
+		{"kind: ext4", "kind: btrfs", "kind is \"btrfs\"; this program makes ext4"},
+		{"name: config,", "name: conf,", "name \"conf\" is not one of"},
+		{"load: [dm-mod, dm-verity, erofs", "load: [dm-mod, erofs", "lacks dm_verity"},
+		{"- virtio_scsi", "- virtio-blk", "is listed already in modules.boot.carry"},
+		{"- loglevel=4", "- loglevel=4 quiet", "must be one kernel argument"},
+		{"firmware: ovmf-secboot", "firmware: seabios", "qemu.firmware: \"seabios\" is not one of"},
+		{"rtl_nic/*", "../etc/*", "is not a pattern below lib/firmware"},
+		{"package: linux-image-amd64", "package:", "kernel.package: is missing"},
+	} {
+		data := strings.Replace(string(good), c.old, c.new, 1)
+		if data == string(good) {
+			t.Errorf("%q is not in the board file any more", c.old)
+			continue
+		}
+		_, err := Decode("boards/x86-uefi.yaml", []byte(data))
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "boards/x86-uefi.yaml:") {
+			t.Errorf("%s -> %s: got %v, want %q", c.old, c.new, err, c.want)
+		}
+	}
+}

@@ -1,0 +1,290 @@
+// Package pki makes and keeps the keys and certificates of a cluster: three authorities, the key that signs service-account
+// tokens, what each component shows to the others, and the kubeconfigs made from them. Everything is made on the server's
+// first start and checked at every later one; a certificate that is about to expire, or no longer fits, is made anew.
+//
+// A certificate and its key are one PEM file, so that a power cut cannot leave one without the other. Every file is 0600.
+// The package knows nothing of Kubernetes but names.
+package pki
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+)
+
+const (
+	// Lifetime of a certificate; an authority lives ten times as long.
+	Lifetime = 365 * 24 * time.Hour
+
+	// RenewBefore is the shortest rest of life a certificate may have at a start. A node that restarts three times a year
+	// never runs on an expired one.
+	RenewBefore = 120 * 24 * time.Hour
+
+	// backdate covers clocks that run behind the server's.
+	backdate = 24 * time.Hour
+)
+
+// Config says for which cluster and node.
+type Config struct {
+	DataDir   string
+	NodeName  string
+	NodeIPs   []netip.Addr
+	ServiceIP netip.Addr // of the service "kubernetes", the first of the service network
+	Domain    string     // cluster.local
+	Port      int        // of the API
+	SANs      []string   // more names and addresses of the API
+	Now       time.Time
+}
+
+// Files are the paths of everything Ensure has made. Those named …CA are certificates alone, safe to hand out; those named
+// …Pair hold a certificate and its key; the others are kubeconfigs.
+type Files struct {
+	ServerCA, ClientCA, RequestHeaderCA string
+	ServerCAPair, ClientCAPair          string
+
+	ServiceAccountKey string // private; its public half verifies tokens
+
+	APIServerPair        string // what the API shows
+	APIServerKubeletPair string // what the API shows to kubelets
+	AuthProxyPair        string // what the API shows to aggregated APIs
+	KubeletPair          string // what this node's kubelet shows
+
+	Admin, ControllerManager, Scheduler, Kubelet, KubeProxy string
+}
+
+// authority is a CA that can sign.
+type authority struct {
+	*pair
+}
+
+// Ensure makes what is missing and renews what no longer fits. Authorities and the service-account key are never replaced:
+// one that cannot be read is an error, because everything that was ever signed hangs on it.
+func Ensure(c Config) (*Files, error) {
+	tlsDir := filepath.Join(c.DataDir, "server", "tls")
+	credDir := filepath.Join(c.DataDir, "server", "cred")
+	agentDir := filepath.Join(c.DataDir, "agent")
+	for _, d := range []string{tlsDir, credDir, agentDir} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	f := &Files{
+		ServerCA:             filepath.Join(agentDir, "server-ca.crt"),
+		ClientCA:             filepath.Join(agentDir, "client-ca.crt"),
+		RequestHeaderCA:      filepath.Join(tlsDir, "request-header-ca.crt"),
+		ServerCAPair:         filepath.Join(tlsDir, "server-ca.pem"),
+		ClientCAPair:         filepath.Join(tlsDir, "client-ca.pem"),
+		ServiceAccountKey:    filepath.Join(tlsDir, "service-account.key"),
+		APIServerPair:        filepath.Join(tlsDir, "kube-apiserver.pem"),
+		APIServerKubeletPair: filepath.Join(tlsDir, "kube-apiserver-kubelet.pem"),
+		AuthProxyPair:        filepath.Join(tlsDir, "auth-proxy.pem"),
+		KubeletPair:          filepath.Join(agentDir, "kubelet.pem"),
+		Admin:                filepath.Join(credDir, "admin.kubeconfig"),
+		ControllerManager:    filepath.Join(credDir, "controller-manager.kubeconfig"),
+		Scheduler:            filepath.Join(credDir, "scheduler.kubeconfig"),
+		Kubelet:              filepath.Join(agentDir, "kubelet.kubeconfig"),
+		KubeProxy:            filepath.Join(agentDir, "kube-proxy.kubeconfig"),
+	}
+
+	serverCA, err := ensureCA(c.Now, f.ServerCAPair, f.ServerCA, "skerry-server-ca")
+	if err != nil {
+		return nil, err
+	}
+	clientCA, err := ensureCA(c.Now, f.ClientCAPair, f.ClientCA, "skerry-client-ca")
+	if err != nil {
+		return nil, err
+	}
+	headerCA, err := ensureCA(c.Now, filepath.Join(tlsDir, "request-header-ca.pem"), f.RequestHeaderCA, "skerry-request-header-ca")
+	if err != nil {
+		return nil, err
+	}
+	if err := ensureKey(f.ServiceAccountKey); err != nil {
+		return nil, err
+	}
+
+	pairs := []struct {
+		name string
+		ca   *authority
+		leaf leaf
+	}{
+		{f.APIServerPair, serverCA, leaf{cn: "kube-apiserver", server: true, sans: c.apiNames()}},
+		{f.KubeletPair, serverCA, leaf{cn: "system:node:" + c.NodeName, org: "system:nodes", server: true, sans: c.nodeNames()}},
+		{f.APIServerKubeletPair, clientCA, leaf{cn: "kube-apiserver", org: "skerry:kubelet-clients"}},
+		{f.AuthProxyPair, headerCA, leaf{cn: AuthProxyName}},
+	}
+	for _, p := range pairs {
+		if _, err := ensureLeaf(c.Now, p.name, p.ca, p.leaf); err != nil {
+			return nil, err
+		}
+	}
+
+	configs := []struct {
+		name string
+		leaf leaf
+	}{
+		{f.Admin, leaf{cn: "system:admin", org: "system:masters"}},
+		{f.ControllerManager, leaf{cn: "system:kube-controller-manager"}},
+		{f.Scheduler, leaf{cn: "system:kube-scheduler"}},
+		{f.Kubelet, leaf{cn: "system:node:" + c.NodeName, org: "system:nodes"}},
+		{f.KubeProxy, leaf{cn: "system:kube-proxy"}},
+	}
+	for _, k := range configs {
+		if err := ensureKubeconfig(c, k.name, serverCA, clientCA, k.leaf); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// AuthProxyName is whom aggregated APIs must expect behind the request-header authority.
+const AuthProxyName = "system:auth-proxy"
+
+// apiNames are the names and addresses under which the API is called: from this node, from other nodes, from pods.
+func (c Config) apiNames() []string {
+	names := []string{
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.Domain,
+		c.ServiceIP.String(),
+	}
+	return append(append(names, c.nodeNames()...), c.SANs...)
+}
+
+func (c Config) nodeNames() []string {
+	names := []string{"localhost", "127.0.0.1", "::1", c.NodeName}
+	for _, ip := range c.NodeIPs {
+		names = append(names, ip.String())
+	}
+	return names
+}
+
+func ensureCA(now time.Time, pairFile, certFile, name string) (*authority, error) {
+	p, err := readPair(pairFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		p, err = newPair(&x509.Certificate{
+			Subject:               pkix.Name{CommonName: name},
+			NotBefore:             now.Add(-backdate),
+			NotAfter:              now.Add(10 * Lifetime),
+			IsCA:                  true,
+			BasicConstraintsValid: true,
+			KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		}, nil)
+		if err != nil {
+			return nil, err
+		}
+		if err := atomicfile.Write(pairFile, p.pem(), 0o600); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, fmt.Errorf("%w; restore it from a backup: every certificate of the cluster hangs on it", err)
+	case !p.cert.IsCA:
+		return nil, fmt.Errorf("%s: is not the certificate of an authority", pairFile)
+	case now.After(p.cert.NotAfter):
+		return nil, fmt.Errorf("%s: expired on %s, or the clock is wrong", pairFile, p.cert.NotAfter.Format(time.DateOnly))
+	}
+	a := &authority{p}
+	return a, writeIfChanged(certFile, a.certPEM())
+}
+
+func ensureKey(name string) error {
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		key, err := newKey()
+		if err != nil {
+			return err
+		}
+		block, err := keyPEM(key)
+		if err != nil {
+			return err
+		}
+		return atomicfile.Write(name, block, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := parseKey(data); err != nil {
+		return fmt.Errorf("%s: %w; restore it from a backup: every service-account token hangs on it", name, err)
+	}
+	return nil
+}
+
+// leaf is what a certificate must say.
+type leaf struct {
+	cn, org string
+	server  bool
+	sans    []string
+}
+
+func (l leaf) template(now time.Time) *x509.Certificate {
+	t := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: l.cn},
+		NotBefore:   now.Add(-backdate),
+		NotAfter:    now.Add(Lifetime),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if l.org != "" {
+		t.Subject.Organization = []string{l.org}
+	}
+	if l.server {
+		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	}
+	for _, s := range l.sans {
+		if ip, err := netip.ParseAddr(s); err == nil {
+			t.IPAddresses = append(t.IPAddresses, net.IP(ip.AsSlice()))
+		} else {
+			t.DNSNames = append(t.DNSNames, s)
+		}
+	}
+	return t
+}
+
+// fits reports whether p still does what l wants, signed by ca, for long enough.
+func (l leaf) fits(now time.Time, p *pair, ca *authority) bool {
+	want := l.template(now)
+	usage := want.ExtKeyUsage[0]
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	_, err := p.cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
+	if err != nil || now.Add(RenewBefore).After(p.cert.NotAfter) || p.cert.Subject.String() != want.Subject.String() {
+		return false
+	}
+	for _, s := range l.sans {
+		if p.cert.VerifyHostname(s) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func ensureLeaf(now time.Time, name string, ca *authority, l leaf) (*pair, error) {
+	// A pair that cannot be read is as good as none: it is made from the authority at no loss.
+	if p, err := readPair(name); err == nil && l.fits(now, p, ca) {
+		return p, nil
+	}
+	p, err := newPair(l.template(now), ca)
+	if err != nil {
+		return nil, err
+	}
+	return p, atomicfile.Write(name, p.pem(), 0o600)
+}
+
+func writeIfChanged(name string, data []byte) error {
+	if old, err := os.ReadFile(name); err == nil && string(old) == string(data) {
+		return os.Chmod(name, 0o600)
+	}
+	return atomicfile.Write(name, data, 0o600)
+}
+
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}

@@ -1,0 +1,218 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var start = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func config(t *testing.T) Config {
+	return Config{
+		DataDir: t.TempDir(), NodeName: "north-1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.5")},
+		ServiceIP: netip.MustParseAddr("10.43.0.1"), Domain: "cluster.local", Port: 6443,
+		SANs: []string{"k8s.example.org", "2001:db8::1"}, Now: start,
+	}
+}
+
+func ensure(t *testing.T, c Config) *Files {
+	t.Helper()
+	f, err := Ensure(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// contents are all files below dir, and every one of them is private.
+func contents(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %o", path, info.Mode().Perm())
+		}
+		data, err := os.ReadFile(path)
+		rel, _ := filepath.Rel(dir, path)
+		out[rel] = string(data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func changed(a, b map[string]string) (names []string) {
+	for n := range b {
+		if a[n] != b[n] {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+func pool(t *testing.T, name string) *x509.CertPool {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(data) {
+		t.Fatalf("%s holds no certificate", name)
+	}
+	if bytes.Contains(data, []byte("PRIVATE")) {
+		t.Errorf("%s holds a key", name)
+	}
+	return p
+}
+
+// What the API shows is valid for every name it is called by, to whoever knows the server authority and nobody else.
+func TestAPICertificate(t *testing.T) {
+	c := config(t)
+	f := ensure(t, c)
+	cert, err := tls.LoadX509KeyPair(f.APIServerPair, f.APIServerPair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{
+		"localhost", "127.0.0.1", "::1", "192.0.2.5", "10.43.0.1", "north-1", "kubernetes", "kubernetes.default",
+		"kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "k8s.example.org", "2001:db8::1",
+	} {
+		if _, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: pool(t, f.ServerCA), CurrentTime: start}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: "example.com", Roots: pool(t, f.ServerCA), CurrentTime: start}); err == nil {
+		t.Error("is valid for example.com too")
+	}
+	for _, other := range []string{f.ClientCA, f.RequestHeaderCA} {
+		if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: pool(t, other), CurrentTime: start}); err == nil {
+			t.Errorf("is signed by %s too", other)
+		}
+	}
+}
+
+// Each kubeconfig is who it should be, and no server certificate can be used as a client.
+func TestIdentities(t *testing.T) {
+	c := config(t)
+	f := ensure(t, c)
+	for name, want := range map[string]string{
+		f.Admin: "CN=system:admin,O=system:masters", f.ControllerManager: "CN=system:kube-controller-manager",
+		f.Scheduler: "CN=system:kube-scheduler", f.Kubelet: "CN=system:node:north-1,O=system:nodes", f.KubeProxy: "CN=system:kube-proxy",
+	} {
+		k, err := readKubeconfig(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := k.pair.cert.Subject.String(); got != want || k.server != "https://127.0.0.1:6443" {
+			t.Errorf("%s: is %s at %s, want %s", name, got, k.server, want)
+		}
+		_, err = k.pair.cert.Verify(x509.VerifyOptions{Roots: pool(t, f.ClientCA), CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, server := range []string{f.APIServerPair, f.KubeletPair} {
+		p, err := readPair(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.cert.Verify(x509.VerifyOptions{Roots: pool(t, f.ServerCA), CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err == nil {
+			t.Errorf("%s can be used as a client", server)
+		}
+	}
+}
+
+// A restart changes nothing until something no longer fits; then only that is made anew, and authorities never are.
+func TestRenewal(t *testing.T) {
+	c := config(t)
+	f := ensure(t, c)
+	before := contents(t, c.DataDir)
+	again := func(c Config) []string {
+		t.Helper()
+		ensure(t, c)
+		now := contents(t, c.DataDir)
+		names := changed(before, now)
+		before = now
+		return names
+	}
+	if got := again(c); len(got) > 0 {
+		t.Errorf("a restart changed %q", got)
+	}
+	later := c
+	later.Now = start.Add(Lifetime - RenewBefore - time.Hour)
+	if got := again(later); len(got) > 0 {
+		t.Errorf("a restart with more than %s left changed %q", RenewBefore, got)
+	}
+	later.Now = start.Add(Lifetime - RenewBefore + time.Hour)
+	if got := again(later); len(got) != 9 {
+		t.Errorf("a restart with less left renewed %d, want all 9 certificates: %q", len(got), got)
+	}
+	for _, n := range []string{"server/tls/server-ca.pem", "server/tls/client-ca.pem", "server/tls/service-account.key", "agent/server-ca.crt"} {
+		if first := contents(t, c.DataDir)[n]; first != before[n] {
+			t.Errorf("%s was replaced", n)
+		}
+	}
+
+	later.SANs = append(later.SANs, "new.example.org")
+	if got := again(later); len(got) != 1 || got[0] != "server/tls/kube-apiserver.pem" {
+		t.Errorf("a new name renewed %q", got)
+	}
+	later.Port = 7443
+	if got := again(later); len(got) != 5 {
+		t.Errorf("another port rewrote %q, want the 5 kubeconfigs", got)
+	}
+	if err := os.WriteFile(f.KubeletPair, []byte("torn"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before = contents(t, filepath.Join(c.DataDir, "server"))
+	ensure(t, later)
+	if _, err := readPair(f.KubeletPair); err != nil {
+		t.Errorf("a torn certificate was not replaced: %v", err)
+	}
+	contents(t, c.DataDir) // private again
+}
+
+// An authority that cannot be used stops the start and says which file it was; it is not replaced.
+func TestBrokenAuthority(t *testing.T) {
+	for name, data := range map[string]string{"server-ca.pem": "torn", "client-ca.pem": "", "service-account.key": "torn"} {
+		t.Run(name, func(t *testing.T) {
+			c := config(t)
+			ensure(t, c)
+			path := filepath.Join(c.DataDir, "server", "tls", name)
+			if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Ensure(c)
+			if err == nil || !strings.HasPrefix(err.Error(), path) || !strings.Contains(err.Error(), "restore it from a backup") {
+				t.Errorf("Ensure: %v", err)
+			}
+			if now, _ := os.ReadFile(path); string(now) != data {
+				t.Error("the file was replaced")
+			}
+		})
+	}
+	c := config(t)
+	ensure(t, c)
+	c.Now = start.Add(11 * Lifetime)
+	if _, err := Ensure(c); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("Ensure with an expired authority: %v", err)
+	}
+}

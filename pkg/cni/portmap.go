@@ -39,7 +39,7 @@ type portmapConf struct {
 const (
 	portTable   = "skerry_hostport"
 	portChain   = "hostports"
-	masqChain   = "masquerade"
+	masqChain   = "masquerading"
 	localAccess = "fib daddr type local jump " + portChain
 )
 

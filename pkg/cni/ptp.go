@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -249,13 +250,31 @@ func ptpCheck(args *skel.CmdArgs) error {
 		return err
 	}
 	err = ns.WithNetNSPath(args.Netns, func(ns.NetNS) error {
-		if err := ip.ValidateExpectedInterfaceIPs(args.IfName, result.IPs); err != nil {
-			return err
-		}
-		return ip.ValidateExpectedRoute(result.Routes)
+		return checkPod(args.IfName, result)
 	})
 	if err != nil {
 		return fmt.Errorf("network %q: %w", conf.Name, err)
 	}
 	return nil
+}
+
+// checkPod runs in the pod's network namespace.
+func checkPod(name string, result *current.Result) error {
+	link, err := netlinksafe.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("%s: is down", name)
+	}
+	addresses, err := netlinksafe.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("%s: addresses: %w", name, err)
+	}
+	for _, want := range result.IPs {
+		if !slices.ContainsFunc(addresses, func(a netlink.Addr) bool { return a.IP.Equal(want.Address.IP) }) {
+			return fmt.Errorf("%s: address %s is gone", name, want.Address.IP)
+		}
+	}
+	return ip.ValidateExpectedRoute(result.Routes)
 }

@@ -1,0 +1,77 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/skerry-os/skerry/pkg/size"
+)
+
+// firmware is UEFI for a virtual machine, as Debian's ovmf and Fedora's edk2-ovmf install it.
+type firmware struct{ code, vars string }
+
+// The variables beside the code have no key enrolled: the firmware starts in setup mode.
+func findFirmware(kind string) (firmware, error) {
+	code := map[string]string{"ovmf": "OVMF_CODE_4M.fd", "ovmf-secboot": "OVMF_CODE_4M.secboot.fd"}[kind]
+	if code == "" {
+		return firmware{}, fmt.Errorf("this machine cannot be started with firmware %q yet", kind)
+	}
+	dirs := []string{"/usr/share/OVMF", "/usr/share/edk2/ovmf"}
+	for _, dir := range dirs {
+		fw := firmware{filepath.Join(dir, code), filepath.Join(dir, "OVMF_VARS_4M.fd")}
+		if exists(fw.code) && exists(fw.vars) {
+			return fw, nil
+		}
+	}
+	return firmware{}, fmt.Errorf("UEFI firmware %s: is in none of %s; `make setup` installs it", code, strings.Join(dirs, ", "))
+}
+
+// qemuArgs is the whole machine. Relative names are in its folder, where QEMU runs.
+func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string {
+	args := []string{
+		"-name", "skerry",
+		"-machine", o.Board.Machine, "-cpu", o.Board.CPU,
+		"-no-user-config", "-nodefaults", "-display", "none",
+		"-smp", fmt.Sprint(o.CPUs),
+		"-m", fmt.Sprint(int64(o.Memory / size.MiB)),
+		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + escape(fw.code),
+		"-drive", "if=pflash,unit=1,format=raw,file=" + varsFile,
+		"-drive", "if=none,id=disk,format=qcow2,discard=unmap,file=" + diskFile,
+		"-device", o.Board.Disk + ",drive=disk,bootindex=0",
+		"-device", "virtio-rng-pci",
+		"-chardev", "socket,id=console,path=" + conSock + ",server=on,wait=off,logfile=" + consoleLog + ",logappend=on",
+		"-serial", "chardev:console",
+		"-qmp", "unix:" + qmpSock + ",server=on,wait=off",
+	}
+	args = append(args, accel.args()...)
+	args = append(args, o.Board.Args...)
+	if o.TPM {
+		args = append(args, "-chardev", "socket,id=tpm,path="+tpmSock, "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm")
+	}
+	net := "user,id=net"
+	if o.Restrict {
+		net += ",restrict=on"
+	}
+	for _, f := range forwards {
+		net += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
+	}
+	return append(args, "-netdev", net, "-device", o.Board.Network+",netdev=net,romfile=")
+}
+
+// escape doubles commas, which separate a QEMU option's parts.
+func escape(name string) string { return strings.ReplaceAll(name, ",", ",,") }
+
+// cacheDir is where what this package learned about the host is kept.
+func cacheDir() (string, error) {
+	dir := os.Getenv("SKERRY_CACHE")
+	if dir == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Join(base, "skerry")
+	}
+	return dir, os.MkdirAll(dir, 0o755)
+}

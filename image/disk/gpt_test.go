@@ -1,0 +1,160 @@
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"github.com/skerry-os/skerry/image/imagetest"
+)
+
+const mib = 1 << 20
+
+func example() *Table {
+	return &Table{
+		Size: 40 * mib, GUID: mustGUID("00112233-4455-6677-8899-aabbccddeeff"),
+		Partitions: []Partition{
+			{Name: "esp", Type: TypeESP, GUID: mustGUID("11111111-2222-3333-4444-555555555555"), Start: mib, Size: 8 * mib},
+			{Name: "config", Type: TypeBasic, GUID: mustGUID("a1111111-2222-3333-4444-555555555555"), Start: 9 * mib, Size: 8 * mib},
+			{Name: "dätä", Type: TypeLinux, GUID: mustGUID("b1111111-2222-3333-4444-555555555555"), Start: 20 * mib, Size: 19 * mib, Attr: 1 << 60},
+		},
+	}
+}
+
+func encode(t *testing.T, tab *Table) []byte {
+	t.Helper()
+	head, tail, err := tab.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(head) != HeadSize || len(tail) != TailSize {
+		t.Fatalf("head is %d bytes, tail %d", len(head), len(tail))
+	}
+	b := make([]byte, tab.Size)
+	copy(b, head)
+	copy(b[len(b)-len(tail):], tail)
+	return b
+}
+
+func TestReadGivesWhatWasEncoded(t *testing.T) {
+	got, err := Read(bytes.NewReader(encode(t, example())), 40*mib)
+	if err != nil || !reflect.DeepEqual(got, example()) {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+}
+
+// No bit of either copy, nor of the protective MBR, can change unnoticed; and as long as one copy is whole, the table is read.
+func TestEveryChangedByteIsNamed(t *testing.T) {
+	b := encode(t, example())
+	want := example()
+	for _, span := range [][2]int{{0, HeadSize}, {len(b) - TailSize, len(b)}} {
+		for i := span[0]; i < span[1]; i++ {
+			if unused := b[i] == 0 && i%17 != 0; unused {
+				continue // most of a table is empty entries
+			}
+			b[i] ^= 0x10
+			got, err := Read(bytes.NewReader(b), int64(len(b)))
+			b[i] ^= 0x10
+			var f Fault
+			if !errors.As(err, &f) || f.Offset > int64(i) || f.Offset < int64(i)-tableSize {
+				t.Fatalf("byte %d changed: error %v", i, err)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Fatalf("byte %d changed: read %+v", i, got)
+			}
+		}
+	}
+}
+
+func TestBothCopiesDamaged(t *testing.T) {
+	b := encode(t, example())
+	b[Sector+60] ^= 1
+	b[len(b)-TailSize] ^= 1
+	if got, err := Read(bytes.NewReader(b), int64(len(b))); got != nil || err == nil || strings.Count(err.Error(), "checksum") != 2 {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	for want, change := range map[string]func(*Table){
+		"whole sectors or":        func(tab *Table) { tab.Size++ },
+		"inside what ends":        func(tab *Table) { tab.Partitions[1].Start = 8 * mib },
+		"inside what ends at":     func(tab *Table) { tab.Partitions[0].Start = Sector },
+		"after the last usable":   func(tab *Table) { tab.Partitions[2].Size = 20 * mib },
+		"longer than 36":          func(tab *Table) { tab.Partitions[0].Name = strings.Repeat("x", 37) },
+		"has no type":             func(tab *Table) { tab.Partitions[0].Type = GUID{} },
+		"(esp): is not whole sec": func(tab *Table) { tab.Partitions[0].Size = 100 },
+	} {
+		tab := example()
+		change(tab)
+		if _, _, err := tab.Encode(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+}
+
+func TestSgdiskAgrees(t *testing.T) {
+	sgdisk := imagetest.Tool(t, "sgdisk", "gdisk")
+	file := write(t)
+	if out := imagetest.Run(t, sgdisk, "-v", file); !strings.Contains(out, "No problems found") {
+		t.Error(out)
+	}
+	out := imagetest.Run(t, sgdisk, "-i", "3", file)
+	for _, want := range []string{"'dätä'", "B1111111-2222-3333-4444-555555555555", "First sector: 40960 (", "Last sector: 79871 ("} {
+		if !strings.Contains(out, want) {
+			t.Errorf("sgdisk does not say %q:\n%s", want, out)
+		}
+	}
+}
+
+func TestDiskfsAgrees(t *testing.T) {
+	f, err := os.Open(write(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	tab, err := gpt.Read(f, Sector, Sector)
+	if err != nil || tab.RecoveredFromBackup || !tab.ProtectiveMBR || tab.Verify(f, 40*mib) != nil {
+		t.Fatalf("read %+v: %v", tab, err)
+	}
+	for i, p := range example().Partitions {
+		got := tab.Partitions[i]
+		if got.Name != p.Name || !strings.EqualFold(got.GUID, p.GUID.String()) || !strings.EqualFold(string(got.Type), p.Type.String()) ||
+			int64(got.Start)*Sector != p.Start || int64(got.Size) != p.Size || got.Attributes != p.Attr {
+			t.Errorf("entry %d: %+v, want %+v", i+1, got, p)
+		}
+	}
+}
+
+func write(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(file, encode(t, example()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func FuzzRead(f *testing.F) {
+	head, tail, err := example().Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(head, tail)
+	f.Fuzz(func(t *testing.T, head, tail []byte) {
+		b := append(bytes.Clone(head), tail...)
+		b = append(b, make([]byte, (Sector-len(b)%Sector)%Sector)...)
+		tab, err := Read(bytes.NewReader(b), int64(len(b)))
+		if err == nil {
+			if _, _, err := tab.Encode(); err != nil {
+				t.Fatalf("read without a fault, cannot be written: %v", err)
+			}
+		}
+	})
+}

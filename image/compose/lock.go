@@ -5,7 +5,9 @@ package compose
 
 import (
 	_ "embed"
+	"slices"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/pkg/debian"
 )
 
@@ -21,5 +23,28 @@ const LockName = "image/compose/debian.lock.yaml"
 // Lock gives the packages that releases are made from.
 func Lock() (*debian.Lock, error) { return debian.ParseLock(LockName, lockFile) }
 
-// Wanted gives the list that the lock is made from.
-func Wanted() (*debian.Want, error) { return debian.ParseWant("image/compose/debian.yaml", wantFile) }
+// Wanted gives the list that the lock is made from: ours, and what the boards name.
+func Wanted() (*debian.Want, error) {
+	w, err := debian.ParseWant("image/compose/debian.yaml", wantFile)
+	if err != nil {
+		return nil, err
+	}
+	all, err := boards.All()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range all {
+		add(w, debian.WantedItem{Name: b.Kernel.Package, Suite: b.Kernel.Suite, Follow: "linux-image-", Arches: []string{b.Arch}})
+		for _, f := range b.Firmware {
+			add(w, debian.WantedItem{Name: f.Package, Suite: f.Suite, Arches: []string{b.Arch}})
+		}
+	}
+	return w, nil
+}
+
+func add(w *debian.Want, item debian.WantedItem) {
+	same := func(o debian.WantedItem) bool { return o.Name == item.Name && slices.Equal(o.Arches, item.Arches) }
+	if slices.Contains(w.Arches, item.Arches[0]) && !slices.ContainsFunc(w.Packages, same) {
+		w.Packages = append(w.Packages, item)
+	}
+}

@@ -18,8 +18,7 @@ import (
 
 // Want is the list that a lock is made from.
 type Want struct {
-	Suite      string       `yaml:"suite"`      // such as bookworm
-	Backports  string       `yaml:"backports"`  // such as bookworm-backports
+	Suite      string       `yaml:"suite"`      // where packages come from that name no suite; its security updates count too
 	Components []string     `yaml:"components"` // main, non-free-firmware
 	Arches     []string     `yaml:"arches"`
 	Packages   []WantedItem `yaml:"packages"`
@@ -27,10 +26,10 @@ type Want struct {
 
 // WantedItem is one package to lock.
 type WantedItem struct {
-	Name      string   `yaml:"name"`
-	Backports bool     `yaml:"backports"` // newest from backports, not from the suite
-	Follow    string   `yaml:"follow"`    // lock the one dependency that starts with this, not the (meta) package itself
-	Arches    []string `yaml:"arches"`    // none means all
+	Name   string   `yaml:"name"`
+	Suite  string   `yaml:"suite"`  // such as bookworm-backports
+	Follow string   `yaml:"follow"` // of a meta package, lock the dependency that starts with this instead
+	Arches []string `yaml:"arches"` // none means all
 }
 
 // ParseWant reads the list.
@@ -40,8 +39,8 @@ func ParseWant(name string, data []byte) (*Want, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.Suite == "" || w.Backports == "" || len(w.Components) == 0 || len(w.Arches) == 0 || len(w.Packages) == 0 {
-		return nil, doc.At("needs suite, backports, components, arches and packages")
+	if w.Suite == "" || len(w.Components) == 0 || len(w.Arches) == 0 || len(w.Packages) == 0 {
+		return nil, doc.At("needs suite, components, arches and packages")
 	}
 	for i, a := range w.Arches {
 		if _, err := Arch(a); err != nil {
@@ -49,6 +48,16 @@ func ParseWant(name string, data []byte) (*Want, error) {
 		}
 	}
 	return w, nil
+}
+
+func (w *Want) suites() []string {
+	out := []string{w.Suite}
+	for _, p := range w.Packages {
+		if p.Suite != "" && !slices.Contains(out, p.Suite) {
+			out = append(out, p.Suite)
+		}
+	}
+	return out
 }
 
 // Resolve asks the mirrors for the newest version of every wanted package. It keeps its lists below dir.
@@ -85,8 +94,7 @@ func Resolve(ctx context.Context, w *Want, m Mirrors, dir string, progress func(
 
 // apt is apt with all its state in a folder of ours.
 type apt struct {
-	options   []string
-	backports string
+	options []string
 }
 
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -107,8 +115,9 @@ func newApt(w *Want, m Mirrors, dir, arch string) (*apt, error) {
 			fmt.Fprintf(&sources, "deb [arch=%s signed-by=%s] %s %s %s\n", deb, keyring, uri, suite, strings.Join(w.Components, " "))
 		}
 	}
-	line(m.Main, w.Suite)
-	line(m.Main, w.Backports)
+	for _, suite := range w.suites() {
+		line(m.Main, suite)
+	}
 	line(m.Security, w.Suite+"-security")
 	list := filepath.Join(dir, "sources.list")
 	if err := os.WriteFile(list, sources.Bytes(), 0o644); err != nil {
@@ -118,7 +127,7 @@ func newApt(w *Want, m Mirrors, dir, arch string) (*apt, error) {
 	if err := os.WriteFile(status, nil, 0o644); err != nil {
 		return nil, err
 	}
-	a := &apt{backports: w.Backports}
+	a := new(apt)
 	for _, o := range []string{
 		"Dir::State::Lists=" + filepath.Join(dir, "lists"), "Dir::Cache=" + filepath.Join(dir, "cache"), "Dir::State::status=" + status,
 		"Dir::Etc::sourcelist=" + list, "Dir::Etc::sourceparts=/dev/null", "Dir::Etc::preferences=/dev/null", "Dir::Etc::preferencesparts=/dev/null",
@@ -149,7 +158,7 @@ func (a *apt) update(ctx context.Context, progress func(string)) error {
 }
 
 func (a *apt) resolve(ctx context.Context, item WantedItem) (Package, error) {
-	s, err := a.show(ctx, item.Name, item.Backports)
+	s, err := a.show(ctx, item.Name, item.Suite)
 	if err != nil {
 		return Package{}, err
 	}
@@ -158,7 +167,7 @@ func (a *apt) resolve(ctx context.Context, item WantedItem) (Package, error) {
 	}
 	for dep := range strings.SplitSeq(s["Depends"], ",") {
 		if name, _, _ := strings.Cut(strings.TrimSpace(dep), " "); strings.HasPrefix(name, item.Follow) {
-			if s, err = a.show(ctx, name, item.Backports); err != nil {
+			if s, err = a.show(ctx, name, item.Suite); err != nil {
 				return Package{}, err
 			}
 			p, err := s.lock()
@@ -166,16 +175,16 @@ func (a *apt) resolve(ctx context.Context, item WantedItem) (Package, error) {
 			return p, err
 		}
 	}
-	return Package{}, fmt.Errorf("depends on nothing that starts with %q, but on %q", item.Follow, s["Depends"])
+	return s.lock() // no meta package after all
 }
 
 // stanza is one paragraph of a package list.
 type stanza map[string]string
 
-func (a *apt) show(ctx context.Context, name string, backports bool) (stanza, error) {
+func (a *apt) show(ctx context.Context, name, suite string) (stanza, error) {
 	args := slices.Clone(a.options)
-	if backports {
-		args = append(args, "-t", a.backports)
+	if suite != "" {
+		args = append(args, "-t", suite)
 	}
 	out, err := run(ctx, "apt-cache", append(args, "show", "--no-all-versions", name)...)
 	if err != nil {

@@ -1,0 +1,45 @@
+package rootfs
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/sys/unix"
+)
+
+// CPIO writes the tree as a newc archive: what the kernel unpacks as its first root.
+func (t *Tree) CPIO(w io.Writer, when time.Time) error {
+	rw := cpio.Newc.Writer(w)
+	for i, e := range t.Entries() {
+		info := cpio.Info{Ino: uint64(i + 1), NLink: 1, MTime: uint64(when.Unix()), Name: e.Path, Mode: uint64(e.Mode.Perm())}
+		var content []byte
+		switch {
+		case e.Mode.IsDir():
+			info.Mode |= unix.S_IFDIR
+			info.NLink = 2
+		case e.Mode.Type() == fs.ModeSymlink:
+			info.Mode |= unix.S_IFLNK
+			content = []byte(e.Link)
+		default:
+			info.Mode |= unix.S_IFREG
+			var buf bytes.Buffer
+			if err := e.copyTo(&buf); err != nil {
+				return err
+			}
+			content = buf.Bytes()
+		}
+		rec := cpio.Record{Info: info}
+		if len(content) > 0 {
+			rec.FileSize = uint64(len(content))
+			rec.ReaderAt = bytes.NewReader(content)
+		}
+		if err := rw.WriteRecord(rec); err != nil {
+			return fmt.Errorf("%s: %w", e.Path, err)
+		}
+	}
+	return cpio.WriteTrailer(rw)
+}

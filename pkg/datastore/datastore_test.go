@@ -1,0 +1,128 @@
+package datastore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// running serves a database in dir until the returned function stops it.
+func running(t *testing.T, c Config) (client *clientv3.Client, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	up, out := make(chan struct{}), make(chan error, 1)
+	go func() { out <- Run(ctx, c, func() { close(up) }) }()
+	select {
+	case <-up:
+	case err := <-out:
+		cancel()
+		t.Fatal(err)
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.Endpoint()}, DialTimeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, func() {
+		t.Helper()
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		if err := <-out; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func create(t *testing.T, c *clientv3.Client, key, value string) {
+	t.Helper()
+	r, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value)).Commit()
+	if err != nil || !r.Succeeded {
+		t.Fatalf("creating %s: %v, %v", key, r, err)
+	}
+}
+
+// What was stored is there after a stop, in the database file alone, and nobody else may read it.
+func TestStoreStopStore(t *testing.T) {
+	c := Config{Dir: filepath.Join(t.TempDir(), "db")}
+	client, stop := running(t, c)
+	watch := client.Watch(t.Context(), "/registry/", clientv3.WithPrefix())
+	create(t, client, "/registry/a", "one")
+	if ev := <-watch; len(ev.Events) != 1 || string(ev.Events[0].Kv.Value) != "one" {
+		t.Errorf("the watch saw %v", ev)
+	}
+	stop()
+	err := filepath.WalkDir(c.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %o", path, info.Mode().Perm())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(c.File() + "-wal"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the write-ahead log is still there after a stop (%v)", err)
+	}
+	if err := Check(t.Context(), c.File()); err != nil {
+		t.Error(err)
+	}
+
+	client, stop = running(t, c)
+	defer stop()
+	r, err := client.Get(t.Context(), "/registry/a")
+	if err != nil || len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "one" {
+		t.Errorf("after a restart: %v, %v", r, err)
+	}
+	create(t, client, "/registry/b", "two")
+}
+
+// A damaged file is refused by name before anything is served from it.
+func TestDamage(t *testing.T) {
+	c := Config{Dir: filepath.Join(t.TempDir(), "db")}
+	client, stop := running(t, c)
+	for _, k := range strings.Split("abcdefghijklmnop", "") {
+		create(t, client, "/registry/"+k, strings.Repeat(k, 4000))
+	}
+	stop()
+	data, err := os.ReadFile(c.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func([]byte) []byte{
+		"header":    func(b []byte) []byte { copy(b, "not a database"); return b },
+		"pages":     func(b []byte) []byte { clear(b[4096 : len(b)-4096]); return b },
+		"truncated": func(b []byte) []byte { return b[:len(b)/2] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(c.File(), damage(append([]byte(nil), data...)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			err := Run(t.Context(), c, func() { t.Error("it was served") })
+			if err == nil || !strings.HasPrefix(err.Error(), c.File()+": is damaged") {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}
+
+func TestTooLongPath(t *testing.T) {
+	c := Config{Dir: filepath.Join(t.TempDir(), strings.Repeat("x", 100))}
+	if err := Run(t.Context(), c, func() {}); err == nil || !strings.Contains(err.Error(), "use a shorter data directory") {
+		t.Errorf("Run: %v", err)
+	}
+}

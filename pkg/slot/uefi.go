@@ -1,0 +1,79 @@
+package slot
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"strings"
+	"unicode/utf16"
+)
+
+// loaderGUID is the vendor of the variables that systemd-boot leaves for the OS:
+// https://systemd.io/BOOT_LOADER_INTERFACE/
+const loaderGUID = "4a67b082-0a4c-41c6-b6c7-44aebb148c0f"
+
+// ErrNotNamed means that the firmware left no word of which slot it started: the kernel was started by something else.
+var ErrNotNamed = errors.New("the firmware names no slot")
+
+// UEFI reads what systemd-boot left in the EFI variables.
+type UEFI struct {
+	Vars fs.FS // efivarfs, /sys/firmware/efi/efivars
+}
+
+// entry matches the file names of the two boot entries: os-a.efi, os-b.efi, and with systemd-boot's counters of tries left
+// and done, os-b+3.efi, os-b+2-1.efi.
+var entry = regexp.MustCompile(`^os-([ab])(\+[0-9]+(-[0-9]+)?)?(\.efi)?$`)
+
+// Booted says which entry systemd-boot started. An entry with counters is on trial.
+func (u UEFI) Booted() (id ID, trial bool, err error) {
+	name, err := u.text("LoaderEntrySelected")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false, ErrNotNamed
+	}
+	if err != nil {
+		return "", false, err
+	}
+	m := entry.FindStringSubmatch(strings.ToLower(name))
+	if m == nil {
+		return "", false, fmt.Errorf("the boot loader started entry %q, which is not one of Skerry's (os-a.efi, os-b.efi)", name)
+	}
+	// It names the path to rename when a trial went well; without counters there is none.
+	_, err = u.text("LoaderBootCountPath")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", false, err
+	}
+	return ID(m[1]), m[2] != "" || err == nil, nil
+}
+
+// ESP gives the PARTUUID, in small letters, of the partition that the boot loader was started from. It tells the disk the
+// machine was started from where several hold Skerry.
+func (u UEFI) ESP() (string, error) {
+	id, err := u.text("LoaderDevicePartUUID")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", ErrNotNamed
+	}
+	return strings.ToLower(id), err
+}
+
+// text reads a variable of the loader: four bytes of attributes, then UTF-16 with a zero at the end.
+func (u UEFI) text(name string) (string, error) {
+	name += "-" + loaderGUID
+	data, err := fs.ReadFile(u.Vars, name)
+	if err != nil {
+		return "", err
+	}
+	if len(data) < 4 || len(data)%2 != 0 {
+		return "", fmt.Errorf("EFI variable %s: %d bytes are not a text", name, len(data))
+	}
+	var units []uint16
+	for b := data[4:]; len(b) > 0; b = b[2:] {
+		c := binary.LittleEndian.Uint16(b)
+		if c == 0 {
+			break
+		}
+		units = append(units, c)
+	}
+	return string(utf16.Decode(units)), nil
+}

@@ -41,11 +41,9 @@ func (a Accel) resolve(ctx context.Context, o Options) (Accel, string, error) {
 	default:
 		return "", "", fmt.Errorf("acceleration %q: is none of auto, kvm, tcg", a)
 	}
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return TCG, "no KVM: " + err.Error(), nil
+	if why := closedKVM(); why != "" {
+		return TCG, "no KVM: " + why, nil
 	}
-	_ = f.Close()
 	if known, why := remembered(); known != "" {
 		return known, why, nil
 	}
@@ -61,6 +59,16 @@ func (a Accel) resolve(ctx context.Context, o Options) (Accel, string, error) {
 	return found, why, nil
 }
 
+// closedKVM says why this process may not even ask for KVM.
+func closedKVM() string {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return err.Error()
+	}
+	_ = f.Close()
+	return ""
+}
+
 // tryKVM boots the image under KVM, on a disk of its own, until its kernel or init says a word, and says what was wrong if
 // it does not. /dev/kvm can be there and open, and yet no kernel run on it: inside some virtual machines it is so.
 func tryKVM(ctx context.Context, o Options) string {
@@ -68,7 +76,7 @@ func tryKVM(ctx context.Context, o Options) string {
 	if err != nil {
 		return err.Error()
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a leftover in the temporary folder
+	defer os.RemoveAll(dir)
 	o.Dir, o.Vars, o.Forwards, o.TPM, o.Detach, o.Fresh = dir, "", nil, false, false, true
 	ctx, cancel := context.WithTimeout(ctx, kvmSign)
 	defer cancel()

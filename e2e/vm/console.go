@@ -69,7 +69,7 @@ func (c *Console) read() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close() // only read
 	b, err := io.ReadAll(io.NewSectionReader(f, c.offset, 1<<62))
 	if err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ func dialUnix(ctx context.Context, dir, name string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close() //nolint:errcheck // only a name
+	defer d.Close() // only a name
 	var dialer net.Dialer
 	c, err := dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name))
 	if err != nil {
@@ -40,7 +40,7 @@ func (v *VM) qmp(ctx context.Context, command string, arguments any) (json.RawMe
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close() //nolint:errcheck // the answer has been read
+	defer c.Close() // the answer has been read
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 

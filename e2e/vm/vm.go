@@ -143,7 +143,7 @@ func (v *VM) launch(o Options, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // the child has its own
+	defer log.Close() // the child has its own
 	cmd := exec.Command("qemu-system-"+o.Board.System, args...)
 	cmd.Dir = v.dir
 	cmd.Stdout, cmd.Stderr = log, log

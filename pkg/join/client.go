@@ -38,7 +38,7 @@ func fetch(ctx context.Context, addr, path, token string) ([]byte, error) {
 		return nil, err
 	}
 	conn := c.(*tls.Conn)
-	defer conn.Close() //nolint:errcheck // nothing is written after the request
+	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
@@ -69,7 +69,7 @@ func fetch(ctx context.Context, addr, path, token string) ([]byte, error) {
 	if err != nil {
 		return nil, cause(ctx, fmt.Errorf("reading the answer: %w", err))
 	}
-	defer resp.Body.Close() //nolint:errcheck // the connection is closed above
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, cause(ctx, fmt.Errorf("reading the answer: %w", err))

@@ -1,0 +1,138 @@
+# Skerry, from clone to a Ready node. `make` lists the targets; `make run` and `make test` are the two that do everything.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+# The same flags for every Go command, or the Kubernetes packages are compiled again (13 minutes on two cores).
+export GOFLAGS := -trimpath -buildvcs=false -tags=no_btrfs,no_zfs,no_devmapper,grpcnotrace
+export CGO_ENABLED := 0
+
+OUT     := out
+ARCH    := amd64
+BOARD   := x86-uefi
+KEYS    := $(OUT)/keys
+RELEASE := $(OUT)/release
+IMAGE   := $(OUT)/skerry.img
+RUN     := $(OUT)/run
+SKERRY  := $(OUT)/bin/skerry
+export PATH := /usr/local/sbin:/usr/sbin:/sbin:$(PATH)
+
+# git describe without its v; before the first tag, 0.0.0 and the commit.
+VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed s/^v// | grep . || echo 0.0.0-$$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown))
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+TIME    := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+V       := github.com/skerry-os/skerry/pkg/version
+LDFLAGS := -s -w -X $(V).version=$(VERSION) -X $(V).commit=$(COMMIT) -X $(V).buildTime=$(TIME)
+
+# Whatever may change a release: every file git knows but tests and texts, and the commit it calls itself by.
+SOURCES := $(filter-out %_test.go e2e/% %.md .ci/%,$(shell git ls-files -co --exclude-standard cmd init image boards overlays pkg go.mod go.sum))
+
+help: ## list these targets
+	@echo "Skerry builds signed Kubernetes releases and the disk images that boot them. Begin with: make run"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what builds and tests need (apt, only what is missing)
+	@.ci/setup
+
+##################################################  build  ##################################################
+$(OUT)/version: FORCE # changes only when the version does
+	@mkdir -p $(OUT); echo '$(VERSION) $(COMMIT)' | cmp -s - $@ || echo '$(VERSION) $(COMMIT)' >$@
+FORCE:
+
+$(SKERRY): FORCE # go build itself knows whether there is something to do
+	@mkdir -p $(@D); go build -ldflags '$(LDFLAGS)' -o $@ ./cmd/skerry
+
+$(KEYS): | setup $(SKERRY)
+	@$(SKERRY) keys new $@
+
+$(RELEASE)/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS)
+	@$(SKERRY) release build --arch $(ARCH) --keys $(KEYS) -o $(RELEASE)
+
+$(RUN)/node.yaml: # a server with a token of its own
+	@mkdir -p $(RUN); umask 077; { echo "apiVersion: skerry/v1alpha1"; echo "kind: NodeConfig"; echo "role: server"; echo "hostname: skerry"; \
+	  echo "cluster: {token: $$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')}"; } >$@
+
+$(IMAGE): $(RELEASE)/manifest.json $(RUN)/node.yaml | $(SKERRY)
+	@$(SKERRY) image build --board $(BOARD) --release $(RELEASE) --config $(RUN)/node.yaml -o $@
+
+programs: setup $(SKERRY) ## build skerry and the node's programs into out/
+	@$(SKERRY) release programs --arch $(ARCH) -o $(OUT)/$(ARCH)
+
+release: setup $(SKERRY) $(RELEASE)/manifest.json ## build and sign a release into out/release
+
+image: release $(IMAGE) ## build a disk image of a server into out/skerry.img
+
+lock: setup $(SKERRY) ## renew the pinned Debian packages
+	@$(SKERRY) release lock
+
+reproducible: setup $(SKERRY) $(KEYS) ## build the release twice and compare every byte
+	@for n in 1 2; do rm -rf $(OUT)/twice-$$n; $(SKERRY) release build --arch $(ARCH) --keys $(KEYS) -o $(OUT)/twice-$$n; done
+	@diff -r $(OUT)/twice-1 $(OUT)/twice-2 && echo "ok: both builds have the same bytes" && rm -rf $(OUT)/twice-1 $(OUT)/twice-2
+
+##################################################  run  ##################################################
+run: image ## boot the image in QEMU, wait until the node is Ready, show what runs
+	@$(SKERRY) vm start --dir $(RUN)/vm --board $(BOARD) $(IMAGE)
+	@$(SKERRY) vm wait --dir $(RUN)/vm
+	@$(SKERRY) kubeconfig --vm $(RUN)/vm --config $(RUN)/node.yaml -o $(RUN)/kubeconfig
+	@$(MAKE) kubectl ARGS='get nodes,pods -A'
+	@echo; echo "The node runs on in the background. Go on with:"
+	@echo "  make kubectl ARGS='get events -A'   or: KUBECONFIG=$(RUN)/kubectl with a kubectl of your own"
+	@echo "  make console                        its serial console"
+	@echo "  make stop                           shut it down; make run starts it again with its data"
+
+stop: $(SKERRY) ## shut the machine of make run down
+	@$(SKERRY) vm stop --dir $(RUN)/vm
+
+console: $(SKERRY) ## open the machine's serial console
+	@$(SKERRY) vm console --dir $(RUN)/vm
+
+ARGS ?= get nodes,pods -A
+kubectl: ## ask the cluster: make kubectl ARGS='get pods -A'
+	@$(OUT)/$(ARCH)/usr/bin/kubectl --kubeconfig $(RUN)/kubeconfig $(ARGS)
+
+##################################################  check  ##################################################
+STAGE := .ci/stage
+
+test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
+	@$(STAGE) 'check: format, vet, lint, import rules, other architectures (the first time compiles Kubernetes: 15 minutes on two cores)' $(MAKE) check
+	@$(STAGE) 'quick: unit tests' $(MAKE) quick
+	@$(STAGE) 'release: kernel, root, component images, signed' $(MAKE) release
+	@$(STAGE) 'image: the release as a disk image of a server' $(MAKE) image
+	@$(STAGE) 'native: skerryd as a server on this host' $(MAKE) native
+	@$(STAGE) 'vm: the image in QEMU, from firmware to a pod that outlives a reboot' $(MAKE) vm
+	@echo; echo 'ok: all stages'
+
+check: ## format, vet, lint, import rules, builds for other architectures
+	@files=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); test -z "$$files" || { echo "not in gofmt's form, run gofmt -w on:"; echo "$$files"; exit 1; }
+	go vet ./...
+	go tool golangci-lint run ./...
+	go test ./pkg/deps
+	GOARCH=arm64 go build -o /dev/null ./cmd/skerry && GOARCH=arm64 go build -o /dev/null ./init
+	GOARCH=arm GOARM=7 go build -o /dev/null ./cmd/skerry && GOARCH=arm GOARM=7 go build -o /dev/null ./init
+
+quick: ## unit tests alone
+	@go test ./...
+
+# Tests in e2e find what they test in out/. -count=1: what they test is not Go's to cache.
+E2E := go test -count=1 -v -timeout 30m ./e2e -args -out '$(CURDIR)/$(OUT)'
+
+native: programs ## skerryd as a server on this host: needs root
+	@if [[ $$EUID == 0 ]]; then $(E2E) -native; else sudo -E env "PATH=$$PATH" $(E2E) -native; fi
+
+vm: image ## the image in QEMU
+	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
+	@$(E2E) -vm
+
+golden: ## rewrite the golden files of tests; read the diff before you commit it
+	@go test ./image/... ./boards/... -args -update
+
+bench: image programs ## print the table of sizes and times (needs root; ten minutes)
+	@go run ./e2e/bench -out $(OUT)
+
+clean: ## remove out/ but the keys
+	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
+
+.PHONY: help setup programs release image lock reproducible run stop console kubectl check test quick native vm bench golden clean FORCE

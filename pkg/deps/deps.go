@@ -1,0 +1,56 @@
+// Package deps holds the rules of who may import whom, as a table to read, and the test that keeps them.
+//
+// A package may import packages of its own module only from layers above its own in the table. A package that is not in
+// the table fails the test: whoever adds one decides where it stands. Tests may import what they like, but for the
+// packages that are never to be linked together.
+package deps
+
+// Layers, from what needs nothing to what needs everything. A name ending in /... stands for all packages below it and
+// itself. Packages of one layer do not import each other; where they do, write two layers.
+const Layers = `
+leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/slot pkg/supervise pkg/linux
+leaves:    pkg/supervise/process pkg/clock pkg/network
+formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
+data:      pkg/release pkg/kmod pkg/debian
+data:      image/initramfs
+data:      pkg/keys boards pkg/machine
+build:     image/compose overlays
+build:     image
+update:    pkg/repository
+update:    pkg/update
+tools:     e2e/vm
+engine:    pkg/pki pkg/cni pkg/datastore
+engine:    pkg/addons
+engine:    pkg/server pkg/agent
+test:      pkg/deps
+programs:  init cmd/... e2e e2e/bench
+`
+
+// Never lists what must not be reached, not even through other packages: importer -> imported, and why. Names without a
+// dot in their first part are of this module.
+const Never = `
+init           -> k8s.io/kubernetes  : process 1 is in the initramfs and must stay small
+cmd/skerry     -> k8s.io/kubernetes  : the desk tool starts at once
+image/...      -> k8s.io/kubernetes  : images are built by the desk tool
+cmd/skerry-pod -> k8s.io/kubernetes  : it starts for every pod
+boards         -> k8s.io             : a board is data
+pkg/machine    -> k8s.io             : init and the desk tool read the node config
+pkg/join       -> k8s.io             : both ends of a connection that knows only a token
+pkg/server     -> pkg/agent          : they meet in cmd/skerryd alone
+pkg/agent      -> pkg/server         : they meet in cmd/skerryd alone
+pkg/...        -> cmd                : a program is nobody's library
+image/...      -> cmd                : a program is nobody's library
+init           -> cmd                : a program is nobody's library
+image/disk     -> image              : a format knows no image
+pkg/...        -> github.com/aws     : cloud SDKs stay in image/cloud
+init           -> github.com/aws     : cloud SDKs stay in image/cloud
+cmd/skerryd    -> github.com/aws     : cloud SDKs stay in image/cloud
+`
+
+// Calls lists system calls that end or reshape the machine, and the only packages that may make them.
+const Calls = `
+Reboot     : init pkg/linux
+PivotRoot  : init pkg/linux
+Mount      : init pkg/linux
+Unmount    : init pkg/linux
+`

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CPIO writes the tree as a newc archive: what the kernel unpacks as its first root.
+// CPIO writes the tree, which has a folder dev, as a newc archive: what the kernel unpacks as its first root. A node for the
+// console is added.
 func (t *Tree) CPIO(w io.Writer, when time.Time) error {
 	rw := cpio.Newc.Writer(w)
 	for i, e := range t.Entries() {
@@ -40,6 +41,11 @@ func (t *Tree) CPIO(w io.Writer, when time.Time) error {
 		if err := rw.WriteRecord(rec); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
+	}
+	// The kernel opens the first process's input and output before anything can have mounted /dev.
+	console := cpio.Record{Info: cpio.Info{Ino: uint64(len(t.entries) + 1), NLink: 1, MTime: uint64(when.Unix()), Name: "dev/console", Mode: unix.S_IFCHR | 0o600, Rmajor: 5, Rminor: 1}}
+	if err := rw.WriteRecord(console); err != nil {
+		return err
 	}
 	return cpio.WriteTrailer(rw)
 }

@@ -84,7 +84,10 @@ func TestDigestSeesEveryChange(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Tree) error{
 		"name": func(x *Tree) error { return x.AddDir("new", 0o755) },
-		"data": func(x *Tree) error { x.entries["empty"] = Entry{Path: "empty", Mode: 0o600, Data: []byte("x")}; return nil },
+		"data": func(x *Tree) error {
+			x.entries["empty"] = Entry{Path: "empty", Mode: 0o600, Data: []byte("x")}
+			return nil
+		},
 		"mode": func(x *Tree) error { x.entries["empty"] = Entry{Path: "empty", Mode: 0o644}; return nil },
 		"link": func(x *Tree) error {
 			x.entries["bin"] = Entry{Path: "bin", Mode: fs.ModeSymlink | 0o777, Link: "usr/sbin"}

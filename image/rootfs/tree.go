@@ -144,7 +144,8 @@ func (t *Tree) AddFS(below string, fsys fs.FS) error {
 	})
 }
 
-// AddHost adds a file, link or folder with all below it from the host, keeping only who may run it.
+// AddHost adds a file, link or folder with all below it from the host, keeping only who may run it. A file named .keep
+// only keeps its folder.
 func (t *Tree) AddHost(name, host string) error {
 	return filepath.WalkDir(host, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -158,6 +159,8 @@ func (t *Tree) AddHost(name, host string) error {
 		switch {
 		case d.IsDir():
 			return t.AddDir(to, 0o755)
+		case d.Name() == ".keep":
+			return nil
 		case d.Type() == fs.ModeSymlink:
 			target, err := os.Readlink(p)
 			if err != nil {

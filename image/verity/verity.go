@@ -98,25 +98,27 @@ func hashData(r io.ReaderAt, blocks int64, salt []byte) ([]byte, error) {
 	return out, failed
 }
 
-// Verify reads data and the tree behind it, and compares every block and the root hash. rootHash and salt are hex.
+// Verify reads data and the tree behind it, and compares every block and the root hash. rootHash and salt are hex. Where
+// something is wrong the error is a Fault.
 func Verify(r io.ReaderAt, dataSize int64, rootHash, salt string) error {
 	s, err := hex.DecodeString(salt)
 	if err != nil {
 		return fmt.Errorf("salt: %w", err)
 	}
+	root, err := hex.DecodeString(rootHash)
+	if err != nil {
+		return fmt.Errorf("root hash: %w", err)
+	}
 	t, err := Build(r, dataSize, s)
 	if err != nil {
 		return err
-	}
-	if got := hex.EncodeToString(t.RootHash); got != rootHash {
-		return fmt.Errorf("root hash is %.8s, not %.8s: data was changed", got, rootHash)
 	}
 	stored := make([]byte, len(t.Bytes))
 	if _, err := r.ReadAt(stored, dataSize); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("hash tree: %w", err)
 	}
-	if !bytes.Equal(stored, t.Bytes) {
-		return errors.New("hash tree: was changed, although the data is right")
+	if bytes.Equal(stored, t.Bytes) && bytes.Equal(t.RootHash, root) {
+		return nil
 	}
-	return nil
+	return locate(r, dataSize, root, s)
 }

@@ -1,0 +1,262 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/disk"
+	"github.com/skerry-os/skerry/image/fat"
+	"github.com/skerry-os/skerry/image/verity"
+	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
+	"github.com/skerry-os/skerry/pkg/strictyaml"
+)
+
+// Fault is a place on a disk that is not as planned.
+type Fault struct {
+	Where  string // partition, or gpt
+	Offset int64  // from the start of the disk
+	Msg    string
+}
+
+func (f Fault) Error() string { return fmt.Sprintf("%s: offset %d: %s", f.Where, f.Offset, f.Msg) }
+
+// Inspect reads a disk of size bytes as Build made it, and gives the plan it was made from. The error joins a Fault for
+// every place where a byte that means something is not as planned; a disk that was booted or edited has such places. What
+// cannot be read at all leaves the plan nil.
+//
+// Only the release's signature is taken on trust of keys. From the release and the node config on the disk the whole plan
+// follows, and every range of it is compared.
+func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.PublicKey) (*Plan, error) {
+	i := &inspection{ctx: ctx, r: r, parts: map[string]disk.Partition{}}
+	table, err := disk.Read(r, size)
+	i.inner("gpt", 0, err)
+	if table == nil {
+		return nil, i.err()
+	}
+	d := &draft{size: size, guid: table.GUID, secureBoot: true}
+	for _, p := range table.Partitions {
+		i.parts[p.Name] = p
+		d.parts = append(d.parts, Partition{Name: p.Name, Kind: boards.KindOf(p.Name), Start: p.Start, Size: p.Size, Type: typeOf(p.Name)})
+	}
+	for _, name := range []string{boards.ESP, slot.A.RootLabel(), slot.B.RootLabel(), boards.Config, boards.Data} {
+		if _, ok := i.parts[name]; !ok {
+			i.fault("gpt", 0, "there is no partition named %s", name)
+		}
+	}
+	if len(i.faults) > 0 && len(i.parts) < 5 {
+		return nil, i.err()
+	}
+	if d.rel = i.release(keys); d.rel == nil {
+		return nil, i.err()
+	}
+	var known bool
+	if d.config, known = i.config(); !known {
+		return nil, i.err()
+	}
+	i.esp(d)
+	if d.board == "" {
+		return nil, i.err()
+	}
+	p, err := d.plan()
+	if err != nil {
+		return nil, errors.Join(i.err(), err)
+	}
+	if want := guidFor(p.Manifest, p.Config, p.Board); want != p.GUID {
+		i.fault(boards.Config, i.configAt, "/%s: was changed since the image was built, or the image was: its disk would be %v and is %v", ConfigName, want, p.GUID)
+	}
+	for _, e := range p.Extents {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		i.compare(d, e)
+	}
+	i.signatures(p)
+	return p, i.err()
+}
+
+type inspection struct {
+	ctx      context.Context
+	r        io.ReaderAt
+	parts    map[string]disk.Partition
+	configAt int64
+	faults   []error
+	badRoot  bool // a root's digest is wrong, or the tree was checked already
+}
+
+func (i *inspection) err() error { return errors.Join(i.faults...) }
+
+func (i *inspection) fault(where string, at int64, format string, a ...any) {
+	i.faults = append(i.faults, Fault{where, at, fmt.Sprintf(format, a...)})
+}
+
+// inner brings the faults of a format at base to places on the disk.
+func (i *inspection) inner(where string, base int64, err error) {
+	if err == nil {
+		return
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			i.inner(where, base, e)
+		}
+		return
+	}
+	var df disk.Fault
+	var ff fat.Fault
+	var vf verity.Fault
+	switch {
+	case errors.As(err, &df):
+		i.fault(where, base+df.Offset, "%s", df.Msg)
+	case errors.As(err, &ff):
+		i.fault(where, base+ff.Offset, "%s", ff.Msg)
+	case errors.As(err, &vf):
+		i.fault(where, base+vf.Offset, "%s", vf.Msg)
+	default:
+		i.fault(where, base, "%v", err)
+	}
+}
+
+func (i *inspection) section(name string) *io.SectionReader {
+	p := i.parts[name]
+	return io.NewSectionReader(i.r, p.Start, p.Size)
+}
+
+// release gives the first slot's release whose signature holds. What is wrong with the other slot's shows when it is compared.
+func (i *inspection) release(keys []ed25519.PublicKey) *release.Release {
+	var errs []Fault
+	for _, id := range slot.IDs {
+		p := i.parts[id.RootLabel()]
+		rel, err := release.ReadTail(i.section(id.RootLabel()), p.Size, keys)
+		if err == nil {
+			return rel
+		}
+		errs = append(errs, Fault{id.RootLabel(), p.Start + p.Size - release.TailSize, err.Error()})
+	}
+	for _, f := range errs {
+		i.faults = append(i.faults, f)
+	}
+	return nil
+}
+
+func (i *inspection) config() ([]byte, bool) {
+	p := i.parts[boards.Config]
+	v, err := fat.Read(i.section(boards.Config), p.Size)
+	i.inner(boards.Config, p.Start, err)
+	if err != nil {
+		return nil, false
+	}
+	n := slices.IndexFunc(v.Files, func(f fat.Found) bool { return f.Path == ConfigName })
+	if n < 0 {
+		i.fault(boards.Config, p.Start, "holds no /%s", ConfigName)
+		return nil, false
+	}
+	i.configAt = p.Start + v.Files[n].Offset()
+	if v.Files[n].Size > strictyaml.MaxBytes {
+		i.fault(boards.Config, i.configAt, "/%s: is %d bytes; at most %d are read", ConfigName, v.Files[n].Size, strictyaml.MaxBytes)
+		return nil, false
+	}
+	data, err := io.ReadAll(v.Files[n].Open())
+	if err != nil {
+		i.fault(boards.Config, i.configAt, "/%s: %v", ConfigName, err)
+		return nil, false
+	}
+	if _, err := machine.Decode("/"+ConfigName, data); err != nil {
+		i.inner(boards.Config, i.configAt, err)
+	}
+	return data, true
+}
+
+// esp finds out for which of the release's boards the disk is, and whether it brings Secure Boot keys.
+func (i *inspection) esp(d *draft) {
+	m := d.rel.Manifest()
+	p := i.parts[boards.ESP]
+	v, err := fat.Read(i.section(boards.ESP), p.Size)
+	i.inner(boards.ESP, p.Start, err)
+	if err == nil {
+		d.secureBoot = slices.ContainsFunc(v.Files, func(f fat.Found) bool { return f.Path == "loader/keys/auto/PK.auth" })
+		for _, f := range v.Files {
+			if f.Path != KernelPath(slot.A) && f.Path != KernelPath(slot.B) {
+				continue
+			}
+			for _, id := range m.BoardIDs() {
+				if boot := m.Boards[id].Boot; boot.Size == f.Size && boot.Check(f.Open()) == nil {
+					d.board = id
+					return
+				}
+			}
+		}
+	}
+	if ids := m.BoardIDs(); len(ids) == 1 {
+		d.board = ids[0] // whatever is wrong with its kernel shows when it is compared
+		return
+	}
+	i.fault(boards.ESP, p.Start, "neither slot's kernel is that of one of the release's boards")
+}
+
+// compare holds a range of the disk against the plan.
+func (i *inspection) compare(d *draft, e Extent) {
+	section := io.NewSectionReader(i.r, e.Offset, e.Size)
+	if e.file == "" {
+		if at, err := differs(section, e); err != nil {
+			i.fault(e.Where, e.Offset, "%s: %v", e.What, err)
+		} else if at >= 0 {
+			i.fault(e.Where, e.Offset+at, "%s: is not what belongs here", e.What)
+		}
+		return
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, section); err != nil {
+		i.fault(e.Where, e.Offset, "%s: %v", e.What, err)
+		return
+	}
+	m := d.rel.Manifest()
+	isRoot := e.file == m.Root.Path
+	got := hex.EncodeToString(h.Sum(nil))
+	if got == e.SHA256 && (!isRoot || i.badRoot) {
+		return
+	}
+	if !isRoot {
+		i.fault(e.Where, e.Offset, "%s: sha256 is %.8s; the release says %.8s", e.What, got, e.SHA256)
+		return
+	}
+	// The tree tells which block of a root is wrong, and also whether a right root was released with a wrong tree.
+	err := verity.Verify(section, m.Root.DataSize, m.Root.RootHash, m.Root.Salt)
+	i.inner(e.Where, e.Offset, err)
+	if err == nil && got != e.SHA256 {
+		i.fault(e.Where, e.Offset+m.Root.DataSize, "behind the hash tree: sha256 of the whole is %.8s; the release says %.8s", got, e.SHA256)
+	}
+	i.badRoot = i.badRoot || got == e.SHA256
+}
+
+// differs gives the place of the first byte that is not the extent's, or -1.
+func differs(r io.Reader, e Extent) (int64, error) {
+	buf := make([]byte, block)
+	for at := int64(0); at < e.Size; {
+		b := buf[:min(block, e.Size-at)]
+		if _, err := io.ReadFull(r, b); err != nil {
+			return -1, err
+		}
+		want := zeroBlock[:len(b)]
+		if e.Source != zeros {
+			want = e.data[at : at+int64(len(b))]
+		}
+		if !bytes.Equal(b, want) {
+			n := 0
+			for b[n] == want[n] {
+				n++
+			}
+			return at + int64(n), nil
+		}
+		at += int64(len(b))
+	}
+	return -1, nil
+}

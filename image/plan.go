@@ -1,0 +1,289 @@
+// Package image turns a board, a signed release and a node config into a disk, and reads a disk back.
+//
+// New is pure: it gives a Plan, which names every byte range of the disk and where its bytes come from, before anything is
+// written. Build writes a plan in one pass, from the first byte to the last. Inspect reads a finished image into the plan it
+// was made from and names every byte that is not as planned. The same inputs always give the same bytes.
+package image
+
+import (
+	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/disk"
+	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/size"
+	"github.com/skerry-os/skerry/pkg/slot"
+)
+
+// ConfigName is the node config's name on the config partition, and ConfigLabel that volume's label.
+const (
+	ConfigName  = "config.yaml"
+	ConfigLabel = "SKERRYCFG"
+)
+
+// edge is what lies before the first partition and behind the last: room for the tables, and alignment to flash blocks.
+const edge = int64(size.MiB)
+
+// blank is how much of the data partition is written as zeros, so that the first boot finds no filesystem there.
+const blank = 16 * int64(size.MiB)
+
+// Config is a node config as it stands in a file.
+type Config struct {
+	Name string // for messages
+	Data []byte
+}
+
+// Options are what a person decides about an image beyond board, release and config.
+type Options struct {
+	Size         size.Bytes // of the disk; 0 is the least the board needs
+	NoSecureBoot bool       // leave out the keys that firmware in setup mode would enrol
+}
+
+// Plan is a whole disk on paper.
+type Plan struct {
+	Board      string      `json:"board"`
+	Arch       string      `json:"arch"`
+	Version    string      `json:"version"`  // of the release
+	Manifest   string      `json:"manifest"` // sha256 of the release's manifest
+	Config     string      `json:"config"`   // sha256 of the node config
+	SecureBoot bool        `json:"secureBoot"`
+	Size       int64       `json:"size"`
+	GUID       disk.GUID   `json:"guid"`
+	Partitions []Partition `json:"partitions"`
+	Extents    []Extent    `json:"extents"` // by offset; what none of them covers is free and stays a hole
+}
+
+// Partition is one partition of the disk.
+type Partition struct {
+	Name   string    `json:"name"`
+	Kind   string    `json:"kind"`
+	Start  int64     `json:"start"`
+	Size   int64     `json:"size"`
+	Type   disk.GUID `json:"type"`
+	GUID   disk.GUID `json:"guid"`
+	Serial string    `json:"serial,omitempty"` // of a FAT volume
+}
+
+// Extent is a range of bytes and its source.
+type Extent struct {
+	Offset int64  `json:"offset"`
+	Size   int64  `json:"size"`
+	Where  string `json:"where"`  // partition, or gpt
+	What   string `json:"what"`   // such as /EFI/Linux/os-a.efi
+	Source string `json:"source"` // "made here", "node config", "zeros", or "release " and the path there
+	SHA256 string `json:"sha256,omitempty"`
+
+	data []byte // the bytes, unless they are zeros or a file of the release
+	file string // path in the release folder
+}
+
+// Sources that are no file of the release.
+const (
+	made  = "made here"
+	typed = "node config"
+	zeros = "zeros"
+)
+
+// New plans the disk of one machine. It refuses a release that is not for the board, a config with a fault and a size that
+// is too small.
+func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan, error) {
+	m := rel.Manifest()
+	if m.Arch != b.Arch {
+		return nil, fmt.Errorf("release %s: is for %s, board %s is %s; name one built with: skerry release build --arch %s", m.Version, m.Arch, b.ID, b.Arch, b.Arch)
+	}
+	if _, ok := m.Boards[b.ID]; !ok {
+		return nil, fmt.Errorf("release %s: has nothing for board %s, only for %s", m.Version, b.ID, strings.Join(m.BoardIDs(), ", "))
+	}
+	if _, err := machine.Decode(config.Name, config.Data); err != nil {
+		return nil, err
+	}
+	parts, total, err := partitions(b, o.Size)
+	if err != nil {
+		return nil, err
+	}
+	d := draft{rel: rel, board: b.ID, config: config.Data, secureBoot: !o.NoSecureBoot, size: total, parts: parts}
+	return d.plan()
+}
+
+// partitions lays the board's partitions out one behind the other; the last takes what a larger disk leaves.
+func partitions(b *boards.Board, want size.Bytes) ([]Partition, int64, error) {
+	var out []Partition
+	at := edge
+	add := func(name string, p boards.Partition) {
+		out = append(out, Partition{Name: name, Kind: p.Kind, Start: at, Size: int64(p.Size), Type: typeOf(name)})
+		at += int64(p.Size)
+	}
+	for _, p := range b.Disk.Partitions {
+		if !p.Slots {
+			add(p.Name, p)
+			continue
+		}
+		for _, id := range slot.IDs {
+			add(p.Name+"-"+string(id), p)
+		}
+	}
+	least := at + edge
+	total := cmp.Or(int64(want), least)
+	if total < least {
+		return nil, 0, fmt.Errorf("image size %v: is too small for board %s; it takes %v or more", want, b.ID, size.Bytes(least))
+	}
+	if total%int64(size.MiB) != 0 {
+		return nil, 0, fmt.Errorf("image size %v: is not a whole number of MiB", want)
+	}
+	out[len(out)-1].Size += total - least
+	return out, total, nil
+}
+
+func typeOf(name string) disk.GUID {
+	switch name {
+	case boards.ESP:
+		return disk.TypeESP
+	case boards.Config:
+		return disk.TypeBasic // so that every PC shows it
+	}
+	return disk.TypeLinux
+}
+
+// draft is what a plan follows from: for New, layout and inputs; for Inspect, what was found on the disk.
+type draft struct {
+	rel        *release.Release
+	board      string
+	config     []byte
+	secureBoot bool
+	size       int64
+	parts      []Partition
+	guid       disk.GUID // zero: derived
+}
+
+// plan fills in every byte.
+func (d *draft) plan() (*Plan, error) {
+	m := d.rel.Manifest()
+	manifest, _ := d.rel.Bytes()
+	p := &Plan{
+		Board: d.board, Arch: m.Arch, Version: m.Version, SecureBoot: d.secureBoot, Size: d.size,
+		Manifest: digest(manifest), Config: digest(d.config), GUID: d.guid,
+	}
+	if p.GUID == (disk.GUID{}) {
+		p.GUID = guidFor(p.Manifest, p.Config, p.Board)
+	}
+	for _, part := range d.parts {
+		part.GUID = disk.GUID(derive(p.GUID, "partition "+part.Name))
+		stampV4((*[16]byte)(&part.GUID))
+		p.Partitions = append(p.Partitions, part)
+	}
+	var errs []error
+	for i := range p.Partitions {
+		part := &p.Partitions[i]
+		var err error
+		switch part.Name {
+		case boards.ESP:
+			err = d.esp(p, part)
+		case boards.Config:
+			err = d.configVolume(p, part)
+		case boards.Data:
+			p.add(Extent{Offset: part.Start, Size: min(part.Size, blank), Where: part.Name, What: "no filesystem yet", Source: zeros})
+		case slot.A.RootLabel(), slot.B.RootLabel():
+			err = d.root(p, part)
+		default:
+			err = fmt.Errorf("partition %s: is not one that images have", part.Name)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	head, tail, err := p.table().Encode()
+	if err != nil {
+		return nil, err
+	}
+	p.made(0, "gpt", "protective MBR and first table", head)
+	p.made(d.size-int64(len(tail)), "gpt", "second table", tail)
+	slices.SortFunc(p.Extents, func(a, b Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+	return p, nil
+}
+
+func (d *draft) root(p *Plan, part *Partition) error {
+	root := d.rel.Manifest().Root
+	if room := part.Size - release.TailSize; root.Size > room {
+		return fmt.Errorf("partition %s: the release's root is %d bytes and %d fit; the board must give it more", part.Name, root.Size, room)
+	}
+	tail, err := d.rel.Tail()
+	if err != nil {
+		return err
+	}
+	p.release(part.Start, part.Name, "filesystem and hash tree", root.File)
+	p.made(part.Start+part.Size-release.TailSize, part.Name, "manifest and signature", tail)
+	return nil
+}
+
+func (p *Plan) table() *disk.Table {
+	t := &disk.Table{Size: p.Size, GUID: p.GUID}
+	for _, part := range p.Partitions {
+		t.Partitions = append(t.Partitions, disk.Partition{Name: part.Name, Type: part.Type, GUID: part.GUID, Start: part.Start, Size: part.Size})
+	}
+	return t
+}
+
+func (p *Plan) add(e Extent) { p.Extents = append(p.Extents, e) }
+
+func (p *Plan) made(at int64, where, what string, data []byte) {
+	p.add(Extent{Offset: at, Size: int64(len(data)), Where: where, What: what, Source: made, SHA256: digest(data), data: data})
+}
+
+func (p *Plan) release(at int64, where, what string, f release.File) {
+	p.add(Extent{Offset: at, Size: f.Size, Where: where, What: what, Source: "release " + f.Path, SHA256: f.SHA256, file: f.Path})
+}
+
+// Written is how many bytes of the disk have a source; the rest are holes.
+func (p *Plan) Written() (n int64) {
+	for _, e := range p.Extents {
+		n += e.Size
+	}
+	return n
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// guidFor derives the disk's GUID from all that makes one image differ from another; partition GUIDs and volume serials
+// follow from it. Two machines have two configs, so they have two GUIDs.
+func guidFor(manifest, config, board string) disk.GUID {
+	sum := sha256.Sum256([]byte("skerry image v1\n" + manifest + "\n" + config + "\n" + board + "\n"))
+	g := disk.GUID(sum[:16])
+	stampV4((*[16]byte)(&g))
+	return g
+}
+
+func derive(g disk.GUID, name string) [16]byte {
+	mac := hmac.New(sha256.New, g[:])
+	_, _ = mac.Write([]byte(name)) // never fails
+	return [16]byte(mac.Sum(nil)[:16])
+}
+
+// stampV4 marks the bytes as a random GUID, which is what they look like.
+func stampV4(b *[16]byte) { b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80 }
+
+func serialFor(g disk.GUID, name string) uint32 {
+	b := derive(g, "serial "+name)
+	return binary.LittleEndian.Uint32(b[:])
+}
+
+// fatTime is the time of every file: the release's, within what FAT can say.
+func fatTime(m *release.Manifest) time.Time {
+	if least := time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC); m.BuildTime.Before(least) {
+		return least
+	}
+	return m.BuildTime
+}

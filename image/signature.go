@@ -1,0 +1,45 @@
+package image
+
+import (
+	"io"
+	"strings"
+
+	"github.com/skerry-os/skerry/image/uki"
+)
+
+// maxBoot bounds an EFI program before it is read into memory.
+const maxBoot = 512 << 20
+
+// signatures checks what Secure Boot firmware will check once it has enrolled the disk's own keys: that each EFI program is
+// signed by db. Programs whose digest is wrong were named already; a wrong one here is the release's fault.
+func (i *inspection) signatures(p *Plan) {
+	if !p.SecureBoot || len(i.faults) > 0 {
+		return
+	}
+	var db *Extent
+	var programs []Extent
+	for n, e := range p.Extents {
+		switch {
+		case strings.HasSuffix(e.What, "/db.auth"):
+			db = &p.Extents[n]
+		case strings.HasSuffix(strings.ToLower(e.What), ".efi"):
+			programs = append(programs, e)
+		}
+	}
+	cert, err := uki.Enrolled(i.read(*db))
+	if err != nil {
+		i.fault(db.Where, db.Offset, "%s: %v", db.What, err)
+		return
+	}
+	for _, e := range programs {
+		if err := uki.Verify(i.read(e), cert); err != nil {
+			i.fault(e.Where, e.Offset, "%s: %v", e.What, err)
+		}
+	}
+}
+
+// read gives an extent's bytes; one that cannot be read was named already.
+func (i *inspection) read(e Extent) []byte {
+	b, _ := io.ReadAll(io.NewSectionReader(i.r, e.Offset, min(e.Size, maxBoot)))
+	return b
+}

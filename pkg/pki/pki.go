@@ -73,10 +73,14 @@ func Ensure(c Config) (*Files, error) {
 	tlsDir := filepath.Join(c.DataDir, "server", "tls")
 	credDir := filepath.Join(c.DataDir, "server", "cred")
 	agentDir := filepath.Join(c.DataDir, "agent")
-	for _, d := range []string{tlsDir, credDir, agentDir} {
+	for _, d := range []string{tlsDir, credDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	// A container with users of its own must be able to pass through to its files.
+	if err := os.MkdirAll(agentDir, 0o711); err != nil {
+		return nil, err
 	}
 	f := &Files{
 		ServerCA:             filepath.Join(agentDir, "server-ca.crt"),

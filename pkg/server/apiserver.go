@@ -1,0 +1,169 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"github.com/skerry-os/skerry/pkg/join"
+	"github.com/skerry-os/skerry/pkg/pki"
+)
+
+type apiServer struct {
+	cfg     Config
+	options *options.ServerRunOptions
+}
+
+func newAPIServer(cfg Config, etcd string) (*apiServer, error) {
+	s, f := cfg.Settings, cfg.Files
+	issuer := "https://kubernetes.default.svc." + s.ClusterDomain
+	ours := []arg{
+		{"advertise-address", cfg.NodeIPs[0].String()},
+		{"secure-port", strconv.Itoa(s.HTTPSListenPort)},
+		{"tls-cert-file", f.APIServerPair},
+		{"tls-private-key-file", f.APIServerPair},
+		{"tls-min-version", "VersionTLS13"},
+
+		{"authentication-config", cfg.Secrets.AuthenticationFile},
+		{"client-ca-file", f.ClientCA},
+		{"requestheader-client-ca-file", f.RequestHeaderCA},
+		{"requestheader-allowed-names", pki.AuthProxyName},
+		{"requestheader-username-headers", "X-Remote-User"},
+		{"requestheader-group-headers", "X-Remote-Group"},
+		{"requestheader-extra-headers-prefix", "X-Remote-Extra-"},
+		{"proxy-client-cert-file", f.AuthProxyPair},
+		{"proxy-client-key-file", f.AuthProxyPair},
+
+		{"authorization-mode", "Node,RBAC"},
+		{"enable-admission-plugins", "NodeRestriction"},
+		{"allow-privileged", "true"},
+		{"profiling", "false"},
+
+		{"service-account-issuer", issuer},
+		{"service-account-key-file", f.ServiceAccountKey},
+		{"service-account-signing-key-file", f.ServiceAccountKey},
+
+		{"kubelet-certificate-authority", f.ServerCA},
+		{"kubelet-client-certificate", f.APIServerKubeletPair},
+		{"kubelet-client-key", f.APIServerKubeletPair},
+		{"kubelet-preferred-address-types", "InternalIP,Hostname"},
+
+		{"service-cluster-ip-range", s.ServiceCIDR},
+		{"encryption-provider-config", cfg.Secrets.EncryptionFile},
+		{"etcd-servers", etcd},
+		{"etcd-compaction-interval", "0"}, // the datastore compacts itself
+	}
+	o := options.NewServerRunOptions()
+	if err := parse("kube-apiserver-arg", o.Flags(), ours, s.KubeAPIServerArg); err != nil {
+		return nil, err
+	}
+	return &apiServer{cfg: cfg, options: o}, nil
+}
+
+func (a *apiServer) run(ctx context.Context, ready func()) error {
+	// Upstream would open the port after seconds of work, and say little when it is taken.
+	listener, err := listen(ctx, a.options.SecureServing.BindAddress, a.options.SecureServing.BindPort)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() //nolint:errcheck // closed by the server in the good case
+	a.options.SecureServing.Listener = listener
+
+	completed, err := a.options.Complete(ctx)
+	if err != nil {
+		return err
+	}
+	if errs := completed.Validate(); len(errs) != 0 {
+		return errors.Join(errs...)
+	}
+	config, err := app.NewConfig(completed)
+	if err != nil {
+		return err
+	}
+	chain := config.Aggregator.GenericConfig.BuildHandlerChainFunc
+	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		return a.withOurs(chain(h, c))
+	}
+	complete, err := config.Complete()
+	if err != nil {
+		return err
+	}
+	server, err := app.CreateServerChain(complete)
+	if err != nil {
+		return err
+	}
+	prepared, err := server.PrepareRun()
+	if err != nil {
+		return err
+	}
+	stopped := make(chan struct{})
+	defer close(stopped)
+	go waitReady(server, stopped, ready)
+	return prepared.Run(ctx)
+}
+
+// withOurs answers what is Skerry's own, in front of Kubernetes' authentication: whoever asks there has no certificate yet.
+func (a *apiServer) withOurs(kubernetes http.Handler) http.Handler {
+	ours := http.NewServeMux()
+	ours.Handle(join.KubeconfigPath, join.Handler(
+		func() string { return a.cfg.Secrets.Token },
+		func() ([]byte, error) { return os.ReadFile(a.cfg.Files.Admin) },
+	))
+	ours.Handle("/", kubernetes)
+	return ours
+}
+
+// waitReady calls ready as soon as /readyz says ok. The server has some thirty checks and no signal for all of them at
+// once, so this asks the handler itself, which costs a few microseconds and no connection.
+func waitReady(server *aggregatorapiserver.APIAggregator, stopped <-chan struct{}, ready func()) {
+	request, err := http.NewRequest(http.MethodGet, "/readyz", nil)
+	if err != nil {
+		panic(err) // the arguments are constants
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var r status
+		server.GenericAPIServer.Handler.NonGoRestfulMux.ServeHTTP(&r, request)
+		if r == http.StatusOK {
+			ready()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-stopped:
+			return
+		}
+	}
+}
+
+// status is a response of which nothing but the status is kept.
+type status int
+
+func (s *status) Header() http.Header  { return http.Header{} }
+func (s *status) WriteHeader(code int) { *s = status(code) }
+func (s *status) Write(b []byte) (int, error) {
+	if *s == 0 {
+		*s = http.StatusOK
+	}
+	return len(b), nil
+}
+
+func listen(ctx context.Context, address net.IP, port int) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address.String(), strconv.Itoa(port)))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("port %d is taken by another program; stop it, or choose another with --https-listen-port", port)
+	}
+	return l, err
+}

@@ -1,0 +1,58 @@
+package server
+
+import (
+	"context"
+
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+)
+
+type controllerManager struct {
+	options *options.KubeControllerManagerOptions
+}
+
+func newControllerManager(cfg Config) (*controllerManager, error) {
+	s, f := cfg.Settings, cfg.Files
+	ours := []arg{
+		{"kubeconfig", f.ControllerManager},
+		{"use-service-account-credentials", "true"},
+		{"service-account-private-key-file", f.ServiceAccountKey},
+		{"root-ca-file", f.ServerCA},
+
+		{"allocate-node-cidrs", "true"},
+		{"cluster-cidr", s.ClusterCIDR},
+		{"service-cluster-ip-range", s.ServiceCIDR},
+
+		{"cluster-signing-kubelet-serving-cert-file", f.ServerCAPair},
+		{"cluster-signing-kubelet-serving-key-file", f.ServerCAPair},
+		{"cluster-signing-kubelet-client-cert-file", f.ClientCAPair},
+		{"cluster-signing-kubelet-client-key-file", f.ClientCAPair},
+		{"cluster-signing-kube-apiserver-client-cert-file", f.ClientCAPair},
+		{"cluster-signing-kube-apiserver-client-key-file", f.ClientCAPair},
+		{"cluster-signing-legacy-unknown-cert-file", f.ServerCAPair},
+		{"cluster-signing-legacy-unknown-key-file", f.ServerCAPair},
+
+		{"leader-elect", "false"}, // one server; and a lost lease would end the process
+		{"secure-port", "0"},      // its metrics are in the API's, as is everything in this process
+		{"profiling", "false"},
+		{"controller-shutdown-timeout", "3s"},
+	}
+	o, err := options.NewKubeControllerManagerOptions()
+	if err != nil {
+		return nil, err
+	}
+	sets := o.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	o.ParsedFlags = &sets
+	return &controllerManager{options: o}, parse("kube-controller-manager-arg", sets, ours, s.KubeControllerManagerArg)
+}
+
+// run says it is ready when the controllers have been told to start: none of them says when it has, and what they do shows
+// in the API, where those who need it wait for it.
+func (c *controllerManager) run(ctx context.Context, ready func()) error {
+	config, err := c.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	if err != nil {
+		return err
+	}
+	ready()
+	return app.Run(ctx, config.Complete())
+}

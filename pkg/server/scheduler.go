@@ -1,0 +1,48 @@
+package server
+
+import (
+	"context"
+
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+)
+
+type kubeScheduler struct {
+	options *options.Options
+}
+
+func newScheduler(cfg Config) (*kubeScheduler, error) {
+	ours := []arg{
+		{"kubeconfig", cfg.Files.Scheduler},
+		{"leader-elect", "false"},
+		{"secure-port", "0"},
+		{"profiling", "false"},
+	}
+	o := options.NewOptions()
+	return &kubeScheduler{options: o}, parse("kube-scheduler-arg", *o.Flags, ours, cfg.Settings.KubeSchedulerArg)
+}
+
+// run is ready when the scheduler has seen every node and pod there is, and so can place one.
+func (s *kubeScheduler) run(ctx context.Context, ready func()) error {
+	name, err := cache.NewInformerName("kube-scheduler")
+	if err != nil {
+		return err
+	}
+	s.options.InformerName = name
+	config, scheduler, err := app.Setup(ctx, s.options)
+	if err != nil {
+		return err
+	}
+	seen := make(chan struct{})
+	defer func() { <-seen }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer close(seen)
+		if err := scheduler.WaitForHandlersSync(ctx); err == nil {
+			ready()
+		}
+	}()
+	return app.Run(ctx, config, scheduler)
+}

@@ -1,0 +1,117 @@
+package server
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+)
+
+// Secrets are what the control plane keeps beside its certificates.
+type Secrets struct {
+	Token              string // lets nodes join and the desk tool fetch the kubeconfig
+	EncryptionFile     string // how secrets are stored in the datastore
+	AuthenticationFile string // who may stay anonymous
+}
+
+// Only health is for everybody: a load balancer, an uptime check, a person with curl.
+const authentication = `apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+anonymous:
+  enabled: true
+  conditions:
+  - path: /livez
+  - path: /readyz
+  - path: /healthz
+`
+
+// secretbox is authenticated, and not weakened by the number of things stored under one key. There is no "identity": what
+// is not encrypted with our key is not ours.
+const encryption = `apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources: [secrets]
+  providers:
+  - secretbox:
+      keys:
+      - name: key1
+        secret: %s
+`
+
+// EnsureSecrets makes what is missing below dataDir and writes token, if one is given, as the cluster's. serverCA is the
+// file of the authority that node-token names.
+func EnsureSecrets(dataDir, token, serverCA string) (*Secrets, error) {
+	dir := filepath.Join(dataDir, "server")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s := &Secrets{
+		EncryptionFile:     filepath.Join(dir, "encryption.yaml"),
+		AuthenticationFile: filepath.Join(dir, "authentication.yaml"),
+	}
+	var err error
+	if s.Token, err = ensureToken(filepath.Join(dir, "token"), token); err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(serverCA)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(ca)
+	nodeToken := fmt.Sprintf("K10%s::server:%s\n", hex.EncodeToString(sum[:]), s.Token)
+	if err := writeIfChanged(filepath.Join(dir, "node-token"), nodeToken); err != nil {
+		return nil, err
+	}
+	if err := writeIfChanged(s.AuthenticationFile, authentication); err != nil {
+		return nil, err
+	}
+	return s, ensureEncryption(s.EncryptionFile)
+}
+
+func ensureToken(name, given string) (string, error) {
+	old, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	token := given
+	if token == "" {
+		token = strings.TrimSpace(string(old))
+	}
+	if token == "" {
+		b := make([]byte, 32)
+		_, _ = rand.Read(b) // never fails
+		token = hex.EncodeToString(b)
+	}
+	return token, writeIfChanged(name, token+"\n")
+}
+
+// ensureEncryption never replaces the file: without its key no stored secret can be read again.
+func ensureEncryption(name string) error {
+	info, err := os.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		key := make([]byte, 32)
+		_, _ = rand.Read(key)
+		return atomicfile.Write(name, fmt.Appendf(nil, encryption, base64.StdEncoding.EncodeToString(key)), 0o600)
+	case err != nil:
+		return err
+	case info.Size() == 0:
+		return fmt.Errorf("%s: is empty; restore it from a backup: no stored secret can be read without it", name)
+	}
+	return os.Chmod(name, 0o600)
+}
+
+func writeIfChanged(name, text string) error {
+	if old, err := os.ReadFile(name); err == nil && string(old) == text {
+		return os.Chmod(name, 0o600)
+	}
+	return atomicfile.Write(name, []byte(text), 0o600)
+}

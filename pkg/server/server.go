@@ -1,0 +1,72 @@
+// Package server is the control plane's half of the engine: the datastore, kube-apiserver, kube-controller-manager and
+// kube-scheduler as a list of services in one process, from unpatched upstream packages. It never imports the node's half;
+// cmd/skerryd joins the two lists.
+//
+// The upstream parts are started through their own option types, never through their cobra commands: those set up signal
+// handling that may exist once in a process. Feature gates and logging are process-wide; the latter is cmd/skerryd's business.
+//
+// Below the data folder:
+//
+//	server/tls, server/cred, agent   keys, certificates and kubeconfigs (pkg/pki)
+//	server/db                        the datastore (pkg/datastore)
+//	server/token, server/node-token  the cluster's secret, bare and in K3s's form
+//	server/encryption.yaml           the key that secrets are stored under
+//	server/authentication.yaml       who may stay anonymous
+package server
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/supervise"
+)
+
+// Config is what the control plane needs to know. Settings come from the flags or the node config; the rest is made by the
+// caller.
+type Config struct {
+	Settings machine.Server
+	NodeIPs  []netip.Addr // the first is the one that other nodes and pods are told
+	Files    *pki.Files
+	Secrets  *Secrets
+}
+
+// ServiceIP is the address of the service "kubernetes": the first of the service network.
+func ServiceIP(serviceCIDR string) (netip.Addr, error) {
+	first, _, err := firstPrefix(serviceCIDR)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return first.Masked().Addr().Next(), nil
+}
+
+// Services is the control plane in the order it starts. Settings that a component does not take are errors here, before
+// anything runs.
+func Services(cfg Config) ([]supervise.Service, error) {
+	db := datastore.Config{Dir: filepath.Join(cfg.Settings.DataDir, "server", "db")}
+	api, err := newAPIServer(cfg, db.Endpoint())
+	if err != nil {
+		return nil, err
+	}
+	controllers, err := newControllerManager(cfg)
+	if err != nil {
+		return nil, err
+	}
+	scheduler, err := newScheduler(cfg)
+	if err != nil {
+		return nil, err
+	}
+	// Feature gates are the process's. All flags are parsed by now, so that one Set makes the gates of all of them final.
+	if err := api.options.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return nil, fmt.Errorf("feature gates: %w", err)
+	}
+	return []supervise.Service{
+		datastore.Service(db),
+		{Name: "kube-apiserver", Needs: []string{datastore.Name}, Run: api.run},
+		{Name: "kube-controller-manager", Needs: []string{"kube-apiserver"}, Run: controllers.run},
+		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: scheduler.run},
+	}, nil
+}

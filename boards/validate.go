@@ -10,6 +10,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/size"
+	"github.com/skerry-os/skerry/pkg/slot"
 	"github.com/skerry-os/skerry/pkg/strictyaml"
 )
 
@@ -171,4 +172,18 @@ func (c *checker) disk(d Disk) {
 			c.bad([]any{"disk", "partitions"}, "has no %s", name)
 		}
 	}
+}
+
+// KindOf is the kind of filesystem in the partition with this name, which may be a slot's: root-a. It is empty for a name
+// that is not ours.
+func KindOf(name string) string {
+	if kind, ok := roles[name]; ok && name != Root {
+		return kind
+	}
+	for _, id := range slot.IDs {
+		if name == id.RootLabel() {
+			return roles[Root]
+		}
+	}
+	return ""
 }

@@ -2,8 +2,10 @@ package image
 
 import (
 	"io"
+	"slices"
 	"strings"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/uki"
 )
 
@@ -13,7 +15,8 @@ const maxBoot = 512 << 20
 // signatures checks what Secure Boot firmware will check once it has enrolled the disk's own keys: that each EFI program is
 // signed by db. Programs whose digest is wrong were named already; a wrong one here is the release's fault.
 func (i *inspection) signatures(p *Plan) {
-	if !p.SecureBoot || len(i.faults) > 0 {
+	inESP := func(err error) bool { f, ok := err.(Fault); return ok && f.Where == boards.ESP }
+	if !p.SecureBoot || slices.ContainsFunc(i.faults, inESP) {
 		return
 	}
 	var db *Extent

@@ -50,6 +50,9 @@ func newRootCmd() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
+		newBoardCmd(),
+		newConfigCmd(),
+		newImageCmd(),
 		newKeysCmd(),
 		newReleaseCmd(),
 		newVersionCmd(),

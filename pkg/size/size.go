@@ -90,3 +90,16 @@ func (b *Bytes) UnmarshalText(t []byte) error {
 	*b = v
 	return nil
 }
+
+// Rounded prints for people who want an idea: three digits, "213MiB" or "1.3GiB". Parse does not read it back.
+func (b Bytes) Rounded() string {
+	for _, u := range units {
+		if v := float64(b) / float64(u.size); v >= 1 {
+			if v < 10 && u.size != B {
+				return strconv.FormatFloat(v, 'f', 1, 64) + u.name
+			}
+			return strconv.FormatFloat(v, 'f', 0, 64) + u.name
+		}
+	}
+	return "0B"
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image"
+	"github.com/skerry-os/skerry/image/cloud"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/size"
+)
+
+func newImageCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Make a disk image for one machine, and check one",
+		Long: "An image is a board, a signed release and a node config as a disk that boots. Making one takes seconds and needs\n" +
+			"no network and no privileges, and the same three always give the same bytes.",
+	}
+	cmd.AddCommand(newImageBuildCmd(), newImagePlanCmd(), newImageInspectCmd())
+	return cmd
+}
+
+// imageFlags are what build and plan have in common.
+type imageFlags struct {
+	board, release, config, size string
+	secureBoot                   bool
+	trust                        trustFlags
+}
+
+func (f *imageFlags) bind(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.board, "board", "", "the kind of machine; `skerry board list` shows them (required)")
+	cmd.Flags().StringVar(&f.release, "release", "", "folder of the signed release (required)")
+	cmd.Flags().StringVar(&f.config, "config", "", "the machine's node config (required)")
+	cmd.Flags().StringVar(&f.size, "size", "", "size of the disk, such as 4GiB (default: the least; the machine grows into its disk at the first boot)")
+	cmd.Flags().BoolVar(&f.secureBoot, "secure-boot", true, "bring the release's Secure Boot keys along; only firmware in setup mode, which has no keys yet, takes them")
+	f.trust.bind(cmd)
+	for _, name := range []string{"board", "release", "config"} {
+		_ = cmd.MarkFlagRequired(name) // fails only for a flag that does not exist
+	}
+}
+
+// plan reads the inputs and checks them against each other.
+func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
+	b, err := boards.Load(f.board)
+	if err != nil {
+		return nil, nil, err
+	}
+	o := image.Options{NoSecureBoot: !f.secureBoot}
+	if f.size != "" {
+		if o.Size, err = size.Parse(f.size); err != nil {
+			return nil, nil, fmt.Errorf("--size: %w", err)
+		}
+	}
+	config, err := os.ReadFile(f.config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("node config: %w", err)
+	}
+	keys, err := f.trust.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	files := os.DirFS(f.release)
+	rel, err := release.Open(files, keys)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, fmt.Errorf("%s: is not a release folder: %w; make one with: skerry release build", f.release, err)
+	case errors.Is(err, release.ErrUntrusted):
+		return nil, nil, fmt.Errorf("%s: %w; name the public key it was signed with by --trust-key or --keys", f.release, err)
+	case err != nil:
+		return nil, nil, fmt.Errorf("%s: %w", f.release, err)
+	}
+	p, err := image.New(b, rel, image.Config{Name: f.config, Data: config}, o)
+	return p, files, err
+}
+
+func newImageBuildCmd() *cobra.Command {
+	var f imageFlags
+	var out, format string
+	var quiet, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "build --board ID --release DIR --config FILE -o FILE",
+		Short: "Make the disk image of one machine",
+		Long: "Make the disk image of one machine. The file appears whole or not at all. It is readable by you alone, because the\n" +
+			"node config in it holds the cluster's token.",
+		Example: "  skerry image build --board x86-uefi --release out/release --config north-1.yaml -o north-1.img",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			start := time.Now()
+			p, files, err := f.plan()
+			if err != nil {
+				return err
+			}
+			if err := image.Create(cmd.Context(), p, files, out, image.Format(format)); err != nil {
+				return err
+			}
+			switch {
+			case asJSON:
+				return printJSON(cmd.OutOrStdout(), p)
+			case quiet:
+				return nil
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: %s, release %s, disk of %v with %v in it, in %.1f s\n",
+				out, p.Board, p.Version, size.Bytes(p.Size), size.Bytes(p.Written()).Rounded(), time.Since(start).Seconds())
+			return err
+		},
+	}
+	f.bind(cmd)
+	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write (required)")
+	cmd.Flags().StringVar(&format, "format", string(image.Raw), "raw, for disks and sticks, or qcow2, for virtual machines")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing but errors")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan that was built, as JSON")
+	_ = cmd.MarkFlagRequired("output")
+	return cmd
+}
+
+func newImagePlanCmd() *cobra.Command {
+	var f imageFlags
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "plan --board ID --release DIR --config FILE",
+		Short:   "Show every byte range of an image and where it comes from, without making it",
+		Example: "  skerry image plan --board x86-uefi --release out/release --config north-1.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			p, _, err := f.plan()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), p)
+			}
+			return p.Print(cmd.OutOrStdout())
+		},
+	}
+	f.bind(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newImageInspectCmd() *cobra.Command {
+	var trust trustFlags
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Read an image or a disk back and check every byte that means something",
+		Long: "Read an image (raw or qcow2) or a disk back: signature of the release in it, both partition tables, the files on\n" +
+			"its FAT partitions, both roots and their hash trees, Secure Boot signatures. Every place that is not as it was built\n" +
+			"is named by partition and offset. A machine that ran from the disk, and an edited node config, leave such places.",
+		Example: "  skerry image inspect --trust-key release.pub north-1.img",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			keys, err := trust.load()
+			if err != nil {
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }()
+			r, n, err := openDisk(f)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			p, err := image.Inspect(cmd.Context(), r, n, keys)
+			if asJSON {
+				if err := printJSON(cmd.OutOrStdout(), inspected{p, faults(err)}); err != nil {
+					return err
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("%s: is not as it was built:\n%w", args[0], err)
+			}
+			if asJSON {
+				return nil
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: every byte is right: %s, release %s, manifest %.8s, node config %.8s\n", args[0], p.Board, p.Version, p.Manifest, p.Config)
+			return err
+		},
+	}
+	trust.bind(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan that was read and all faults, as JSON")
+	return cmd
+}
+
+// inspected is inspect's JSON.
+type inspected struct {
+	Plan   *image.Plan `json:"plan"`
+	Faults []string    `json:"faults"`
+}
+
+func faults(err error) []string {
+	out := []string{}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			out = append(out, faults(e)...)
+		}
+	} else if err != nil {
+		out = append(out, err.Error())
+	}
+	return out
+}
+
+// openDisk gives the disk in a file, whatever the file's format, or the disk itself.
+func openDisk(f *os.File) (io.ReaderAt, int64, error) {
+	if cloud.IsQCOW2(f) {
+		q, err := cloud.OpenQCOW2(f)
+		if err != nil {
+			return nil, 0, err
+		}
+		return q, q.Size(), nil
+	}
+	n, err := f.Seek(0, io.SeekEnd) // a block device has no size in stat
+	return f, n, err
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins" // its plugins register themselves
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	"github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/log"
+)
+
+// PauseImage holds a pod's namespaces open. It comes with the release and is never pulled.
+const PauseImage = "skerry.local/pause:1"
+
+// runContainerd runs containerd in this process. When it stops, shims and containers live on; the next start finds them.
+func (l *layout) runContainerd(ctx context.Context, ready func()) error {
+	if err := l.extendPath(); err != nil {
+		return err
+	}
+	cfg, err := l.containerdConfig()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{l.run, l.cniConfDir()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := log.SetLevel(l.logLevel()); err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	if err := server.CreateTopLevelDirectories(cfg); err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	if err := mount.SetTempMountLocation(filepath.Join(cfg.Root, "tmpmounts")); err != nil {
+		return fmt.Errorf("containerd: temporary mounts: %w", err)
+	}
+	if _, err := mount.CleanupTempMounts(0); err != nil { // left over from a crash
+		return fmt.Errorf("containerd: temporary mounts: %w", err)
+	}
+	// The server keeps the context for all its life, and a plugin that sees it end may cut containers off. Stop ends it.
+	srv, err := server.New(context.WithoutCancel(ctx), cfg)
+	if err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	defer srv.Stop()
+	if err := srv.Start(ctx); err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	served := make(chan struct{})
+	go func() { srv.Wait(); close(served) }()
+	select {
+	case <-served:
+		ready()
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// logLevel hides containerd's line or two per call unless someone looks for them.
+func (l *layout) logLevel() string {
+	if l.Settings.Debug {
+		return "info"
+	}
+	return "warn"
+}
+
+// containerdConfig is what a config.toml would say. Version 4 is a must: an older one ignores the addresses without a word.
+func (l *layout) containerdConfig() (*config.Config, error) {
+	shim, err := l.program("containerd-shim-runc-v2")
+	if err != nil {
+		return nil, err
+	}
+	runc, err := l.program("runc")
+	if err != nil {
+		return nil, err
+	}
+	root := filepath.Join(l.data, "containerd")
+	snapshotter := l.snapshotter()
+	return &config.Config{
+		Version: 4,
+		Root:    root,
+		State:   filepath.Join(l.run, "containerd"),
+		// Storage nobody uses here, and doors nobody knocks at.
+		DisabledPlugins: []string{
+			"io.containerd.monitor.container.v1.restart",
+			"io.containerd.internal.v1.tracing",
+			"io.containerd.server.v1.debug",
+			"io.containerd.server.v1.metrics",
+			"io.containerd.snapshotter.v1.blockfile",
+			"io.containerd.snapshotter.v1.erofs",
+			"io.containerd.differ.v1.erofs",
+			"io.containerd.tracing.processor.v1.otlp",
+		},
+		Plugins: map[string]any{
+			"io.containerd.nri.v1.nri":      map[string]any{"disable": true},
+			"io.containerd.server.v1.grpc":  map[string]any{"address": l.socket()},
+			"io.containerd.server.v1.ttrpc": map[string]any{"address": l.socket() + ".ttrpc"},
+			"io.containerd.cri.v1.images": map[string]any{
+				"snapshotter":   snapshotter,
+				"pinned_images": map[string]any{"sandbox": PauseImage},
+				"registry":      map[string]any{"config_path": filepath.Join(l.data, "certs.d")},
+			},
+			"io.containerd.cri.v1.runtime": map[string]any{
+				"restrict_oom_score_adj":       !mayLowerOOMScore("/proc/self/status"),
+				"netns_mounts_under_state_dir": true,
+				"enable_unprivileged_ports":    true,
+				"enable_unprivileged_icmp":     true,
+				"cni": map[string]any{
+					"bin_dirs":              []string{l.cniBinDir(), "/opt/cni/bin"},
+					"conf_dir":              l.cniConfDir(),
+					"use_internal_loopback": true,
+				},
+				"containerd": map[string]any{
+					"default_runtime_name": "runc",
+					"runtimes": map[string]any{
+						"runc": map[string]any{
+							"runtime_type": "io.containerd.runc.v2",
+							"runtime_path": shim,
+							"sandboxer":    "podsandbox",
+							"options": map[string]any{
+								"BinaryName":    runc,
+								"Root":          filepath.Join(l.run, "runc"),
+								"SystemdCgroup": false,
+							},
+						},
+					},
+				},
+			},
+			"io.containerd.transfer.v1.local": map[string]any{
+				"config_path": filepath.Join(l.data, "certs.d"),
+				"unpack_config": []any{
+					map[string]any{"platform": "linux/" + runtime.GOARCH, "snapshotter": snapshotter, "differ": "walking"},
+				},
+			},
+		},
+	}, nil
+}
+
+// snapshotter is overlayfs wherever the data folder can carry it, which a folder on another overlay or on some network
+// filesystems cannot; then every layer is copied.
+func (l *layout) snapshotter() string {
+	dir := filepath.Join(l.data, "containerd")
+	if os.MkdirAll(dir, 0o700) == nil && overlayutils.Supported(dir) == nil {
+		return "overlayfs"
+	}
+	return "native"
+}

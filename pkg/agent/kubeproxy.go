@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/pflag"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/kubernetes/cmd/kube-proxy/app"
+)
+
+// runKubeProxy runs kube-proxy in this process. It has no way to stop: once ctx ends its watches do, and the rest of it waits
+// for the end of the process. The rules stay, so that running pods keep their Services.
+func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
+	if err := l.extendPath(); err != nil {
+		return err
+	}
+	opts, health, err := l.kubeProxyOptions()
+	if err != nil {
+		return fmt.Errorf("kube-proxy: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		if health != "" && waitHealthy(ctx, "http://"+health+"/livez") != nil {
+			return
+		}
+		ready()
+	}()
+	return until(ctx, func() error {
+		if err := opts.Run(ctx); err != nil {
+			return fmt.Errorf("kube-proxy: %w", err)
+		}
+		return nil
+	})
+}
+
+// kubeProxyOptions gives the options and where the health of the running proxy can be asked.
+func (l *layout) kubeProxyOptions() (*app.Options, string, error) {
+	opts := app.NewOptions()
+	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
+	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	opts.AddFlags(fs)
+	cidrs := make([]string, 0, len(l.ClusterCIDR))
+	for _, c := range l.ClusterCIDR {
+		cidrs = append(cidrs, c.String())
+	}
+	own := []string{
+		"kubeconfig=" + l.KubeProxyKubeconfig,
+		"hostname-override=" + l.NodeName,
+		"proxy-mode=nftables",
+		"cluster-cidr=" + strings.Join(cidrs, ","),
+	}
+	if err := parseArgs(fs, "kube-proxy-arg", append(own, l.Settings.KubeProxyArg...)); err != nil {
+		return nil, "", err
+	}
+	if err := opts.Complete(fs); err != nil {
+		return nil, "", err
+	}
+	if err := opts.Validate(); err != nil {
+		return nil, "", err
+	}
+	return opts, localHealth(fs.Lookup("healthz-bind-address").Value.String()), nil
+}
+
+// localHealth is where a server that listens on the address answers from this machine; "" when it is switched off.
+func localHealth(bind string) string {
+	host, port, err := net.SplitHostPort(bind)
+	if err != nil || port == "0" {
+		return ""
+	}
+	if a, err := netip.ParseAddr(host); err == nil && a.IsUnspecified() {
+		host = "127.0.0.1"
+		if a.Is6() {
+			host = "::1"
+		}
+	}
+	return net.JoinHostPort(host, port)
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-os/skerry/image/compose"
+	"github.com/skerry-os/skerry/pkg/keys"
+)
+
+func newReleaseBuildCmd() *cobra.Command {
+	var arch, keyDir, out, source, work string
+	var mirrors []string
+	var quiet, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "build --keys DIR -o DIR",
+		Short: "Build a signed release from the source",
+		Long: "Build a release of one architecture: Debian packages pinned by the lock file, programs from the source folder, everything\n" +
+			"signed with a key folder that `skerry keys new` made. The release folder appears whole or not at all; a release that is\n" +
+			"there is replaced in one step. The same source and keys give the same bytes.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if keyDir == "" || out == "" {
+				return errors.New("release build: name the keys with --keys and the folder to make with -o")
+			}
+			set, err := keys.Load(keyDir)
+			if err != nil {
+				return err
+			}
+			src, err := compose.FindSource(cmd.Context(), source)
+			if err != nil {
+				return err
+			}
+			m, err := hostMirrors(cmd, mirrors)
+			if err != nil {
+				return err
+			}
+			if work == "" {
+				work = filepath.Join(src.Dir, "out")
+			}
+			log := compose.NewLog(cmd.ErrOrStderr())
+			if quiet {
+				log = compose.NewLog(io.Discard)
+			}
+			s, err := compose.Build(cmd.Context(), compose.Options{
+				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log,
+			})
+			if err != nil {
+				return fmt.Errorf("release build: %w", err)
+			}
+			return printSummary(cmd.OutOrStdout(), s, asJSON)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&arch, "arch", "amd64", "architecture: amd64, arm64 or arm")
+	f.StringVar(&keyDir, "keys", "", "key folder, as made by `skerry keys new`")
+	f.StringVarP(&out, "output", "o", "", "release folder to make or replace")
+	f.StringVar(&source, "source", ".", "a folder inside Skerry's source")
+	f.StringVar(&work, "work", "", "folder for staging (default: out in the source)")
+	f.BoolVar(&quiet, "quiet", false, "no progress")
+	f.BoolVar(&asJSON, "json", false, "print the summary as JSON")
+	mirrorFlag(cmd, &mirrors)
+	return cmd
+}
+
+func printSummary(w io.Writer, s *compose.Summary, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(w).Encode(s)
+	}
+	for _, f := range s.Files {
+		if _, err := fmt.Fprintf(w, "%9.1f MB  %.12s  %s\n", float64(f.Size)/1e6, f.SHA256, f.Path); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "%9.1f MB  %s: Skerry %s for %s with Kubernetes %s, in %.0f s\n", float64(s.Bytes)/1e6, s.Dir, s.Version, s.Arch, s.Kubernetes, s.Seconds)
+	return err
+}

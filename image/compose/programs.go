@@ -1,0 +1,184 @@
+package compose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/skerry-os/skerry/image/oci"
+)
+
+// program is one Go build.
+type program struct {
+	out     string // below the arch's folder
+	pkg     string
+	stamped bool // carries Skerry's and Kubernetes' version; component images do not, so that they change only with their code
+	cgo     bool
+}
+
+// programs lists all that a node runs of ours.
+var programs = []program{
+	{out: "usr/bin/skerryd", pkg: "./cmd/skerryd", stamped: true},
+	{out: "usr/sbin/init", pkg: "./init", stamped: true},
+	{out: "usr/libexec/skerry/containerd-shim-runc-v2", pkg: "./cmd/skerry-pod", stamped: true},
+	{out: "usr/libexec/skerry/runc", pkg: "github.com/opencontainers/runc", cgo: true},
+	{out: "components/pause", pkg: "./cmd/pause"},
+	{out: "components/coredns", pkg: "./cmd/skerry-coredns"},
+}
+
+// links of the multi-call programs.
+var links = map[string]string{
+	"usr/bin/kubectl": "skerryd",
+	"usr/bin/ctr":     "skerryd",
+	"usr/bin/crictl":  "skerryd",
+
+	"usr/libexec/skerry/cni/bridge":     "../containerd-shim-runc-v2",
+	"usr/libexec/skerry/cni/host-local": "../containerd-shim-runc-v2",
+	"usr/libexec/skerry/cni/loopback":   "../containerd-shim-runc-v2",
+	"usr/libexec/skerry/cni/portmap":    "../containerd-shim-runc-v2",
+}
+
+// Build tags and flags are the same for every program and for whoever works on the source, so that all share one build cache:
+// Kubernetes takes minutes to compile.
+const goFlags = "-trimpath -buildvcs=false -tags=no_btrfs,no_zfs,no_devmapper,grpcnotrace"
+
+// Programs builds all programs and component images of an architecture into dir, which afterwards looks like the node's root:
+// usr/bin/skerryd and so on. It gives the version of Kubernetes that is in them.
+func Programs(ctx context.Context, src *Source, arch, dir string, log Log) (kubernetes string, err error) {
+	kubernetes, err = output(ctx, src.Dir, nil, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	if err != nil {
+		return "", err
+	}
+	for _, p := range programs {
+		done := log.Stage("go build " + p.out)
+		if err := p.build(ctx, src, arch, dir, kubernetes); err != nil {
+			return "", err
+		}
+		done()
+	}
+	for name, target := range links {
+		if err := link(filepath.Join(dir, name), target); err != nil {
+			return "", err
+		}
+	}
+	done := log.Stage("component images")
+	if err := components(ctx, src, arch, dir); err != nil {
+		return "", err
+	}
+	done()
+	return kubernetes, nil
+}
+
+func link(name, target string) error {
+	if got, err := os.Readlink(name); err == nil && got == target {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	_ = os.Remove(name)
+	return os.Symlink(target, name)
+}
+
+func (p program) build(ctx context.Context, src *Source, arch, dir, kubernetes string) error {
+	env := []string{"GOFLAGS=" + goFlags, "GOOS=linux", "GOARCH=" + arch, "GOWORK=off", "CGO_ENABLED=0"}
+	if arch == "arm" {
+		env = append(env, "GOARM=7")
+	}
+	ldflags := []string{"-s", "-w"}
+	args := []string{"build", "-o", filepath.Join(dir, p.out)}
+	switch {
+	case p.stamped:
+		ldflags = append(ldflags, versionFlags(src, kubernetes)...)
+	case p.cgo:
+		env = append(env, "CGO_ENABLED=1")
+		cc, err := compiler(arch)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.out, err)
+		}
+		env = append(env, cc...)
+		v, err := output(ctx, src.Dir, nil, "go", "list", "-m", "-f", "{{.Version}}", p.pkg)
+		if err != nil {
+			return err
+		}
+		ldflags = append(ldflags, "-linkmode", "external", "-extldflags", `"-static -Wl,--build-id=none"`, "-X", "main.version="+strings.TrimPrefix(v, "v"))
+		args = append(args, "-tags", "seccomp,netgo,osusergo")
+	}
+	args = append(args, "-ldflags", strings.Join(ldflags, " "), p.pkg)
+	if _, err := output(ctx, src.Dir, env, "go", args...); err != nil {
+		if p.cgo {
+			return fmt.Errorf("%s: %w\n(needs a C compiler and libseccomp: apt-get install gcc libc6-dev pkg-config libseccomp-dev)", p.out, err)
+		}
+		return fmt.Errorf("%s: %w", p.out, err)
+	}
+	return nil
+}
+
+// compiler names the C compiler for another architecture than the host's.
+func compiler(arch string) ([]string, error) {
+	if arch == runtime.GOARCH {
+		return nil, nil
+	}
+	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}[arch]
+	cc := triplet + "-gcc"
+	if _, err := exec.LookPath(cc); err != nil {
+		return nil, fmt.Errorf("%s is not installed: apt-get install gcc-%s and libseccomp-dev of that architecture", cc, triplet)
+	}
+	return []string{"CC=" + cc, "PKG_CONFIG_PATH=/usr/lib/" + triplet + "/pkgconfig"}, nil
+}
+
+// versionFlags are the linker's: what pkg/version says, and what Kubernetes says of itself to every client.
+func versionFlags(src *Source, kubernetes string) []string {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(kubernetes, "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	var out []string
+	set := func(pkg, name, value string) { out = append(out, "-X", pkg+"."+name+"="+value) }
+	own := Module + "/pkg/version"
+	set(own, "version", src.Version)
+	set(own, "commit", src.Commit)
+	set(own, "buildTime", fmt.Sprint(src.Time.Unix()))
+	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		set(pkg, "gitVersion", kubernetes)
+		set(pkg, "gitMajor", major)
+		set(pkg, "gitMinor", minor)
+		set(pkg, "gitCommit", src.Commit)
+		set(pkg, "gitTreeState", "clean")
+		set(pkg, "buildDate", src.Time.Format("2006-01-02T15:04:05Z"))
+	}
+	return out
+}
+
+// PauseRef names the image whose container holds a pod's namespaces. The number is that of its code: it rises by hand.
+const PauseRef = "skerry.local/pause:1"
+
+// components writes the component images.
+func components(ctx context.Context, src *Source, arch, dir string) error {
+	dns, err := output(ctx, src.Dir, nil, "go", "list", "-m", "-f", "{{.Version}}", "github.com/coredns/coredns")
+	if err != nil {
+		return err
+	}
+	images := filepath.Join(dir, "usr/share/skerry/images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		return err
+	}
+	const nobody = "65532:65532"
+	return errors.Join(
+		component(dir, "pause", oci.Image{Ref: PauseRef, Arch: arch, Program: "pause", User: nobody}),
+		component(dir, "coredns", oci.Image{
+			Ref: "skerry.local/coredns:" + strings.TrimPrefix(dns, "v"), Arch: arch, Program: "coredns", User: nobody, BindLowPorts: true,
+		}),
+	)
+}
+
+func component(dir, name string, i oci.Image) error {
+	var err error
+	if i.Binary, err = os.ReadFile(filepath.Join(dir, "components", name)); err != nil {
+		return err
+	}
+	return writeWith(filepath.Join(dir, "usr/share/skerry/images", name+".tar"), 0o644, i.Write)
+}

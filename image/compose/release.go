@@ -1,0 +1,379 @@
+package compose
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/initramfs"
+	"github.com/skerry-os/skerry/image/uki"
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/debian"
+	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/pkg/kmod"
+	"github.com/skerry-os/skerry/pkg/release"
+)
+
+// Options are what a person decides about a build.
+type Options struct {
+	Source  *Source
+	Arch    string
+	Keys    *keys.Set
+	Out     string   // the release folder: new, or a release to replace
+	Work    string   // staging; what did not change is taken from there
+	Cache   string   // downloads
+	Mirrors []string // base addresses of Debian archives
+	Log     Log
+}
+
+// Summary is what a build made.
+type Summary struct {
+	Dir        string         `json:"dir"`
+	Version    string         `json:"version"`
+	Arch       string         `json:"arch"`
+	Kubernetes string         `json:"kubernetes"`
+	Commit     string         `json:"commit"`
+	Files      []release.File `json:"files"`
+	Bytes      int64          `json:"bytes"`
+	Seconds    float64        `json:"seconds"`
+}
+
+type indexedKernel struct {
+	*kernel
+	index *kmod.Index
+}
+
+// build is one run of Build.
+type build struct {
+	Options
+	ctx        context.Context
+	Boards     []*boards.Board
+	programs   string // mirrors the node's root
+	work       string
+	kubernetes string
+	packages   *packages
+	kernels    map[string]indexedKernel
+}
+
+// Build makes a release. The folder appears whole, or not at all.
+func Build(ctx context.Context, o Options) (*Summary, error) {
+	begin := time.Now()
+	b, err := newBuild(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockFolder(b.work)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+
+	if b.kubernetes, err = Programs(ctx, o.Source, o.Arch, b.programs, o.Log); err != nil {
+		return nil, err
+	}
+	done := o.Log.Stage("root: collect files")
+	tree, err := b.rootTree()
+	if err != nil {
+		return nil, err
+	}
+	done()
+	root, err := b.packRoot(tree)
+	if err != nil {
+		return nil, err
+	}
+	out, err := newFolder(o.Out)
+	if err != nil {
+		return nil, err
+	}
+	defer out.abort()
+	if err := out.copy(root.Path, filepath.Join(b.work, "root.img")); err != nil {
+		return nil, err
+	}
+	m := &release.Manifest{
+		Schema: release.Schema, Version: o.Source.Version, Commit: o.Source.Commit, BuildTime: o.Source.Time, Arch: o.Arch,
+		Kubernetes: b.kubernetes, Root: *root, Boards: map[string]release.Board{},
+	}
+	for _, board := range b.Boards {
+		if m.Boards[board.ID], err = b.bootImage(out, board, root.RootHash); err != nil {
+			return nil, fmt.Errorf("board %s: %w", board.ID, err)
+		}
+	}
+	if m.Files, err = b.otherFiles(out); err != nil {
+		return nil, err
+	}
+	if err := out.sign(m, o.Keys); err != nil {
+		return nil, err
+	}
+	if err := out.commit(); err != nil {
+		return nil, err
+	}
+	s := &Summary{
+		Dir: o.Out, Version: m.Version, Arch: m.Arch, Kubernetes: m.Kubernetes, Commit: m.Commit, Files: m.AllFiles(),
+		Seconds: time.Since(begin).Seconds(),
+	}
+	for _, f := range s.Files {
+		s.Bytes += f.Size
+	}
+	return s, nil
+}
+
+func newBuild(ctx context.Context, o Options) (*build, error) {
+	lock, err := Lock()
+	if err != nil {
+		return nil, err
+	}
+	all, err := boards.All()
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(b *boards.Board) bool { return b.Arch != o.Arch })
+	if !slices.Contains(release.Arches, o.Arch) {
+		return nil, fmt.Errorf("architecture %q: is not one of %s", o.Arch, strings.Join(release.Arches, ", "))
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("architecture %s: no board has it yet", o.Arch)
+	}
+	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
+		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
+	}
+	if err := checkReplaceable(o.Out); err != nil {
+		return nil, err
+	}
+	b := &build{
+		Options: o, ctx: ctx, Boards: all, kernels: map[string]indexedKernel{},
+		programs: filepath.Join(o.Work, o.Arch), work: filepath.Join(o.Work, "work", o.Arch),
+		packages: &packages{
+			ctx: ctx, lock: lock, arch: o.Arch, used: map[string]debian.Package{},
+			store: &debian.Store{Dir: o.Cache, Mirrors: o.Mirrors, Retry: 5 * time.Second},
+		},
+	}
+	return b, os.MkdirAll(b.work, 0o755)
+}
+
+// bootImage makes what one board boots: kernel, initramfs and a command line that names the root's hash, signed.
+func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (release.Board, error) {
+	done := b.Log.Stage("boot image for " + board.ID)
+	k, x, err := b.kernel(board.Kernel.Package)
+	if err != nil {
+		return release.Board{}, err
+	}
+	sub, err := x.Subset(board.Modules.Boot.All()...)
+	if err != nil {
+		return release.Board{}, err
+	}
+	pub, err := b.Keys.ReleasePublicPEM()
+	if err != nil {
+		return release.Board{}, err
+	}
+	first, err := initramfs.Content{
+		Init: filepath.Join(b.programs, "usr/sbin/init"), Kernel: k.release, Modules: sub, ModuleDir: k.modules,
+		Load: board.Modules.Boot.Load, PublicKey: pub, Time: b.Source.Time,
+	}.Tree()
+	if err != nil {
+		return release.Board{}, err
+	}
+	initrd, err := initramfs.Build(first, b.Source.Time)
+	if err != nil {
+		return release.Board{}, err
+	}
+	linux, err := os.ReadFile(k.image)
+	if err != nil {
+		return release.Board{}, err
+	}
+	stub, err := b.efiFile("linux", ".efi.stub")
+	if err != nil {
+		return release.Board{}, err
+	}
+	args := append(slices.Clone(board.Kernel.Args), "panic=5", "skerry.board="+board.ID, "skerry.roothash="+rootHash)
+	image, err := uki.Assemble(uki.Parts{
+		Stub: stub, OSRelease: osRelease(b.Source.Version), Cmdline: strings.Join(args, " "), Uname: k.release, Initrd: initrd, Linux: linux,
+	})
+	if err != nil {
+		return release.Board{}, err
+	}
+	if image, err = uki.Sign(image, b.Keys.DB.Key, b.Keys.DB.Cert); err != nil {
+		return release.Board{}, err
+	}
+	file, err := out.write(path.Join("boot", board.ID+".efi"), image)
+	done(megabytes(file.Size))
+	return release.Board{Kernel: k.release, Boot: file}, err
+}
+
+// efiFile reads one of systemd-boot's programs: "linux" or "systemd-boot", in the name of the machine type.
+func (b *build) efiFile(name, suffix string) ([]byte, error) {
+	dir, pkg, err := b.packages.dir("systemd-boot-efi")
+	if err != nil {
+		return nil, err
+	}
+	b.packages.used[pkg.Name] = pkg
+	machine := map[string]string{"amd64": "x64", "arm64": "aa64", "arm": "arm"}[b.Arch]
+	return os.ReadFile(filepath.Join(dir, "usr/lib/systemd/boot/efi", name+machine+suffix))
+}
+
+// otherFiles makes the boot loader, the Secure Boot variables and the SBOM.
+func (b *build) otherFiles(out *folder) ([]release.File, error) {
+	var files []release.File
+	put := func(name string, data []byte) error {
+		f, err := out.write(name, data)
+		files = append(files, f)
+		return err
+	}
+	loader, err := b.efiFile("systemd-boot", ".efi")
+	if err != nil {
+		return nil, err
+	}
+	if loader, err = uki.Sign(loader, b.Keys.DB.Key, b.Keys.DB.Cert); err != nil {
+		return nil, fmt.Errorf("systemd-boot: %w", err)
+	}
+	if err := put("boot/systemd-boot.efi", loader); err != nil {
+		return nil, err
+	}
+	for _, p := range b.Keys.Pairs() {
+		by := b.Keys.PK
+		if p.Name == "db" {
+			by = b.Keys.KEK
+		}
+		auth, err := uki.EnrolFile(p.Name, b.Keys.GUID, p.Cert, b.Source.Time, by.Key, by.Cert)
+		if err != nil {
+			return nil, err
+		}
+		if err := put("secureboot/"+p.Name+".auth", auth); err != nil {
+			return nil, err
+		}
+	}
+	bom, err := b.sbom()
+	if err != nil {
+		return nil, err
+	}
+	if err := put("sbom.spdx.json", bom); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(files, func(x, y release.File) int { return strings.Compare(x.Path, y.Path) })
+	return files, nil
+}
+
+// folder is a release folder that gets its name only by commit.
+type folder struct{ dir, tmp string }
+
+// checkReplaceable refuses a folder that is neither new nor empty nor a release.
+func checkReplaceable(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, release.ManifestName)); err != nil {
+		return fmt.Errorf("%s: holds files that are no release; name a new folder", dir)
+	}
+	return nil
+}
+
+func newFolder(dir string) (*folder, error) {
+	dir = filepath.Clean(dir)
+	f := &folder{dir: dir, tmp: dir + ".tmp"}
+	if err := os.RemoveAll(f.tmp); err != nil { // of an interrupted build
+		return nil, err
+	}
+	return f, os.MkdirAll(f.tmp, 0o755)
+}
+
+func (f *folder) abort() { _ = os.RemoveAll(f.tmp) }
+
+func (f *folder) write(name string, data []byte) (release.File, error) {
+	to := filepath.Join(f.tmp, name)
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return release.File{}, err
+	}
+	if err := atomicfile.Write(to, data, 0o644); err != nil {
+		return release.File{}, err
+	}
+	return release.Describe(name, bytes.NewReader(data))
+}
+
+func (f *folder) copy(name, from string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	dst, err := atomicfile.Create(filepath.Join(f.tmp, name), 0o644)
+	if err != nil {
+		return err
+	}
+	defer dst.Abort()
+	if _, err := io.Copy(dst, src); err != nil {
+		return err
+	}
+	return dst.Commit()
+}
+
+func (f *folder) sign(m *release.Manifest, k *keys.Set) error {
+	manifest, sig, err := release.Sign(m, k.Release)
+	if err != nil {
+		return err
+	}
+	if _, err := f.write(release.ManifestName, manifest); err != nil {
+		return err
+	}
+	_, err = f.write(release.SignatureName, sig)
+	return err
+}
+
+// commit gives the folder its name; an older release there is exchanged in one step and then removed.
+func (f *folder) commit() error {
+	err := os.Rename(f.tmp, f.dir) // also over an empty folder
+	if err != nil {
+		if err = unix.Renameat2(unix.AT_FDCWD, f.tmp, unix.AT_FDCWD, f.dir, unix.RENAME_EXCHANGE); err != nil {
+			return fmt.Errorf("%s: %w", f.dir, err)
+		}
+		if err := os.RemoveAll(f.tmp); err != nil {
+			return err
+		}
+	}
+	return atomicfile.SyncDir(filepath.Dir(f.dir))
+}
+
+// lockFolder keeps two builds from staging in the same folder.
+func lockFolder(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s: another build is running there; wait for it, or stage elsewhere with --work", dir)
+	}
+	return func() { _ = f.Close(); runtime.KeepAlive(f) }, nil
+}
+
+// toolDigest tells one version of a tool from another.
+func toolDigest(name string) string {
+	p, err := exec.LookPath(name)
+	if err != nil {
+		return ""
+	}
+	data, err := os.ReadFile(p)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,145 @@
+package compose
+
+import (
+	"debug/buildinfo"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The parts of SPDX 2.3 that are written here.
+type spdxDocument struct {
+	Version       string             `json:"spdxVersion"`
+	DataLicense   string             `json:"dataLicense"`
+	ID            string             `json:"SPDXID"`
+	Name          string             `json:"name"`
+	Namespace     string             `json:"documentNamespace"`
+	Creation      spdxCreation       `json:"creationInfo"`
+	Packages      []spdxPackage      `json:"packages"`
+	Relationships []spdxRelationship `json:"relationships"`
+}
+
+type spdxCreation struct {
+	Created  string   `json:"created"`
+	Creators []string `json:"creators"`
+}
+
+type spdxPackage struct {
+	ID           string         `json:"SPDXID"`
+	Name         string         `json:"name"`
+	Version      string         `json:"versionInfo"`
+	Download     string         `json:"downloadLocation"`
+	Analyzed     bool           `json:"filesAnalyzed"`
+	Concluded    string         `json:"licenseConcluded"`
+	Declared     string         `json:"licenseDeclared"`
+	Copyright    string         `json:"copyrightText"`
+	SourceInfo   string         `json:"sourceInfo,omitempty"`
+	Checksums    []spdxChecksum `json:"checksums,omitempty"`
+	ExternalRefs []spdxRef      `json:"externalRefs,omitempty"`
+}
+
+type spdxChecksum struct {
+	Algorithm string `json:"algorithm"`
+	Value     string `json:"checksumValue"`
+}
+
+type spdxRef struct {
+	Category string `json:"referenceCategory"`
+	Type     string `json:"referenceType"`
+	Locator  string `json:"referenceLocator"`
+}
+
+type spdxRelationship struct {
+	From string `json:"spdxElementId"`
+	Type string `json:"relationshipType"`
+	To   string `json:"relatedSpdxElement"`
+}
+
+const noAssertion = "NOASSERTION" // SPDX's word for "not looked into"
+
+// sbom lists what the release is made of: Debian packages that something was taken from, and the Go modules that each program
+// says it was built of.
+func (b *build) sbom() ([]byte, error) {
+	const top = "SPDXRef-release"
+	doc := spdxDocument{
+		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: "SPDXRef-DOCUMENT", Name: fmt.Sprintf("skerry-%s-%s", b.Source.Version, b.Arch),
+		Namespace: fmt.Sprintf("https://%s/sbom/%s/%s/%s", Module, url.PathEscape(b.Source.Version), b.Arch, b.Source.Commit),
+		Creation:  spdxCreation{Created: b.Source.Time.Format(time.RFC3339), Creators: []string{"Tool: skerry-" + b.Source.Version}},
+		Packages: []spdxPackage{{
+			ID: top, Name: "skerry", Version: b.Source.Version, Download: noAssertion, Concluded: "Apache-2.0", Declared: "Apache-2.0", Copyright: noAssertion,
+		}},
+		Relationships: []spdxRelationship{{"SPDXRef-DOCUMENT", "DESCRIBES", top}},
+	}
+	debArch := map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "armhf"}[b.Arch]
+	for _, name := range slices.Sorted(maps.Keys(b.packages.used)) {
+		p := b.packages.used[name]
+		id := "SPDXRef-deb-" + spdxID(name)
+		doc.Packages = append(doc.Packages, spdxPackage{
+			ID: id, Name: name, Version: p.Version, Download: noAssertion, Concluded: noAssertion, Declared: noAssertion, Copyright: noAssertion,
+			SourceInfo: "Debian source package " + p.Source + "; licence in /usr/share/doc/" + name + "/copyright",
+			Checksums:  []spdxChecksum{{"SHA256", p.SHA256}},
+			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", url.PathEscape(name),
+				url.PathEscape(p.Version), debArch)}},
+		})
+		doc.Relationships = append(doc.Relationships, spdxRelationship{top, "CONTAINS", id})
+	}
+	if err := b.sbomModules(&doc, top); err != nil {
+		return nil, err
+	}
+	data, err := json.MarshalIndent(doc, "", " ")
+	return append(data, '\n'), err
+}
+
+func (b *build) sbomModules(doc *spdxDocument, top string) error {
+	modules := map[string]string{} // path@version -> what the checksum database calls it
+	for _, p := range programs {
+		info, err := buildinfo.ReadFile(filepath.Join(b.programs, p.out))
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.out, err)
+		}
+		modules["stdlib@"+strings.TrimPrefix(info.GoVersion, "go")] = ""
+		deps := info.Deps
+		if info.Main.Path != Module { // a program of another module, such as runc
+			deps = append(slices.Clone(deps), &info.Main)
+		}
+		for _, m := range deps {
+			if m.Replace != nil {
+				m = m.Replace
+			}
+			if m.Path != Module {
+				modules[m.Path+"@"+m.Version] = m.Sum
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(modules)) {
+		at := strings.LastIndexByte(key, '@')
+		name, version := key[:at], key[at+1:]
+		id := "SPDXRef-go-" + spdxID(key)
+		pkg := spdxPackage{
+			ID: id, Name: name, Version: version, Download: noAssertion, Concluded: noAssertion, Declared: noAssertion, Copyright: noAssertion,
+			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:golang/" + strings.ReplaceAll(url.PathEscape(name), "%2F", "/") + "@" + url.PathEscape(version)}},
+		}
+		if sum := modules[key]; sum != "" {
+			pkg.SourceInfo = "go.sum " + sum
+		}
+		doc.Packages = append(doc.Packages, pkg)
+		doc.Relationships = append(doc.Relationships, spdxRelationship{top, "CONTAINS", id})
+	}
+	return nil
+}
+
+// spdxID keeps the letters that an SPDX identifier may have.
+func spdxID(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '.', r == '-':
+			return r
+		}
+		return '-'
+	}, s)
+}

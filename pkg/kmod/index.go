@@ -45,6 +45,9 @@ type Index struct {
 	Modules map[string]Module `json:"modules"`
 	// Builtin names what is part of the kernel itself, and the plain aliases of it.
 	Builtin []string `json:"builtin"`
+
+	once  sync.Once
+	byBus map[string][]alias
 }
 
 // Normal gives the one spelling of a module's name or alias: dashes are underscores, but for those between brackets.

@@ -7,14 +7,17 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// Loader loads modules of one kernel into the running one.
+// Loader loads modules of one kernel into the running one, each once. Several goroutines may use it.
 type Loader struct {
 	index *Index
 	dir   string
+
+	mu    sync.Mutex // held while loading: modules need each other
 	tried map[string]error
 }
 
@@ -37,6 +40,8 @@ func (l *Loader) Load(name, params string) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var errs []error
 	for _, m := range mods {
 		p := ""

@@ -3,7 +3,6 @@ package kmod
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -47,14 +46,44 @@ func (x *Index) Lookup(name string) (mods []string, builtin bool) {
 
 // Match gives the sorted names of the modules with an alias that matches a modalias, such as a device has in sysfs.
 func (x *Index) Match(modalias string) []string {
+	x.once.Do(x.sortAliases)
 	modalias = Normal(modalias)
 	var out []string
-	for _, name := range slices.Sorted(maps.Keys(x.Modules)) {
-		if slices.ContainsFunc(x.Modules[name].Aliases, func(a string) bool { return match(a, modalias) }) {
-			out = append(out, name)
+	for _, bus := range []string{busOf(modalias), ""} {
+		for _, a := range x.byBus[bus] {
+			if match(a.pattern, modalias) {
+				out = append(out, a.module)
+			}
+		}
+		if bus == "" {
+			break
 		}
 	}
-	return out
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// alias is one pattern and whose it is.
+type alias struct{ pattern, module string }
+
+// busOf gives what stands before the colon of an alias, which patterns share with the devices they match; or "".
+func busOf(alias string) string {
+	bus, _, ok := strings.Cut(alias, ":")
+	if !ok || strings.ContainsAny(bus, `*?[\\`) {
+		return ""
+	}
+	return bus
+}
+
+// sortAliases files all aliases by bus, because a machine asks for a hundred devices among tens of thousands of aliases.
+func (x *Index) sortAliases() {
+	x.byBus = map[string][]alias{}
+	for name, m := range x.Modules {
+		for _, a := range m.Aliases {
+			bus := busOf(a)
+			x.byBus[bus] = append(x.byBus[bus], alias{a, name})
+		}
+	}
 }
 
 const (

@@ -1,0 +1,134 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Partition is a partition of a disk, as sysfs shows it.
+type Partition struct {
+	Name string // of the device, vda2
+	Disk string // of the whole disk's device, vda
+	Num  int
+	// Label and UUID are the name and the GUID (small letters) in the GPT; empty where the table has none.
+	Label, UUID string
+	Size        int64 // bytes
+}
+
+// Dev is the device file.
+func (p Partition) Dev() string { return "/dev/" + p.Name }
+
+// DiskDev is the device file of the disk.
+func (p Partition) DiskDev() string { return "/dev/" + p.Disk }
+
+// Partitions lists the partitions of all disks. sys is sysfs.
+func Partitions(sys fs.FS) ([]Partition, error) {
+	disks, err := fs.ReadDir(sys, "block")
+	if err != nil {
+		return nil, err
+	}
+	var out []Partition
+	for _, d := range disks {
+		names, err := fs.ReadDir(sys, path.Join("block", d.Name()))
+		if err != nil {
+			continue // the disk went away
+		}
+		for _, n := range names {
+			if !strings.HasPrefix(n.Name(), d.Name()) {
+				continue
+			}
+			p, err := partition(sys, path.Join("block", d.Name(), n.Name()))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			p.Name, p.Disk = n.Name(), d.Name()
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+func partition(sys fs.FS, dir string) (p Partition, err error) {
+	if p.Num, err = number[int](sys, path.Join(dir, "partition")); err != nil {
+		return p, err
+	}
+	sectors, err := number[int64](sys, path.Join(dir, "size"))
+	if err != nil {
+		return p, err
+	}
+	p.Size = sectors * 512 // whatever the disk's own sectors are
+	uevent, err := fs.ReadFile(sys, path.Join(dir, "uevent"))
+	if err != nil {
+		return p, err
+	}
+	for line := range strings.Lines(string(uevent)) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch k {
+		case "PARTNAME":
+			p.Label = v
+		case "PARTUUID":
+			p.UUID = strings.ToLower(v)
+		}
+	}
+	return p, nil
+}
+
+func number[T int | int64](sys fs.FS, name string) (T, error) {
+	data, err := fs.ReadFile(sys, name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	return T(n), nil
+}
+
+// DeviceSize asks the size of a block device or file.
+func DeviceSize(f *os.File) (int64, error) {
+	n, err := f.Seek(0, 2)
+	if err != nil {
+		return 0, fmt.Errorf("size of %s: %w", f.Name(), err)
+	}
+	return n, nil
+}
+
+// blkpgPartition and blkpgArg are struct blkpg_partition and blkpg_ioctl_arg of linux/blkpg.h.
+type blkpgPartition struct {
+	start, length int64
+	pno           int32
+	names         [128]byte
+	_             [4]byte
+}
+
+type blkpgArg struct {
+	op, flags, datalen int32
+	data               unsafe.Pointer
+}
+
+const (
+	blkpg       = 0x1269
+	blkpgResize = 3
+)
+
+// ResizePartition tells the kernel of a partition's new size while the disk is in use.
+func ResizePartition(disk *os.File, num int, start, size int64) error {
+	p := blkpgPartition{start: start, length: size, pno: int32(num)}
+	arg := blkpgArg{op: blkpgResize, datalen: int32(unsafe.Sizeof(p)), data: unsafe.Pointer(&p)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), blkpg, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return fmt.Errorf("%s: telling the kernel of partition %d's size: %w", disk.Name(), num, errno)
+	}
+	return nil
+}

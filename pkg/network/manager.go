@@ -1,0 +1,395 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/machine"
+)
+
+// Manager keeps the network up.
+type Manager struct {
+	Config     machine.Network
+	Hostname   string                        // told to DHCP servers
+	ResolvConf string                        // file to keep; "" for none
+	StateDir   string                        // remembers addresses from one start to the next; "" for nowhere
+	Log        func(format string, a ...any) // one line for the operator
+
+	wg      sync.WaitGroup
+	mu      sync.Mutex
+	served  map[int]*served   // by link index
+	leases  map[string]*lease // by interface name
+	changed chan struct{}     // closed and made anew whenever addresses may have changed
+}
+
+type served struct {
+	stop    context.CancelFunc
+	carrier bool
+	again   chan struct{}
+}
+
+// Run brings everything up and keeps it so until ctx ends. Addresses stay: a machine that shuts down talks to the last.
+func (m *Manager) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer m.wg.Wait()
+	defer cancel()
+	m.mu.Lock()
+	m.served, m.leases = map[int]*served{}, map[string]*lease{}
+	m.mu.Unlock()
+
+	links := make(chan netlink.LinkUpdate, 64)
+	addrs := make(chan netlink.AddrUpdate, 64)
+	var lost sync.Once
+	end := make(chan error, 1)
+	fail := func(err error) { lost.Do(func() { end <- err }) }
+	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: fail})
+	if err == nil {
+		err = netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: fail})
+	}
+	if err != nil {
+		return fmt.Errorf("listening for network links: %w", err)
+	}
+	err = m.start(ctx)
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err = <-end:
+			if ctx.Err() != nil {
+				return nil
+			}
+			err = fmt.Errorf("listening for network links: %w", err)
+		case u, ok := <-links:
+			if ok {
+				m.link(ctx, u)
+			}
+		case _, ok := <-addrs:
+			if ok {
+				m.wake()
+			}
+		}
+	}
+	return err
+}
+
+func (m *Manager) start(ctx context.Context) error {
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("bringing up loopback: %w", err)
+	}
+	if err := m.writeResolvConf(); err != nil {
+		return err
+	}
+	list, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing network links: %w", err)
+	}
+	for _, l := range list {
+		m.serve(ctx, l)
+	}
+	for _, i := range m.Config.Interfaces {
+		if !slices.ContainsFunc(list, func(l netlink.Link) bool {
+			s, ok := setup(m.Config, linkOf(l))
+			return ok && describe(s) == describe(i)
+		}) {
+			m.Log("interface %s of the node config is not there; it is brought up when it comes", describe(i))
+		}
+	}
+	return nil
+}
+
+// link follows a change of a link.
+func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
+	if u.Header.Type == unix.RTM_DELLINK {
+		m.mu.Lock()
+		if s := m.served[u.Attrs().Index]; s != nil {
+			s.stop()
+			delete(m.served, u.Attrs().Index)
+		}
+		m.mu.Unlock()
+		return
+	}
+	m.serve(ctx, u.Link)
+}
+
+// serve starts to look after a link, or hears of its cable.
+func (m *Manager) serve(ctx context.Context, l netlink.Link) {
+	a := l.Attrs()
+	carrier := a.RawFlags&unix.IFF_LOWER_UP != 0
+	m.mu.Lock()
+	s := m.served[a.Index]
+	if s != nil {
+		if carrier && !s.carrier {
+			select {
+			case s.again <- struct{}{}:
+			default:
+			}
+		}
+		s.carrier = carrier
+		m.mu.Unlock()
+		return
+	}
+	cfg, ours := setup(m.Config, linkOf(l))
+	if !ours {
+		m.mu.Unlock()
+		return
+	}
+	ctx, stop := context.WithCancel(ctx)
+	// Coming up is not yet news: the first exchange asks anyway.
+	s = &served{stop: stop, carrier: true, again: make(chan struct{}, 1)}
+	m.served[a.Index] = s
+	m.mu.Unlock()
+
+	m.wg.Go(func() {
+		defer stop()
+		if err := m.configure(l, cfg); err != nil {
+			m.Log("%s: %v", a.Name, err)
+		}
+		m.wake()
+		if cfg.DHCP4 {
+			d := &dhcp{iface: a.Name, hostname: m.Hostname, again: s.again, log: m.Log, ask: m.remembered(a.Name)}
+			d.use = func(got *lease) error { return m.use(l, cfg, got) }
+			d.run(ctx)
+		}
+	})
+}
+
+func linkOf(l netlink.Link) Link {
+	a := l.Attrs()
+	return Link{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Wired: wired("/sys", l)}
+}
+
+// wired tells a card with a cable by what sysfs has for it: a device behind it, and no radio.
+func wired(sys string, l netlink.Link) bool {
+	if l.Type() != "device" || len(l.Attrs().HardwareAddr) != 6 {
+		return false
+	}
+	dir := filepath.Join(sys, "class/net", l.Attrs().Name)
+	if _, err := os.Stat(filepath.Join(dir, "device")); err != nil {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(dir, "phy80211"))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// configure sets what does not need an answer from anybody.
+func (m *Manager) configure(l netlink.Link, cfg machine.Interface) error {
+	name := l.Attrs().Name
+	var errs []error
+	// 2: also when this machine forwards packets, as every Kubernetes node does.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_ra", []byte("2"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	if cfg.MTU != 0 {
+		if err := netlink.LinkSetMTU(l, cfg.MTU); err != nil {
+			errs = append(errs, fmt.Errorf("mtu %d: %w", cfg.MTU, err))
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("bringing it up: %w", err))...)
+	}
+	for _, a := range cfg.Addresses {
+		p, err := netip.ParsePrefix(a)
+		if err == nil {
+			err = netlink.AddrReplace(l, &netlink.Addr{IPNet: ipnet(p)})
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("address %s: %w", a, err))
+		}
+	}
+	if cfg.Gateway != "" {
+		gw, err := netip.ParseAddr(cfg.Gateway)
+		if err == nil {
+			err = netlink.RouteReplace(routeFor(l, route{via: gw}, unix.RTPROT_STATIC))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("gateway %s: %w", cfg.Gateway, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func ipnet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// metric keeps the default routes of several links apart; the first link wins.
+const metric = 100
+
+func routeFor(l netlink.Link, r route, proto int) *netlink.Route {
+	out := &netlink.Route{LinkIndex: l.Attrs().Index, Priority: metric + l.Attrs().Index, Protocol: netlink.RouteProtocol(proto)}
+	if r.to.IsValid() && r.to.Bits() > 0 {
+		out.Dst = ipnet(r.to.Masked())
+	}
+	if r.via.IsValid() {
+		out.Gw = r.via.AsSlice()
+		out.SetFlag(netlink.FLAG_ONLINK) // the server says so, even if its own mask does not
+	} else {
+		out.Scope = netlink.SCOPE_LINK
+	}
+	return out
+}
+
+// use puts a lease into force in place of the link's last one; nil only takes the last one back.
+func (m *Manager) use(l netlink.Link, cfg machine.Interface, got *lease) error {
+	name := l.Attrs().Name
+	m.mu.Lock()
+	old := m.leases[name]
+	m.leases[name] = got
+	if got == nil {
+		delete(m.leases, name)
+	}
+	m.mu.Unlock()
+	var errs []error
+	if old != nil && (got == nil || got.addr != old.addr) {
+		// Its routes go with it.
+		errs = append(errs, netlink.AddrDel(l, &netlink.Addr{IPNet: ipnet(old.addr)}))
+	}
+	if got != nil {
+		life := int(time.Until(got.expires).Seconds())
+		err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipnet(got.addr), ValidLft: life, PreferedLft: life})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("address %s: %w", got.addr, err))
+		}
+		if got.mtu != 0 && cfg.MTU == 0 {
+			errs = append(errs, netlink.LinkSetMTU(l, got.mtu))
+		}
+		for _, r := range got.routes {
+			if err := netlink.RouteReplace(routeFor(l, r, unix.RTPROT_DHCP)); err != nil {
+				errs = append(errs, fmt.Errorf("route to %v by %v: %w", r.to, r.via, err))
+			}
+		}
+		m.remember(name, got.addr.Addr())
+	}
+	errs = append(errs, m.writeResolvConf())
+	m.wake()
+	return errors.Join(errs...)
+}
+
+func (m *Manager) writeResolvConf() error {
+	if m.ResolvConf == "" {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var dns []netip.Addr
+	var search []string
+	names := make([]string, 0, len(m.leases))
+	for n := range m.leases {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		dns = append(dns, m.leases[n].dns...)
+		search = append(search, m.leases[n].search...)
+	}
+	return atomicfile.Write(m.ResolvConf, []byte(resolvConf(m.Config.Nameservers, dns, search)), 0o644)
+}
+
+func (m *Manager) remembered(name string) netip.Addr {
+	if m.StateDir == "" {
+		return netip.Addr{}
+	}
+	data, err := os.ReadFile(filepath.Join(m.StateDir, "dhcp-"+name))
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(strings.TrimSpace(string(data)))
+	return a
+}
+
+func (m *Manager) remember(name string, a netip.Addr) {
+	if m.StateDir == "" || m.remembered(name) == a {
+		return
+	}
+	err := os.MkdirAll(m.StateDir, 0o755)
+	if err == nil {
+		err = atomicfile.Write(filepath.Join(m.StateDir, "dhcp-"+name), []byte(a.String()+"\n"), 0o644)
+	}
+	if err != nil {
+		m.Log("%s: remembering its address: %v", name, err)
+	}
+}
+
+func (m *Manager) wake() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.changed != nil {
+		close(m.changed)
+		m.changed = nil
+	}
+}
+
+// Changed gives a channel that is closed when addresses may have changed since this call.
+func (m *Manager) Changed() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.changed == nil {
+		m.changed = make(chan struct{})
+	}
+	return m.changed
+}
+
+// Address is an address that others can reach this machine at.
+type Address struct {
+	Link string
+	IP   netip.Addr
+}
+
+// Addresses lists the addresses of the links that are ours, IPv4 before IPv6. Pods' bridges are not.
+func (m *Manager) Addresses() ([]Address, error) {
+	list, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	var out []Address
+	for _, l := range list {
+		if _, ours := setup(m.Config, linkOf(l)); !ours {
+			continue
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			ip, ok := netip.AddrFromSlice(a.IP)
+			if ip = ip.Unmap(); ok && ip.IsGlobalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+				out = append(out, Address{l.Attrs().Name, ip})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Address) int { return a.IP.BitLen() - b.IP.BitLen() })
+	return out, nil
+}
+
+// WaitAddress waits for the first address.
+func (m *Manager) WaitAddress(ctx context.Context) error {
+	for {
+		changed := m.Changed()
+		if list, err := m.Addresses(); err == nil && len(list) > 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

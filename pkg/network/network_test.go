@@ -282,15 +282,14 @@ func TestDHCP(t *testing.T) {
 	s.start(t, in, "far")
 	wait("an address", func() bool { return has(m, "10.0.9.50") })
 	wait("a way out", func() bool { return defaultVia("10.0.9.1") })
-	if conf, err := os.ReadFile(m.ResolvConf); err != nil || !strings.Contains(string(conf), "nameserver 10.0.9.53\n") || !strings.Contains(string(conf), "search lab.example\n") {
-		t.Errorf("resolv.conf: %s, %v", conf, err)
-	}
+	wait("name servers", func() bool {
+		conf, err := os.ReadFile(m.ResolvConf)
+		return err == nil && strings.Contains(string(conf), "search lab.example\nnameserver 10.0.9.53\n")
+	})
 	if _, name := s.seen(); name != "north-1" {
 		t.Errorf("the server heard host name %q", name)
 	}
-	if m.remembered("near").String() != "10.0.9.50" {
-		t.Errorf("remembers %v for the next start", m.remembered("near"))
-	}
+	wait("the address remembered for the next start", func() bool { return m.remembered("near").String() == "10.0.9.50" })
 	before, _ := s.seen()
 	wait("renewals", func() bool { n, _ := s.seen(); return n > before+1 })
 

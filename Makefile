@@ -127,7 +127,7 @@ vm: image ## the image in QEMU
 	@$(E2E) -vm
 
 golden: ## rewrite the golden files of tests; read the diff before you commit it
-	@go test ./image/... ./boards/... -args -update
+	@go test ./image -run Golden -args -update
 
 bench: image programs ## print the table of sizes and times (needs root; ten minutes)
 	@go run ./e2e/bench -out $(OUT)

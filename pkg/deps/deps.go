@@ -15,7 +15,7 @@ data:      pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
 build:     image/compose overlays
-build:     image
+build:     image image/releasetest
 update:    pkg/repository
 update:    pkg/update
 tools:     e2e/vm

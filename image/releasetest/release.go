@@ -1,0 +1,185 @@
+// Package releasetest makes a small release for tests: real signatures, a real filesystem with a real hash tree, EFI programs
+// that are real PE files, and nothing in them that runs.
+package releasetest
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/image/uki"
+	"github.com/skerry-os/skerry/image/verity"
+	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/pkg/release"
+)
+
+// Config is a node config that is good for it.
+const Config = `apiVersion: skerry/v1alpha1
+kind: NodeConfig
+role: server
+hostname: north-1
+cluster: {token: 0123456789abcdef0123456789abcdef}
+`
+
+// Bench is a release folder, the keys it was signed with, and a node config.
+type Bench struct {
+	Keys    string // folder
+	Release string // folder
+	Config  string // file
+	Set     *keys.Set
+	Signed  *release.Release
+}
+
+// New makes a release for amd64 and board x86-uefi whose root holds about rootSize bytes.
+func New(t testing.TB, rootSize int) *Bench {
+	t.Helper()
+	dir := t.TempDir()
+	b := &Bench{Keys: filepath.Join(dir, "keys"), Release: filepath.Join(dir, "release"), Config: filepath.Join(dir, "node.yaml")}
+	set, err := keys.New(b.Keys, "Test")
+	check(t, err)
+	b.Set = set
+	check(t, os.WriteFile(b.Config, []byte(Config), 0o600))
+	for _, sub := range []string{"boot", "secureboot"} {
+		check(t, os.MkdirAll(filepath.Join(b.Release, sub), 0o755))
+	}
+	m := &release.Manifest{
+		Schema: release.Schema, Version: "1.2.3", Commit: strings.Repeat("ab", 20), BuildTime: time.Unix(1_790_000_000, 0).UTC(),
+		Arch: "amd64", Kubernetes: "v1.37.2",
+	}
+	b.root(t, m, rootSize)
+	kernel, err := uki.Assemble(uki.Parts{
+		Stub: program(), OSRelease: []byte("ID=skerry\n"), Uname: "6.12.0-test", Linux: noise(40_000), Initrd: noise(90_000),
+		Cmdline: "skerry.board=x86-uefi skerry.roothash=" + m.Root.RootHash,
+	})
+	check(t, err)
+	m.Boards = map[string]release.Board{"x86-uefi": {Kernel: "6.12.0-test", Boot: b.put(t, "boot/x86-uefi.efi", b.sign(t, kernel))}}
+	m.Files = append(m.Files, b.put(t, "boot/systemd-boot.efi", b.sign(t, program())))
+	for _, v := range []struct {
+		pair   keys.Pair
+		signer keys.Pair
+	}{{set.PK, set.PK}, {set.KEK, set.PK}, {set.DB, set.KEK}} {
+		auth, err := uki.EnrolFile(v.pair.Name, set.GUID, v.pair.Cert, m.BuildTime, v.signer.Key, v.signer.Cert)
+		check(t, err)
+		m.Files = append(m.Files, b.put(t, "secureboot/"+v.pair.Name+".auth", auth))
+	}
+	b.Sign(t, m)
+	return b
+}
+
+// Sign writes the manifest and its signature.
+func (b *Bench) Sign(t testing.TB, m *release.Manifest) {
+	t.Helper()
+	slices.SortFunc(m.Files, func(x, y release.File) int { return strings.Compare(x.Path, y.Path) })
+	manifest, sig, err := release.Sign(m, b.Set.Release)
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(b.Release, release.ManifestName), manifest, 0o644))
+	check(t, os.WriteFile(filepath.Join(b.Release, release.SignatureName), sig, 0o644))
+	b.Signed, err = release.Verify(manifest, sig, b.Trusted())
+	check(t, err)
+}
+
+// Trusted is the key the release is signed with.
+func (b *Bench) Trusted() []ed25519.PublicKey { return []ed25519.PublicKey{b.Set.ReleasePublic()} }
+
+// DBCert writes the Secure Boot certificate as sbverify wants it, and gives its name.
+func (b *Bench) DBCert(t testing.TB) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "db.pem")
+	check(t, os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.Set.DB.Cert.Raw}), 0o644))
+	return name
+}
+
+func (b *Bench) put(t testing.TB, path string, data []byte) release.File {
+	t.Helper()
+	check(t, os.WriteFile(filepath.Join(b.Release, path), data, 0o644))
+	f, err := release.Describe(path, bytes.NewReader(data))
+	check(t, err)
+	return f
+}
+
+func (b *Bench) sign(t testing.TB, efi []byte) []byte {
+	t.Helper()
+	signed, err := uki.Sign(efi, b.Set.DB.Key, b.Set.DB.Cert)
+	check(t, err)
+	return signed
+}
+
+// root makes root.img: EROFS where mkfs.erofs is installed, else noise, and the hash tree behind it.
+func (b *Bench) root(t testing.TB, m *release.Manifest, size int) {
+	t.Helper()
+	data := noise(size &^ 4095)
+	if mkfs, err := exec.LookPath("mkfs.erofs"); err == nil {
+		tree, img := t.TempDir(), filepath.Join(t.TempDir(), "erofs")
+		check(t, os.WriteFile(filepath.Join(tree, "noise"), data, 0o644))
+		out, err := exec.Command(mkfs, "-T0", "-U00000000-0000-0000-0000-000000000000", img, tree).CombinedOutput()
+		if err != nil {
+			t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+		}
+		data, err = os.ReadFile(img)
+		check(t, err)
+	}
+	salt := noise(32)
+	tree, err := verity.Build(bytes.NewReader(data), int64(len(data)), salt)
+	check(t, err)
+	m.Root = release.Root{
+		File: b.put(t, "root.img", append(data, tree.Bytes...)), DataSize: int64(len(data)),
+		RootHash: hex.EncodeToString(tree.RootHash), Salt: hex.EncodeToString(salt),
+	}
+}
+
+// noise is the same bytes every time.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	_, _ = io.ReadFull(rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)}), b) // never fails
+	return b
+}
+
+// program is the smallest PE32+ file that has room for more sections: headers of 1 KiB and one section.
+func program() []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 0x400)
+	copy(b, "MZ")
+	le.PutUint32(b[0x3c:], 0x80)
+	copy(b[0x80:], "PE\x00\x00")
+	coff := b[0x84:]
+	le.PutUint16(coff, 0x8664)
+	le.PutUint16(coff[2:], 1)
+	le.PutUint16(coff[16:], 240)
+	le.PutUint16(coff[18:], 0x206)
+	opt := coff[20:]
+	le.PutUint16(opt, 0x20b)
+	for at, v := range map[int]uint32{16: 0x1000, 32: 0x1000, 36: 0x200, 56: 0x2000, 60: 0x400, 68: 10, 108: 16} {
+		le.PutUint32(opt[at:], v)
+	}
+	s := opt[240:]
+	copy(s, ".text")
+	for at, v := range map[int]uint32{8: 0x10, 12: 0x1000, 16: 0x200, 20: 0x400, 36: 0x60000020} {
+		le.PutUint32(s[at:], v)
+	}
+	return append(b, bytes.Repeat([]byte{0xf4}, 0x200)...)
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(fmt.Errorf("test release: %w", err))
+	}
+}
+
+// Unsigned puts an EFI program without a signature into the release folder.
+func (b *Bench) Unsigned(t testing.TB, path string) release.File {
+	t.Helper()
+	return b.put(t, path, program())
+}

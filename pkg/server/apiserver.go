@@ -20,6 +20,9 @@ import (
 	"github.com/skerry-os/skerry/pkg/pki"
 )
 
+// drain is how long requests that are still running when the server stops may take. Ours have ended by then.
+const drain = time.Second
+
 type apiServer struct {
 	cfg     Config
 	options *options.ServerRunOptions
@@ -103,6 +106,8 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	// Watches never end by themselves, and at a stop the server would wait a minute for them.
+	server.GenericAPIServer.ShutdownTimeout = drain
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return err

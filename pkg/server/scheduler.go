@@ -44,5 +44,8 @@ func (s *kubeScheduler) run(ctx context.Context, ready func()) error {
 			ready()
 		}
 	}()
-	return app.Run(ctx, config, scheduler)
+	if err := app.Run(ctx, config, scheduler); ctx.Err() == nil {
+		return err
+	}
+	return nil // upstream calls a stop that was asked for an error
 }

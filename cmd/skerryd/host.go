@@ -1,0 +1,128 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// nodeName is the setting, or the host's name as Kubernetes can take it.
+func nodeName(setting string) (string, error) {
+	if setting != "" {
+		return setting, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	name = strings.ToLower(name)
+	if name == "" || name == "localhost" || name == "(none)" {
+		return "", usage(fmt.Errorf("this machine is called %q, which cannot tell nodes apart; give it a name or set --node-name", name))
+	}
+	return name, nil
+}
+
+// nodeIPs is the setting, or the address that the default route leaves from.
+func nodeIPs(setting string) ([]netip.Addr, error) {
+	if setting == "" {
+		ip, err := outgoing()
+		if err != nil {
+			return nil, err
+		}
+		return []netip.Addr{ip}, nil
+	}
+	here, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var ips []netip.Addr
+	for text := range strings.SplitSeq(setting, ",") {
+		ip, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil {
+			return nil, usage(fmt.Errorf("--node-ip: %w", err))
+		}
+		found := false
+		for _, a := range here {
+			n, ok := a.(*net.IPNet)
+			found = found || ok && n.IP.Equal(ip.AsSlice())
+		}
+		if !found {
+			return nil, usage(fmt.Errorf("--node-ip: %s is on none of this machine's interfaces", ip))
+		}
+		ips = append(ips, ip)
+	}
+	return ips, nil
+}
+
+// outgoing asks the kernel which address it would send from; connecting a UDP socket sends nothing. A machine without a
+// default route uses the first address it has.
+func outgoing() (netip.Addr, error) {
+	for _, far := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
+		c, err := net.Dial("udp", far)
+		if err != nil {
+			continue
+		}
+		local := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+		if err := c.Close(); err != nil {
+			return netip.Addr{}, err
+		}
+		return local, nil
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || !n.IP.IsGlobalUnicast() {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(n.IP); ok {
+			return ip.Unmap(), nil
+		}
+	}
+	return netip.Addr{}, errors.New("no interface has an address; wait for the network, or set --node-ip")
+}
+
+// claim makes the data folder and locks it for this process. The lock goes with the process, however it ends.
+func claim(dataDir string) (release func(), err error) {
+	if err := os.MkdirAll(dataDir, 0o755); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("%s: others may write to it (mode %04o), and it holds the cluster's keys; run chmod go-w on it", dataDir, info.Mode().Perm())
+	}
+	name := filepath.Join(dataDir, "lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s: another skerryd uses this folder; stop it, or choose another with --data-dir", dataDir)
+		}
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// sharedDirs are the folders of the helper programs and of the component images, beside the folder this program is in.
+func sharedDirs() (libexec, share string, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", "", err
+	}
+	usr := filepath.Dir(filepath.Dir(self))
+	return filepath.Join(usr, "libexec", "skerry"), filepath.Join(usr, "share", "skerry"), nil
+}

@@ -1,0 +1,118 @@
+// Command skerryd is the node: one process that is a Kubernetes server or agent. Called by another name (kubectl, ctr) it is
+// that program. It is the only place where the control plane's half and the node's half meet.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-os/skerry/pkg/version"
+)
+
+func main() {
+	switch filepath.Base(os.Args[0]) {
+	case "kubectl":
+		os.Exit(kubectl(os.Args))
+	case "ctr":
+		os.Exit(ctr(os.Args))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go func() { // the second signal ends the process at once
+		<-ctx.Done()
+		stop()
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// errUsage marks what a person typed wrong: exit code 2.
+var errUsage = errors.New("")
+
+func usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w%w", errUsage, err)
+}
+
+// run is main without the process around it: it gives the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	// kubectl and ctr read their own flags; cobra must not see them.
+	if len(args) > 0 {
+		switch args[0] {
+		case "kubectl":
+			return kubectl(args)
+		case "ctr":
+			return ctr(args)
+		}
+	}
+	root := newRootCmd()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errUsage):
+		_, _ = fmt.Fprintln(stderr, "skerryd:", err)
+		return 2
+	}
+	_, _ = fmt.Fprintln(stderr, "skerryd:", err)
+	return 1
+}
+
+// newRootCmd lists the commands; each has a file of its own.
+func newRootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "skerryd",
+		Short:         "A Kubernetes server or agent in one process",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage(fmt.Errorf("%q is not a command; see skerryd --help", args[0]))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
+	})
+	root.AddCommand(
+		newServerCmd(),
+		newAgentCmd(),
+		&cobra.Command{Use: "kubectl", Short: "Talk to the cluster of this server", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
+		&cobra.Command{Use: "ctr", Short: "Talk to this node's containerd", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
+		newVersionCmd(),
+	)
+	return root
+}
+
+func newVersionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print what this is",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\nkubernetes %s\n", version.String("skerryd"), kubernetesVersion())
+			return err
+		},
+	}
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(fmt.Errorf("%q is one word too many; see %s --help", args[0], cmd.CommandPath()))
+	}
+	return nil
+}

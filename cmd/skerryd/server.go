@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-os/skerry/pkg/agent"
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/notify"
+	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/server"
+	"github.com/skerry-os/skerry/pkg/supervise"
+	"github.com/skerry-os/skerry/pkg/version"
+)
+
+// defaultWriteKubeconfig is also where K3s's path leads to on the image.
+const defaultWriteKubeconfig = "/etc/skerry/skerry.yaml"
+
+func newServerCmd() *cobra.Command {
+	typed := machine.DefaultServer()
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run a control plane and a node",
+		Args:  noArgs,
+	}
+	config := bind(cmd.Flags(), &typed)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s := machine.DefaultServer()
+		err := load(cmd.Flags(), *config, &typed, &s, func(name string, data []byte) error {
+			d, err := machine.DecodeServer(name, data)
+			if err == nil {
+				s = *d
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return runServer(cmd.Context(), s)
+	}
+	return cmd
+}
+
+// runServer is a server from its settings to its end.
+func runServer(ctx context.Context, s machine.Server) error {
+	began := time.Now()
+	if s.Server != "" {
+		return usage(fmt.Errorf("--server: this release runs one server per cluster and cannot join %s; leave it out", s.Server))
+	}
+	log, err := setUpLogging(s.Debug)
+	if err != nil {
+		return err
+	}
+	tuneMemory()
+	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", "server", "data", s.DataDir)
+	release, err := claim(s.DataDir)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	services, err := serverServices(s)
+	if err != nil {
+		return err
+	}
+	group, err := supervise.New(services)
+	if err != nil {
+		return err
+	}
+	told := make(chan struct{})
+	tellCtx, stopTelling := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(told)
+		tell(tellCtx, log, group, began)
+	}()
+	err = group.Run(ctx, log)
+	stopTelling()
+	<-told
+	return err
+}
+
+// serverServices prepares the files of a server and joins the two halves of a node.
+func serverServices(s machine.Server) ([]supervise.Service, error) {
+	name, err := nodeName(s.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := nodeIPs(s.NodeIP)
+	if err != nil {
+		return nil, err
+	}
+	serviceIP, err := server.ServiceIP(s.ServiceCIDR)
+	if err != nil {
+		return nil, err
+	}
+	files, err := pki.Ensure(pki.Config{
+		DataDir: s.DataDir, NodeName: name, NodeIPs: ips, ServiceIP: serviceIP, Domain: s.ClusterDomain,
+		Port: s.HTTPSListenPort, SANs: s.TLSSAN, Now: time.Now(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	secrets, err := server.EnsureSecrets(s.DataDir, s.Token, files.ServerCA)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeKubeconfig(s, files.Admin); err != nil {
+		return nil, err
+	}
+	services, err := server.Services(server.Config{Settings: s, NodeIPs: ips, Files: files, Secrets: secrets})
+	if err != nil {
+		return nil, usage(err)
+	}
+	node, err := nodeConfig(s, name, ips, files)
+	if err != nil {
+		return nil, err
+	}
+	return append(services, agent.Services(node)...), nil
+}
+
+func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.Files) (agent.Config, error) {
+	libexec, share, err := sharedDirs()
+	if err != nil {
+		return agent.Config{}, err
+	}
+	c := agent.Config{
+		Settings:            s.Agent,
+		NodeName:            name,
+		NodeIPs:             ips,
+		ClusterDomain:       s.ClusterDomain,
+		ClientCA:            files.ClientCA,
+		KubeletPair:         files.KubeletPair,
+		KubeletKubeconfig:   files.Kubelet,
+		KubeProxyKubeconfig: files.KubeProxy,
+		Libexec:             libexec,
+		Share:               share,
+	}
+	for text := range strings.SplitSeq(s.ClusterCIDR, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return c, fmt.Errorf("cluster-cidr: %w", err)
+		}
+		c.ClusterCIDR = append(c.ClusterCIDR, p)
+	}
+	for text := range strings.SplitSeq(s.ClusterDNS, ",") {
+		ip, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil {
+			return c, fmt.Errorf("cluster-dns: %w", err)
+		}
+		c.ClusterDNS = append(c.ClusterDNS, ip)
+	}
+	return c, nil
+}
+
+// writeKubeconfig puts the administrator's kubeconfig where people look for it.
+func writeKubeconfig(s machine.Server, admin string) error {
+	name := s.WriteKubeconfig
+	if name == "" {
+		name = defaultWriteKubeconfig
+	}
+	mode, err := strconv.ParseUint(s.WriteKubeconfigMode, 8, 32)
+	if err != nil {
+		return usage(fmt.Errorf("--write-kubeconfig-mode: %w", err))
+	}
+	data, err := os.ReadFile(admin)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return fmt.Errorf("--write-kubeconfig: %w", err)
+	}
+	if old, err := os.ReadFile(name); err == nil && string(old) == string(data) {
+		return os.Chmod(name, fs.FileMode(mode))
+	}
+	if err := atomicfile.Write(name, data, fs.FileMode(mode)); err != nil {
+		return fmt.Errorf("--write-kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// tell keeps the supervisor above us (init, systemd) informed until ctx ends: what is waited for, and READY once.
+func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, began time.Time) {
+	ready := group.Ready()
+	last := ""
+	for {
+		status, changed := group.Status()
+		var lines []string
+		select {
+		case <-ready:
+			ready = nil // once
+			lines = append(lines, notify.Ready)
+			log.Info("ready", "after", time.Since(began).Round(time.Millisecond))
+		default:
+		}
+		if len(status.In(supervise.Stopping)) > 0 && last != notify.Stopping {
+			lines, last = append(lines, notify.Stopping), notify.Stopping
+		}
+		if err := notify.Send(append(lines, notify.Status(status.String()))...); err != nil {
+			log.Warn("cannot report", "err", err)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"reflect"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/skerry-os/skerry/pkg/machine"
+)
+
+// defaultConfig is read when --config is not given, if it is there.
+const defaultConfig = "/etc/skerry/config.yaml"
+
+// environment names the variables that are read as settings; K3s's are aliases.
+var environment = map[string][]string{
+	"token":                 {"SKERRY_TOKEN", "K3S_TOKEN"},
+	"server":                {"SKERRY_URL", "K3S_URL"},
+	"node-name":             {"SKERRY_NODE_NAME", "K3S_NODE_NAME"},
+	"data-dir":              {"SKERRY_DATA_DIR", "K3S_DATA_DIR"},
+	"write-kubeconfig":      {"SKERRY_KUBECONFIG_OUTPUT", "K3S_KUBECONFIG_OUTPUT"},
+	"write-kubeconfig-mode": {"SKERRY_KUBECONFIG_MODE", "K3S_KUBECONFIG_MODE"},
+}
+
+// problemer is *machine.Server or *machine.Agent.
+type problemer interface{ Problems() []machine.Problem }
+
+// bind makes a flag of every setting of v, with v's values as defaults, and --config.
+func bind(flags *pflag.FlagSet, v any) (config *string) {
+	config = flags.StringP("config", "c", "", "file of settings with the flags' names as keys (default: "+defaultConfig+", if it is there)")
+	for _, f := range machine.Fields(v) {
+		help := f.Help
+		if names := environment[f.Name]; names != nil {
+			help += " [$" + strings.Join(names, ", $") + "]"
+		}
+		switch p := f.Ptr.(type) {
+		case *string:
+			flags.StringVar(p, f.Name, *p, help)
+		case *int:
+			flags.IntVar(p, f.Name, *p, help)
+		case *bool:
+			flags.BoolVar(p, f.Name, *p, help)
+		case *[]string:
+			if strings.HasSuffix(f.Name, "-arg") { // their values have commas of their own
+				flags.StringArrayVar(p, f.Name, *p, help)
+			} else {
+				flags.StringSliceVar(p, f.Name, *p, help)
+			}
+		default:
+			panic(fmt.Sprintf("setting %s has a type that cannot be a flag: %T", f.Name, p))
+		}
+	}
+	return config
+}
+
+// load reads the settings in the order of their strength: defaults, file, environment, flags. flags were bound to typed, which
+// is of v's type; decode reads a file into v over the defaults. What is wrong afterwards, and was not in the file, was typed.
+func load(flags *pflag.FlagSet, config string, typed any, v problemer, decode func(name string, data []byte) error) error {
+	name := config
+	if name == "" {
+		name = defaultConfig
+	}
+	data, err := os.ReadFile(name)
+	switch {
+	case err == nil:
+		if err := decode(name, data); err != nil {
+			return usage(err)
+		}
+	case config == "" && errors.Is(err, fs.ErrNotExist):
+	default:
+		return usage(err)
+	}
+	from := machine.Fields(typed)
+	for i, f := range machine.Fields(v) {
+		for _, env := range environment[f.Name] {
+			if value := os.Getenv(env); value != "" {
+				reflect.ValueOf(f.Ptr).Elem().SetString(value)
+				break
+			}
+		}
+		if flags.Changed(f.Name) {
+			reflect.ValueOf(f.Ptr).Elem().Set(reflect.ValueOf(from[i].Ptr).Elem())
+		}
+	}
+	var errs []error
+	for _, p := range v.Problems() {
+		errs = append(errs, fmt.Errorf("--%w", p))
+	}
+	return usage(errors.Join(errs...))
+}

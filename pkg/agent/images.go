@@ -9,14 +9,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // pinned keeps kubelet's image collection away from what the release brought: there may be no network to pull it again.
@@ -58,11 +58,11 @@ func importImages(ctx context.Context, c *client.Client, snapshotter, file strin
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	wanted, err := archiveIndex(f)
+	wanted, err := archiveImages(f)
 	if err != nil {
 		return err
 	}
-	if present, err := havePinned(ctx, c, snapshotter, wanted); err != nil || present {
+	if present, err := haveImages(ctx, c, snapshotter, wanted); err != nil || present {
 		return err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -85,36 +85,44 @@ func importImages(ctx context.Context, c *client.Client, snapshotter, file strin
 	return nil
 }
 
-// havePinned says whether every image of the index is in containerd, is the same, is pinned and is unpacked.
-func havePinned(ctx context.Context, c *client.Client, snapshotter string, wanted *ocispec.Index) (bool, error) {
-	if wanted == nil || len(wanted.Manifests) == 0 {
-		return false, nil
-	}
-	for _, m := range wanted.Manifests {
-		name := m.Annotations[images.AnnotationImageName]
-		if name == "" {
-			name = m.Annotations[ocispec.AnnotationRefName]
-		}
-		image, err := c.GetImage(ctx, name)
-		if errdefs.IsNotFound(err) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		if image.Target().Digest != m.Digest || image.Labels()[pinnedLabel] != pinnedValue {
-			return false, nil
-		}
-		if unpacked, err := image.IsUnpacked(ctx, snapshotter); err != nil || !unpacked {
-			return false, nil //nolint:nilerr // content that is not whole is imported again
+// haveImages says whether containerd has all the images, the same ones, pinned and unpacked.
+func haveImages(ctx context.Context, c *client.Client, snapshotter string, wanted []archived) (bool, error) {
+	for _, w := range wanted {
+		for _, name := range w.RepoTags {
+			image, err := c.GetImage(ctx, name)
+			if errdefs.IsNotFound(err) {
+				return false, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			// Content that is not whole is imported again, whatever is wrong with it.
+			config, err := image.Config(ctx)
+			if err != nil || config.Digest.Encoded() != w.configDigest() || image.Labels()[pinnedLabel] != pinnedValue {
+				return false, nil
+			}
+			if unpacked, err := image.IsUnpacked(ctx, snapshotter); err != nil || !unpacked {
+				return false, nil
+			}
 		}
 	}
-	return true, nil
+	return len(wanted) > 0, nil
 }
 
-// archiveIndex reads an archive's index.json, which names every image by digest; nil when it is of Docker's kind without one.
-// The layers between are skipped, not read.
-func archiveIndex(f io.ReadSeeker) (*ocispec.Index, error) {
+// archived is an image as an archive's manifest.json lists it. The configuration holds the layers' digests, so its own names
+// the whole image.
+type archived struct {
+	Config   string
+	RepoTags []string
+}
+
+// configDigest reads "sha256:<hex>", "<hex>.json" and "blobs/sha256/<hex>", which different tools write.
+func (a archived) configDigest() string {
+	return strings.TrimSuffix(strings.TrimPrefix(path.Base(a.Config), "sha256:"), ".json")
+}
+
+// archiveImages lists an archive's images; none when it has no manifest.json. Layers are skipped, not read.
+func archiveImages(f io.ReadSeeker) ([]archived, error) {
 	for r := tar.NewReader(f); ; {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -123,13 +131,13 @@ func archiveIndex(f io.ReadSeeker) (*ocispec.Index, error) {
 		if err != nil {
 			return nil, fmt.Errorf("is not a tar archive: %w", err)
 		}
-		if filepath.Clean(header.Name) != ocispec.ImageIndexFile {
+		if path.Clean(header.Name) != "manifest.json" {
 			continue
 		}
-		index := &ocispec.Index{}
-		if err := json.NewDecoder(r).Decode(index); err != nil {
+		var list []archived
+		if err := json.NewDecoder(r).Decode(&list); err != nil {
 			return nil, fmt.Errorf("%s: %w", header.Name, err)
 		}
-		return index, nil
+		return list, nil
 	}
 }

@@ -1,0 +1,284 @@
+package agent
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/skerry-os/skerry/pkg/machine"
+)
+
+func prefixes(texts ...string) (out []netip.Prefix) {
+	for _, t := range texts {
+		out = append(out, netip.MustParsePrefix(t))
+	}
+	return out
+}
+
+func testConfig(dataDir string) Config {
+	return Config{
+		Settings:            machine.Agent{DataDir: dataDir, NodeLabel: []string{"zone=north"}, NodeTaint: []string{"dedicated=db:NoSchedule"}},
+		NodeName:            "north-1",
+		NodeIPs:             []netip.Addr{netip.MustParseAddr("192.0.2.5")},
+		ClusterCIDR:         prefixes("10.42.0.0/16"),
+		ClusterDNS:          []netip.Addr{netip.MustParseAddr("10.43.0.10")},
+		ClusterDomain:       "cluster.local",
+		ClientCA:            "/pki/client-ca.crt",
+		KubeletPair:         "/pki/kubelet.pem",
+		KubeletKubeconfig:   "/pki/kubelet.kubeconfig",
+		KubeProxyKubeconfig: "/pki/kube-proxy.kubeconfig",
+		Libexec:             filepath.Join(dataDir, "libexec"),
+		Share:               filepath.Join(dataDir, "share"),
+	}
+}
+
+// Everything a node with its own data folder writes is below that folder or its own run folder, and the sockets fit.
+func TestLayout(t *testing.T) {
+	usual := newLayout(testConfig(machine.DataDir))
+	if usual.pods != "/var/lib/kubelet" || usual.logs != "/var/log/pods" || usual.socket() != "/run/skerry/containerd.sock" {
+		t.Errorf("the usual folders are %s, %s, %s", usual.pods, usual.logs, usual.socket())
+	}
+	dir := "/a/very/long/folder/" + strings.Repeat("x", 200)
+	own := newLayout(testConfig(dir))
+	for _, p := range []string{own.pods, own.logs, own.data, own.cniConf()} {
+		if !strings.HasPrefix(p, dir+"/") {
+			t.Errorf("%s is outside the data folder", p)
+		}
+	}
+	if len(own.socket()+".ttrpc") > 107 || own.run == usual.run {
+		t.Errorf("run folder is %s", own.run)
+	}
+	if a, b := runDir("/x/y"), runDir("/x/y/"); a != b {
+		t.Errorf("one folder, two run folders: %s, %s", a, b)
+	}
+}
+
+func TestServicesNames(t *testing.T) {
+	var names []string
+	known := []string{"kube-apiserver"}
+	for _, s := range Services(testConfig(t.TempDir())) {
+		for _, need := range s.Needs {
+			if !slices.Contains(known, need) {
+				t.Errorf("%s needs %s, which does not stand above it", s.Name, need)
+			}
+		}
+		names, known = append(names, s.Name), append(known, s.Name)
+	}
+	if got := strings.Join(names, " "); got != "containerd images pod-network kubelet kube-proxy node-ready" {
+		t.Errorf("services are %s", got)
+	}
+}
+
+func TestHelpers(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"bin", "libexec/skerry", "share/skerry"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	libexec, share := Helpers(filepath.Join(dir, "bin/skerryd"))
+	if libexec != filepath.Join(dir, "libexec/skerry") || share != filepath.Join(dir, "share/skerry") {
+		t.Errorf("got %s, %s", libexec, share)
+	}
+	if libexec, share := Helpers("/nowhere/bin/skerryd"); libexec != "/usr/libexec/skerry" || share != "/usr/share/skerry" {
+		t.Errorf("got %s, %s", libexec, share)
+	}
+	t.Setenv("PATH", filepath.Join(dir, "bin"))
+	if _, err := findProgram(filepath.Join(dir, "libexec/skerry"), "runc"); err == nil || !strings.Contains(err.Error(), "neither in") {
+		t.Errorf("a program that is nowhere: %v", err)
+	}
+	for _, where := range []string{"bin", "libexec/skerry"} { // the helper's folder wins over PATH
+		want := filepath.Join(dir, where, "runc")
+		if err := os.WriteFile(want, []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := findProgram(filepath.Join(dir, "libexec/skerry"), "runc"); err != nil || got != want {
+			t.Errorf("got %s, %v; want %s", got, err, want)
+		}
+	}
+}
+
+func TestCNIConfig(t *testing.T) {
+	data, err := cniConfig(prefixes("10.42.3.0/24", "fd00:42:0:3::/64"), "/run/skerry/cni")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conf struct {
+		Name    string
+		Plugins []struct {
+			Type string
+			IPAM struct {
+				Type, DataDir string
+				Ranges        [][]struct{ Subnet string }
+				Routes        []struct{ Dst string }
+			}
+			Backend      string
+			Capabilities map[string]bool
+		}
+	}
+	if err := json.Unmarshal(data, &conf); err != nil {
+		t.Fatal(err)
+	}
+	ptp, portmap := conf.Plugins[0], conf.Plugins[1]
+	if ptp.Type != "ptp" || ptp.IPAM.Ranges[0][0].Subnet != "10.42.3.0/24" || ptp.IPAM.Ranges[1][0].Subnet != "fd00:42:0:3::/64" ||
+		ptp.IPAM.Routes[0].Dst != "0.0.0.0/0" || ptp.IPAM.Routes[1].Dst != "::/0" || ptp.IPAM.DataDir != "/run/skerry/cni" {
+		t.Errorf("ptp is %+v", ptp)
+	}
+	if portmap.Type != "portmap" || portmap.Backend != "nftables" || !portmap.Capabilities["portMappings"] {
+		t.Errorf("portmap is %+v", portmap)
+	}
+}
+
+// The file follows the Node, and is not touched when nothing changed.
+func TestWriteCNIFollowsNode(t *testing.T) {
+	n := newNode(newLayout(testConfig(t.TempDir())))
+	read := func() string { data, _ := os.ReadFile(n.cniConf()); return string(data) }
+	if err := n.writeCNI(prefixes("10.42.0.0/24")); err != nil || !strings.Contains(read(), "10.42.0.0/24") {
+		t.Fatalf("%v: %s", err, read())
+	}
+	before, _ := os.Stat(n.cniConf())
+	if err := n.writeCNI(prefixes("10.42.0.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := os.Stat(n.cniConf()); !os.SameFile(before, after) {
+		t.Error("the file was written again without need")
+	}
+	if err := n.writeCNI(prefixes("10.42.7.0/24")); err != nil || !strings.Contains(read(), "10.42.7.0/24") {
+		t.Errorf("%v: %s", err, read())
+	}
+}
+
+func TestMasqueradeRules(t *testing.T) {
+	fake := knftables.NewFake(knftables.InetFamily, masqTable)
+	for range 2 { // a second start must not double them
+		if err := fake.Run(t.Context(), masqueradeRules(fake, prefixes("10.42.0.0/16", "fd00:42::/56"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var rules []string
+	for line := range strings.Lines(fake.Dump()) {
+		if rule, ok := strings.CutPrefix(strings.TrimSpace(line), "add rule inet skerry postrouting "); ok {
+			rules = append(rules, rule)
+		}
+	}
+	want := []string{
+		"ip saddr 10.42.0.0/16 ip daddr 10.42.0.0/16 return",
+		"ip saddr 10.42.0.0/16 ip daddr 224.0.0.0/4 return",
+		"ip saddr 10.42.0.0/16 masquerade",
+		"ip6 saddr fd00:42::/56 ip6 daddr fd00:42::/56 return",
+		"ip6 saddr fd00:42::/56 ip6 daddr ff00::/8 return",
+		"ip6 saddr fd00:42::/56 masquerade",
+	}
+	if !slices.Equal(rules, want) {
+		t.Errorf("rules are\n%s", strings.Join(rules, "\n"))
+	}
+}
+
+func TestKubeletServer(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	cfg.Settings.KubeletArg = []string{"max-pods=50", "--v=2", "eviction-hard=memory.available<200Mi"}
+	s, err := newLayout(cfg).kubeletServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Authentication.Anonymous.Enabled || !s.Authentication.Webhook.Enabled || s.ReadOnlyPort != 0 || s.Authorization.Mode != "Webhook" {
+		t.Error("its server lets in who should stay out")
+	}
+	if s.MaxPods != 50 || s.EvictionHard["memory.available"] != "200Mi" {
+		t.Errorf("extra flags are not heard: %d, %v", s.MaxPods, s.EvictionHard)
+	}
+	if s.HostnameOverride != "north-1" || s.NodeIP != "192.0.2.5" || s.NodeLabels["zone"] != "north" || s.RegisterWithTaints[0].Value != "db" {
+		t.Errorf("node is %s %s %v %v", s.HostnameOverride, s.NodeIP, s.NodeLabels, s.RegisterWithTaints)
+	}
+	if s.ClusterDNS[0] != "10.43.0.10" || s.TLSCertFile != "/pki/kubelet.pem" {
+		t.Errorf("dns %v, certificate %s", s.ClusterDNS, s.TLSCertFile)
+	}
+	for _, bad := range []string{"no-such-flag=1", "max-pods=many", "config=/x"} {
+		cfg.Settings.KubeletArg = []string{bad}
+		if _, err := newLayout(cfg).kubeletServer(); err == nil || !strings.Contains(err.Error(), "kubelet-arg") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestKubeProxyOptions(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	_, health, err := newLayout(cfg).kubeProxyOptions()
+	if err != nil || health != "127.0.0.1:10256" {
+		t.Errorf("health is asked at %q, %v", health, err)
+	}
+	cfg.Settings.KubeProxyArg = []string{"healthz-bind-address=192.0.2.5:1000"}
+	if _, health, err := newLayout(cfg).kubeProxyOptions(); err != nil || health != "192.0.2.5:1000" {
+		t.Errorf("health is asked at %q, %v", health, err)
+	}
+	cfg.Settings.KubeProxyArg = []string{"proxy-mode=carrier-pigeon"}
+	if _, _, err := newLayout(cfg).kubeProxyOptions(); err == nil {
+		t.Error("a mode that does not exist was accepted")
+	}
+	for bind, want := range map[string]string{"0.0.0.0:10256": "127.0.0.1:10256", "[::]:1": "[::1]:1", "10.0.0.1:2": "10.0.0.1:2", "0.0.0.0:0": "", "": ""} {
+		if got := localHealth(bind); got != want {
+			t.Errorf("%s: asked at %q; want %q", bind, got, want)
+		}
+	}
+}
+
+func TestHost(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	if !mayLowerOOMScore(write("root", "Name:\tx\nCapEff:\t000001ffffffffff\n")) || mayLowerOOMScore(write("less", "CapEff:\t000001fffeffffff\n")) || mayLowerOOMScore(dir+"/none") {
+		t.Error("CAP_SYS_RESOURCE is misread")
+	}
+	stub := write("stub", "nameserver 127.0.0.53\n")
+	real := write("real", "# x\nsearch example.org\nnameserver 192.0.2.53\n")
+	empty := write("empty", "")
+	for _, c := range []struct {
+		files []string
+		want  string
+	}{{[]string{stub, real}, real}, {[]string{real, stub}, real}, {[]string{stub}, ""}, {[]string{empty, dir + "/none"}, ""}} {
+		if got := resolvConf(c.files...); got != c.want {
+			t.Errorf("%v: %q", c.files, got)
+		}
+	}
+}
+
+func TestArchiveImages(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for name, text := range map[string]string{"layer.tar": strings.Repeat("x", 5000), "manifest.json": `[{"Config":"blobs/sha256/abc","RepoTags":["skerry.local/pause:1"]}]`} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(text)), Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	list, err := archiveImages(bytes.NewReader(buf.Bytes()))
+	if err != nil || len(list) != 1 || list[0].RepoTags[0] != "skerry.local/pause:1" || list[0].configDigest() != "abc" {
+		t.Errorf("%+v, %v", list, err)
+	}
+	for config, want := range map[string]string{"sha256:abc": "abc", "abc.json": "abc"} {
+		if got := (archived{Config: config}).configDigest(); got != want {
+			t.Errorf("%s: %s", config, got)
+		}
+	}
+	if _, err := archiveImages(strings.NewReader("this is not a tar archive at all" + strings.Repeat("\n", 600))); err == nil {
+		t.Error("rubbish was taken for an archive")
+	}
+}

@@ -37,10 +37,10 @@ var links = map[string]string{
 	"usr/bin/ctr":     "skerryd",
 	"usr/bin/crictl":  "skerryd",
 
-	"usr/libexec/skerry/cni/bridge":     "../containerd-shim-runc-v2",
 	"usr/libexec/skerry/cni/host-local": "../containerd-shim-runc-v2",
 	"usr/libexec/skerry/cni/loopback":   "../containerd-shim-runc-v2",
 	"usr/libexec/skerry/cni/portmap":    "../containerd-shim-runc-v2",
+	"usr/libexec/skerry/cni/ptp":        "../containerd-shim-runc-v2",
 }
 
 // Build tags and flags are the same for every program and for whoever works on the source, so that all share one build cache:

@@ -104,7 +104,8 @@ func (i *inspection) inner(where string, base int64, err error) {
 	if err == nil {
 		return
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &joined) {
 		for _, e := range joined.Unwrap() {
 			i.inner(where, base, e)
 		}

@@ -16,7 +16,8 @@ import (
 
 // faultsOf takes the Faults out of a joined error.
 func faultsOf(err error) (out []Fault) {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &joined) {
 		for _, e := range joined.Unwrap() {
 			out = append(out, faultsOf(e)...)
 		}

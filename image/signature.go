@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -15,7 +16,7 @@ const maxBoot = 512 << 20
 // signatures checks what Secure Boot firmware will check once it has enrolled the disk's own keys: that each EFI program is
 // signed by db. Programs whose digest is wrong were named already; a wrong one here is the release's fault.
 func (i *inspection) signatures(p *Plan) {
-	inESP := func(err error) bool { f, ok := err.(Fault); return ok && f.Where == boards.ESP }
+	inESP := func(err error) bool { f := (Fault{}); return errors.As(err, &f) && f.Where == boards.ESP }
 	if !p.SecureBoot || slices.ContainsFunc(i.faults, inESP) {
 		return
 	}

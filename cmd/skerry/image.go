@@ -200,7 +200,8 @@ type inspected struct {
 
 func faults(err error) []string {
 	out := []string{}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &joined) {
 		for _, e := range joined.Unwrap() {
 			out = append(out, faults(e)...)
 		}

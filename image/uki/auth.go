@@ -31,7 +31,7 @@ func EnrolFile(variable, owner string, cert *x509.Certificate, when time.Time, k
 	case "db":
 		vendor = guidSecurity
 	default:
-		return nil, fmt.Errorf("Secure Boot variable %q: is not one of PK, KEK, db", variable)
+		return nil, fmt.Errorf("variable %q: is not one of PK, KEK, db", variable)
 	}
 	list, err := signatureList(owner, cert)
 	if err != nil {

@@ -54,8 +54,10 @@ func newRootCmd() *cobra.Command {
 		newConfigCmd(),
 		newImageCmd(),
 		newKeysCmd(),
+		newKubeconfigCmd(),
 		newReleaseCmd(),
 		newVersionCmd(),
+		newVMCmd(),
 	)
 	return root
 }

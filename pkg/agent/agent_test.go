@@ -3,6 +3,7 @@ package agent
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/netip"
 	"os"
@@ -10,9 +11,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
 )
 
@@ -245,13 +248,51 @@ func TestHost(t *testing.T) {
 	stub := write("stub", "nameserver 127.0.0.53\n")
 	real := write("real", "# x\nsearch example.org\nnameserver 192.0.2.53\n")
 	empty := write("empty", "")
+	kept := filepath.Join(dir, "run", "kept")
 	for _, c := range []struct {
 		files []string
 		want  string
-	}{{[]string{stub, real}, real}, {[]string{real, stub}, real}, {[]string{stub}, ""}, {[]string{empty, dir + "/none"}, ""}} {
-		if got := resolvConf(c.files...); got != c.want {
-			t.Errorf("%v: %q", c.files, got)
+	}{{[]string{stub, real}, "nameserver 192.0.2.53"}, {[]string{real, stub}, "search example.org"}, {[]string{stub}, noNameserver}, {[]string{empty, dir + "/none"}, noNameserver}} {
+		if err := (resolvConf{kept, c.files}).update(); err != nil {
+			t.Fatal(err)
 		}
+		if got, err := os.ReadFile(kept); err != nil || !strings.Contains(string(got), c.want) {
+			t.Errorf("%v: %q, %v", c.files, got, err)
+		}
+	}
+}
+
+// A list that appears later, behind a link to a folder of its own, reaches the pods.
+func TestResolvConfFollows(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "resolv.conf")
+	if err := os.Symlink(filepath.Join(dir, "run", "resolv.conf"), link); err != nil {
+		t.Fatal(err)
+	}
+	r := resolvConf{filepath.Join(dir, "pods", "resolv.conf"), []string{link}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.follow(ctx) }()
+	wait := func(text string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			if data, err := os.ReadFile(r.file); err == nil && strings.Contains(string(data), text) {
+				return
+			}
+		}
+		t.Fatalf("%q never came", text)
+	}
+	wait("100::1")
+	if err := atomicfile.Write(filepath.Join(dir, "run", "resolv.conf"), []byte("nameserver 192.0.2.53\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wait("192.0.2.53")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

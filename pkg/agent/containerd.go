@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
-	"github.com/containerd/log"
 )
 
 // PauseImage holds a pod's namespaces open. It comes with the release and is never pulled.
@@ -31,9 +30,6 @@ func (l *layout) runContainerd(ctx context.Context, ready func()) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-	}
-	if err := log.SetLevel(l.logLevel()); err != nil {
-		return fmt.Errorf("containerd: %w", err)
 	}
 	if err := server.CreateTopLevelDirectories(cfg); err != nil {
 		return fmt.Errorf("containerd: %w", err)
@@ -62,14 +58,6 @@ func (l *layout) runContainerd(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 	}
 	return nil
-}
-
-// logLevel hides containerd's line or two per call unless someone looks for them.
-func (l *layout) logLevel() string {
-	if l.Settings.Debug {
-		return "info"
-	}
-	return "warn"
 }
 
 // containerdConfig is what a config.toml would say. Version 4 is a must: an older one ignores the addresses without a word.

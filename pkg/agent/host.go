@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"bufio"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -31,39 +29,4 @@ func mayLowerOOMScore(statusFile string) bool {
 func pureCgroup2(root string) bool {
 	_, err := os.Stat(root + "/cgroup.controllers")
 	return err == nil
-}
-
-// resolvConf picks the file whose nameservers pods that ask for the node's DNS can reach: systemd-resolved's real list, when
-// /etc/resolv.conf only names an address of this machine. With no usable file, pods get an empty one.
-func resolvConf(candidates ...string) string {
-	for _, name := range candidates {
-		if usableResolvConf(name) {
-			return name
-		}
-	}
-	return ""
-}
-
-func usableResolvConf(name string) bool {
-	f, err := os.Open(name)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = f.Close() }()
-	found := false
-	for s := bufio.NewScanner(f); s.Scan(); {
-		fields := strings.Fields(s.Text())
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
-		}
-		address, err := netip.ParseAddr(fields[1])
-		if err != nil {
-			continue
-		}
-		if address.IsLoopback() {
-			return false
-		}
-		found = true
-	}
-	return found
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -28,6 +29,10 @@ func (l *layout) runKubelet(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}
+	resolv := l.resolvConf()
+	if err := resolv.update(); err != nil {
+		return err
+	}
 	deps, err := app.UnsecuredDependencies(ctx, server, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return fmt.Errorf("kubelet: %w", err)
@@ -43,6 +48,14 @@ func (l *layout) runKubelet(ctx context.Context, ready func()) error {
 		}
 		ready()
 	}()
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		if err := resolv.follow(ctx); err != nil {
+			slog.Warn("pods keep the nameservers of the start", "err", err)
+		}
+	}()
+	defer func() { cancel(); <-followed }()
 	return until(ctx, func() error {
 		if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
 			return fmt.Errorf("kubelet: %w", err)
@@ -117,7 +130,7 @@ func (l *layout) kubeletConfig(c *kubeletconfig.KubeletConfiguration) error {
 	c.SerializeImagePulls = false
 	c.PodLogsDir = l.logs
 	c.VolumePluginDir = filepath.Join(l.pods, "volumeplugins") // the default is on the read-only root
-	c.ResolverConfig = resolvConf("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
+	c.ResolverConfig = l.resolvConf().file
 	c.ClusterDomain = l.ClusterDomain
 	c.ClusterDNS = strings.Fields(joinText(l.ClusterDNS, " "))
 

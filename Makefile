@@ -19,8 +19,9 @@ RUN     := $(OUT)/run
 SKERRY  := $(OUT)/bin/skerry
 export PATH := /usr/local/sbin:/usr/sbin:/sbin:$(PATH)
 
-# git describe without its v; before the first tag, 0.0.0 and the commit.
-VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed s/^v// | grep . || echo 0.0.0-$$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown))
+# What image/compose calls the release too: git describe without its v; before the first tag, the number of commits.
+VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed s/^v// | grep . || \
+  echo 0.0.0-$$(git rev-list --count HEAD)-g$$(git rev-parse HEAD | head -c 9)$$(git status --porcelain --untracked-files=no | sed -n '1s/.*/-dirty/p'))
 COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 TIME    := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 V       := github.com/skerry-os/skerry/pkg/version

@@ -25,7 +25,7 @@ var (
 	initLine = regexp.MustCompile(`^skerry: (.*)$`)
 	stepOK   = regexp.MustCompile(`^(.+): ok(?: \((.*)\))?$`)
 	// ready is what init says when skerryd told it that the node is Ready.
-	ready = regexp.MustCompile(`(?i)^(node|start node|status): .*\bready\b`)
+	ready = regexp.MustCompile(`^node: Ready\b`)
 	// trouble is shown whatever stage it comes from.
 	trouble = regexp.MustCompile(`Kernel panic|Out of memory|BUG: |Security Policy Violation|Access Denied|Error loading|No bootable`)
 )
@@ -53,7 +53,7 @@ func (p *progress) line(text string) (done bool) {
 	}
 	if p.terminal {
 		_, _ = fmt.Fprintf(p.w, "\r\x1b[K%s … %.100s", p.elapsed(), m[1])
-	} else if !strings.HasPrefix(m[1], "status:") {
+	} else {
 		p.print(" ", m[1])
 	}
 	return false

@@ -100,6 +100,9 @@ func New(dir, name string) (*Set, error) {
 	if err := atomicfile.SyncDir(tmp); err != nil {
 		return nil, err
 	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // empty: seen above, and this removes no other
+		return nil, err
+	}
 	if err := os.Rename(tmp, dir); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}

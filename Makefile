@@ -70,8 +70,8 @@ lock: setup $(SKERRY) ## renew the pinned Debian packages
 	@$(SKERRY) release lock
 
 reproducible: setup $(SKERRY) $(KEYS) ## build the release twice and compare every byte
-	@for n in 1 2; do rm -rf $(OUT)/twice-$$n; $(SKERRY) release build --arch $(ARCH) --keys $(KEYS) -o $(OUT)/twice-$$n; done
-	@diff -r $(OUT)/twice-1 $(OUT)/twice-2 && echo "ok: both builds have the same bytes" && rm -rf $(OUT)/twice-1 $(OUT)/twice-2
+	@for n in 1 2; do rm -rf $(OUT)/twice-$$n $(OUT)/twice-$$n.work; $(SKERRY) release build --arch $(ARCH) --keys $(KEYS) --work $(OUT)/twice-$$n.work -o $(OUT)/twice-$$n; done
+	@diff -r $(OUT)/twice-1 $(OUT)/twice-2 && echo "ok: both builds have the same bytes" && rm -rf $(OUT)/twice-*
 
 ##################################################  run  ##################################################
 run: image ## boot the image in QEMU, wait until the node is Ready, show what runs

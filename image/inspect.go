@@ -81,6 +81,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 		i.compare(d, e)
 	}
 	i.signatures(p)
+	i.kernels(p, d.rel.Manifest().Root)
 	return p, i.err()
 }
 

@@ -174,6 +174,7 @@ func TestEditedConfigIsNamed(t *testing.T) {
 func TestWrongReleaseIsFound(t *testing.T) {
 	for want, spoil := range map[string]func(b *releasetest.Bench, m *release.Manifest){
 		"root-a: offset": func(_ *releasetest.Bench, m *release.Manifest) { m.Root.RootHash = strings.Repeat("12", 32) },
+		"/EFI/Linux/os-b.efi: its command line lacks skerry.roothash=1212": func(_ *releasetest.Bench, m *release.Manifest) { m.Root.RootHash = strings.Repeat("12", 32) },
 		"/EFI/Linux/os-a.efi: is not signed": func(b *releasetest.Bench, m *release.Manifest) {
 			board := m.Boards["x86-uefi"]
 			for _, f := range m.Files {

@@ -8,12 +8,13 @@ package deps
 // Layers, from what needs nothing to what needs everything. A name ending in /... stands for all packages below it and
 // itself. Packages of one layer do not import each other; where they do, write two layers.
 const Layers = `
-leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/slot pkg/supervise pkg/linux
-leaves:    pkg/supervise/process pkg/clock pkg/network
+leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/slot pkg/supervise
+leaves:    pkg/supervise/process pkg/clock
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 data:      pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
+system:    pkg/linux pkg/network
 build:     image/compose overlays
 build:     image image/releasetest
 update:    pkg/repository

@@ -55,7 +55,7 @@ func SetSysctl(proc, key, value string) error {
 	// No O_CREATE: a name that the kernel does not have is an error.
 	f, err := os.OpenFile(filepath.Join(proc, name), os.O_WRONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("kernel setting %s: this kernel has none of that name", key)
+		return fmt.Errorf("kernel setting %s: this kernel has none of that name: %w", key, err)
 	}
 	if err != nil {
 		return fmt.Errorf("kernel setting %s: %w", key, err)

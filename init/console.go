@@ -1,0 +1,159 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+)
+
+// console is everything the kernel calls a console: screens, which get one status display that is redrawn, and serial
+// lines, which get lines.
+type console struct {
+	mu     sync.Mutex
+	ttys   []tty
+	log    *os.File // on the data partition, once it is there
+	recent []string
+	status []string // the display; nil until the node starts
+}
+
+type tty struct {
+	f      *os.File
+	screen bool
+}
+
+// recentLines is how many of the last lines stay below the status display.
+const recentLines = 12
+
+var virtualTerminal = regexp.MustCompile(`^/dev/tty[0-9]+$`)
+
+// open opens the devices again, after /dev appeared or changed.
+func (c *console) open(names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.ttys {
+		_ = t.f.Close()
+	}
+	c.ttys = nil
+	for _, name := range names {
+		// Never a controlling terminal, and never to wait for: a serial line may have nobody at its end.
+		f, err := os.OpenFile(name, os.O_WRONLY|noCTTY|nonBlock, 0)
+		if err != nil {
+			continue // the command line names a port that this machine does not have
+		}
+		c.ttys = append(c.ttys, tty{f, virtualTerminal.MatchString(name)})
+	}
+}
+
+// say prints one line, as "skerry: line", everywhere.
+func (c *console) say(line string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	line = "skerry: " + line
+	c.recent = append(c.recent, line)
+	c.recent = c.recent[max(0, len(c.recent)-recentLines):]
+	if c.log != nil {
+		_, _ = fmt.Fprintf(c.log, "%s %s\n", time.Now().UTC().Format(time.RFC3339), line)
+	}
+	for _, t := range c.ttys {
+		if !t.screen || c.status == nil {
+			t.write(line + "\n")
+		}
+	}
+	c.draw()
+}
+
+func (c *console) sayf(format string, a ...any) { c.say(fmt.Sprintf(format, a...)) }
+
+// show puts the status display up, or changes it. Serial lines get it as a block, and only when it changed.
+func (c *console) show(status []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if strings.Join(c.status, "\n") == strings.Join(status, "\n") {
+		return
+	}
+	c.status = status
+	for _, t := range c.ttys {
+		if !t.screen {
+			t.write(block(status))
+		}
+	}
+	c.draw()
+}
+
+// redraw changes the status display on screens only, for news that serial lines got as a line.
+func (c *console) redraw(status []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.status == nil {
+		return
+	}
+	c.status = status
+	c.draw()
+}
+
+// block is the status on a serial line.
+func block(status []string) string {
+	var b strings.Builder
+	for _, l := range status {
+		b.WriteString("skerry| " + l + "\n")
+	}
+	return b.String()
+}
+
+// draw redraws the screens: the status, then the last lines.
+func (c *console) draw() {
+	if c.status == nil {
+		return
+	}
+	var b strings.Builder
+	b.WriteString("\x1b[H\x1b[2J\n")
+	for _, l := range c.status {
+		b.WriteString("  " + l + "\n")
+	}
+	b.WriteString("\n")
+	for _, l := range c.recent {
+		b.WriteString("  " + l + "\n")
+	}
+	for _, t := range c.ttys {
+		if t.screen {
+			t.write(b.String())
+		}
+	}
+}
+
+// plain takes the display down, so that the last words of a machine are lines on every console.
+func (c *console) plain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status = nil
+}
+
+// logTo also writes lines to a file, the ones so far included.
+func (c *console) logTo(f *os.File) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.log = f
+	if f == nil {
+		return
+	}
+	for _, l := range c.recent {
+		_, _ = fmt.Fprintf(f, "%s %s\n", time.Now().UTC().Format(time.RFC3339), l)
+	}
+}
+
+func (t tty) write(s string) {
+	_ = t.f.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = t.f.WriteString(s)
+}
+
+// oneLine puts an error of many lines on one.
+func oneLine(err error) string {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, " | ")
+}

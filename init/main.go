@@ -1,0 +1,69 @@
+// Init is process 1 of a Skerry machine, twice: in the initramfs, where it finds the root it was booted for, checks it and
+// moves there (stage 1), and on that root, where it makes a node of the machine (stage 2). It is also /sbin/modprobe, which
+// the kernel calls for modules it wants.
+//
+// The two sequences below are the whole boot. Each step says on every console how it went, in lines that tests and the
+// progress display of `skerry` read, so their form is fixed:
+//
+//	skerry: <step>: ok (120ms)
+//	skerry: <step>: <error>; <what happens next>
+//	skerry: switch root: slot <a|b>, release <version>, <partition> (3.1s after power on)
+//	skerry: waiting: <what the node waits for>
+//	skerry: node: Ready (12.3s after power on)
+//
+// Lines that start with "skerry| " are the status display's, as serial consoles get it.
+//
+// A step that must succeed and does not restarts the machine ten seconds later, so that the firmware can choose another
+// slot; one that may fail is logged and the machine goes on without. So does a panic of the kernel, and anything that stops
+// init from feeding the hardware watchdog. No failure leads to a shell: there is none.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// stage1 runs in the initramfs.
+var stage1 = []step{
+	must("mount kernel filesystems", mountKernel, 10*time.Second),
+	must("read command line", readCmdline, 5*time.Second),
+	may("load boot modules", loadBootModules, 2*time.Minute), // what is missing shows in the next steps
+	may("start watchdog", startWatchdog, 10*time.Second),     // not every machine has one
+	must("find slot", findSlot, 90*time.Second),              // USB disks take their time
+	must("verify slot", verifySlot, 30*time.Second),
+	must("open root", openRoot, 30*time.Second),
+	must("switch root", switchRoot, 30*time.Second), // does not come back
+}
+
+// stage2 runs on the verified root.
+var stage2 = []step{
+	must("mount node filesystems", mountNode, 10*time.Second),
+	may("adopt watchdog", adoptWatchdog, 5*time.Second),
+	must("read identity", readIdentity, 5*time.Second),
+	may("load modules", loadModules, 90*time.Second),
+	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
+	must("read config", readConfig, 30*time.Second),
+	may("set clock", setClock, 5*time.Second), // a Pi wakes up in 1970; NTP follows behind us
+	must("name machine", nameMachine, 5*time.Second),
+	may("apply kernel settings", applySysctls, 5*time.Second),
+	may("bring up network", startNetwork, 30*time.Second), // keeps trying behind us
+	must("start node", startNode, 30*time.Second),         // server or agent, as the config says
+}
+
+func main() {
+	switch {
+	case filepath.Base(os.Args[0]) == "modprobe":
+		os.Exit(modprobe(os.Args[1:]))
+	case os.Getpid() != 1:
+		fmt.Fprintln(os.Stderr, "init: is process 1 of a Skerry machine, started by the kernel; there is nothing to run by hand")
+		os.Exit(2)
+	}
+	s := newSystem()
+	if inInitramfs() {
+		s.runStage1(stage1)
+	} else {
+		s.runStage2(stage2)
+	}
+}

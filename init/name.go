@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/clock"
+	"github.com/skerry-os/skerry/pkg/linux"
+	"github.com/skerry-os/skerry/pkg/network"
+)
+
+const (
+	runDir    = "/run/skerry"
+	clockFile = dataDir + "/clock"
+	saveClock = 10 * time.Minute
+)
+
+// setClock moves the clock to the latest time that has certainly passed, and stores the time from now on.
+func setClock(_ context.Context, s *system) error {
+	c := clock.System()
+	saved, err := clock.Saved(clockFile)
+	behind, rerr := c.Raise(s.id.Release.BuildTime, saved)
+	if behind > 0 {
+		s.console.sayf("set clock: it was %v behind the last time known", behind.Round(time.Second))
+	}
+	s.behind(func(ctx context.Context) {
+		t := time.NewTicker(saveClock)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				_ = c.Save(clockFile) // the next one may work; shutdown saves too
+			}
+		}
+	})
+	return errors.Join(err, rerr)
+}
+
+// nameMachine gives the machine its host name and id.
+func nameMachine(_ context.Context, s *system) error {
+	name, err := hostname(s.config.Hostname, filepath.Join(dataDir, "hostname"), hardwareAddresses())
+	if err != nil {
+		return err
+	}
+	s.hostname = name
+	id, err := machineID(filepath.Join(dataDir, "machine-id"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for file, text := range map[string]string{"hostname": name + "\n", "hosts": network.Hosts(name), "machine-id": id + "\n"} {
+		errs = append(errs, os.WriteFile(filepath.Join(runDir, file), []byte(text), 0o644))
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		errs = append(errs, fmt.Errorf("host name %s: %w", name, err))
+	}
+	return errors.Join(errs...)
+}
+
+// hostname is the configured one; else the one this machine got at its first start, from a network card's address, which is
+// kept: the node must not change its name because a card was added.
+func hostname(configured, kept string, cards []string) (string, error) {
+	if configured != "" {
+		return configured, nil
+	}
+	data, err := os.ReadFile(kept)
+	if name := strings.TrimSpace(string(data)); err == nil && name != "" {
+		return name, nil
+	}
+	var end string
+	if len(cards) > 0 {
+		end = strings.ReplaceAll(slices.Min(cards), ":", "")[6:]
+	} else {
+		b := make([]byte, 3)
+		_, _ = rand.Read(b)
+		end = hex.EncodeToString(b)
+	}
+	name := "skerry-" + end
+	return name, atomicfile.Write(kept, []byte(name+"\n"), 0o644)
+}
+
+// hardwareAddresses lists those of the cards that have one of their own.
+func hardwareAddresses() []string {
+	list, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, i := range list {
+		if len(i.HardwareAddr) == 6 && i.Flags&net.FlagLoopback == 0 && exists("/sys/class/net/"+i.Name+"/device") {
+			out = append(out, i.HardwareAddr.String())
+		}
+	}
+	return out
+}
+
+var machineIDs = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// machineID is made once and kept.
+func machineID(kept string) (string, error) {
+	data, err := os.ReadFile(kept)
+	if id := strings.TrimSpace(string(data)); err == nil && machineIDs.MatchString(id) {
+		return id, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	b := make([]byte, 16)
+	_, _ = rand.Read(b)
+	id := hex.EncodeToString(b)
+	return id, atomicfile.Write(kept, []byte(id+"\n"), 0o444)
+}
+
+// sysctls are what every node needs. What a kernel does not have is not missed.
+var sysctls = map[string]string{
+	"fs.inotify.max_user_instances":       "8192", // pods with file watchers share root's
+	"fs.inotify.max_user_watches":         "524288",
+	"kernel.panic":                        "5",
+	"kernel.panic_on_oops":                "1",
+	"kernel.keys.root_maxbytes":           "25000000", // containers take a key each
+	"kernel.keys.root_maxkeys":            "1000000",
+	"net.bridge.bridge-nf-call-iptables":  "1", // or services are not reached from the same node
+	"net.bridge.bridge-nf-call-ip6tables": "1",
+	"net.ipv4.ip_forward":                 "1",
+	"net.ipv6.conf.all.forwarding":        "1",
+	"net.ipv6.conf.default.accept_ra":     "2",      // hear routers although we forward
+	"vm.max_map_count":                    "262144", // Elasticsearch and friends
+	"vm.overcommit_memory":                "1",
+}
+
+func applySysctls(_ context.Context, s *system) error {
+	var errs []error
+	for k, v := range sysctls {
+		if err := linux.SetSysctl("/proc/sys", k, v); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	for k, v := range s.config.Sysctls {
+		errs = append(errs, linux.SetSysctl("/proc/sys", k, v))
+	}
+	return errors.Join(errs...)
+}
+
+// startNetwork brings links up, and waits a little for the first address: skerryd would only start to wait for it.
+func startNetwork(ctx context.Context, s *system) error {
+	s.network = &network.Manager{
+		Config: s.config.Network, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
+		Log: s.console.sayf,
+	}
+	s.behind(func(ctx context.Context) {
+		for ctx.Err() == nil {
+			if err := s.network.Run(ctx); err != nil {
+				s.console.sayf("network: %s; again in %v", oneLine(err), restartWait)
+				select {
+				case <-ctx.Done():
+				case <-time.After(restartWait):
+				}
+			}
+		}
+	})
+	if len(s.config.NTP.Servers) > 0 {
+		sync := &clock.Sync{Clock: clock.System(), Servers: s.config.NTP.Servers, Floor: s.id.Release.BuildTime, Log: s.console.sayf}
+		s.behind(func(ctx context.Context) {
+			if s.network.WaitAddress(ctx) == nil {
+				sync.Run(ctx)
+			}
+		})
+	}
+	if err := s.network.WaitAddress(ctx); err != nil {
+		return fmt.Errorf("no address yet: %w", err)
+	}
+	list, err := s.network.Addresses()
+	if err == nil && len(list) > 0 {
+		s.console.sayf("network: %s on %s", list[0].IP, list[0].Link)
+	}
+	return err
+}

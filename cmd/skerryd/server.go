@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-os/skerry/pkg/addons"
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -126,6 +127,14 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	services = append(services, addons.Service(addons.Config{
+		Kubeconfig:    files.Admin,
+		Components:    filepath.Join(node.Share, "manifests"),
+		Disable:       s.Disable,
+		Manifests:     filepath.Join(s.DataDir, "server", "manifests"),
+		ClusterDNS:    node.ClusterDNS,
+		ClusterDomain: s.ClusterDomain,
+	}))
 	return append(services, agent.Services(node)...), nil
 }
 
@@ -200,7 +209,8 @@ func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, began t
 		case <-ready:
 			ready = nil // once
 			lines = append(lines, notify.Ready)
-			log.Info("ready", "after", time.Since(began).Round(time.Millisecond))
+			settleMemory()
+			log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "cpu", cpuTime().Round(time.Millisecond))
 		default:
 		}
 		if len(status.In(supervise.Stopping)) > 0 && last != notify.Stopping {

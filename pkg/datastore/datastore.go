@@ -120,7 +120,7 @@ func config(file string) *drivers.Config {
 		// No VACUUM at every start: it writes the whole file, and free pages are used again anyway. NORMAL loses no
 		// consistency on a power cut, and in WAL mode a commit is durable at the next checkpoint; FULL syncs each commit,
 		// because the API has told its callers that it is stored.
-		DataSourceName: file + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=FULL&_txlock=immediate&_kine_disable_startup_vacuum",
+		DataSourceName: file + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&_kine_disable_startup_vacuum",
 		// Each SQLite connection has a page cache of its own.
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 4, MaxIdleTime: time.Minute},
 		CompactInterval:      5 * time.Minute,

@@ -32,6 +32,11 @@ func newControllerManager(cfg Config) (*controllerManager, error) {
 		{"cluster-signing-legacy-unknown-cert-file", f.ServerCAPair},
 		{"cluster-signing-legacy-unknown-key-file", f.ServerCAPair},
 
+		// The limits of a client protect a server from strangers. Here they only make the start wait: each controller fetches a
+		// token of its own, a hundred requests in all, which took 5 s at the usual 20 per second.
+		{"kube-api-qps", "1000"},
+		{"kube-api-burst", "2000"},
+
 		{"leader-elect", "false"}, // one server; and a lost lease would end the process
 		{"secure-port", "0"},      // its metrics are in the API's, as is everything in this process
 		{"profiling", "false"},

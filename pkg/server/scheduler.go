@@ -18,6 +18,8 @@ func newScheduler(cfg Config) (*kubeScheduler, error) {
 		{"leader-elect", "false"},
 		{"secure-port", "0"},
 		{"profiling", "false"},
+		{"kube-api-qps", "1000"}, // see kube-controller-manager's
+		{"kube-api-burst", "2000"},
 	}
 	o := options.NewOptions()
 	return &kubeScheduler{options: o}, parse("kube-scheduler-arg", *o.Flags, ours, cfg.Settings.KubeSchedulerArg)

@@ -1,0 +1,130 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	onHost = flag.Bool("native", false, "run skerryd on this host; needs root and programs in -out")
+	inVM   = flag.Bool("vm", false, "boot the image in QEMU; needs an image and programs in -out")
+	outDir = flag.String("out", "../out", "the Makefile's out folder")
+)
+
+// built is a file that `make` made.
+func built(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join(*outDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v; `make image programs` builds it", err)
+	}
+	return path
+}
+
+// cluster is one that runs, as its administrator sees it.
+type cluster struct {
+	*testing.T
+	kubectl  []string // the command and the flags that lead to the cluster
+	programs string   // the folder of skerryd and kubectl on the node
+}
+
+func (c cluster) try(ctx context.Context, stdin string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.kubectl[0], append(c.kubectl[1:len(c.kubectl):len(c.kubectl)], args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("kubectl %s: %w: %s%s", strings.Join(args, " "), err, stderr.String(), stdout.String())
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// eventually asks again until the answer is right, and shows what runs in the cluster when it never is.
+func (c cluster) eventually(limit time.Duration, right func(string) bool, args ...string) string {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), limit)
+	defer cancel()
+	for {
+		out, err := c.try(ctx, "", args...)
+		if err == nil && right(out) {
+			return out
+		}
+		select {
+		case <-ctx.Done():
+			c.Fatalf("not within %v: kubectl %s: %v\n%s\n%s", limit, strings.Join(args, " "), err, out, c.everything())
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func (c cluster) everything() string {
+	var b strings.Builder
+	for _, args := range [][]string{{"get", "nodes,pods,services,endpointslices", "-A", "-o", "wide"}, {"get", "events", "-A", "--sort-by=.lastTimestamp"}} {
+		out, err := c.try(context.Background(), "", args...)
+		fmt.Fprintf(&b, "$ kubectl %s\n%s\n", strings.Join(args, " "), out)
+		if err != nil {
+			fmt.Fprintln(&b, err)
+		}
+	}
+	return b.String()
+}
+
+func contains(part string) func(string) bool {
+	return func(out string) bool { return strings.Contains(out, part) }
+}
+
+// patience is how long anything may take on an emulated processor under load.
+const patience = 5 * time.Minute
+
+// ready waits for the node and for the cluster's DNS.
+func (c cluster) ready() {
+	c.Helper()
+	c.eventually(patience, contains("True"), "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+	c.eventually(patience, contains("1"), "-n", "kube-system", "get", "deployment", "coredns", "-o", "jsonpath={.status.readyReplicas}")
+}
+
+// start makes the workload.
+func (c cluster) start() {
+	c.Helper()
+	b, err := os.ReadFile("testdata/workload.yaml")
+	if err != nil {
+		c.Fatal(err)
+	}
+	if _, err := c.try(c.Context(), strings.ReplaceAll(string(b), "NODE_PROGRAMS", c.programs), "apply", "-f", "-"); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// works tries everything a person does with a pod, and returns the pods' names and identities.
+func (c cluster) works() string {
+	c.Helper()
+	c.eventually(patience, contains("1"), "-n", "e2e", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
+	c.eventually(patience, contains("True"), "-n", "e2e", "get", "pod", "client", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	c.eventually(patience, contains("CoreDNS-1.15.0"), "-n", "e2e", "exec", "client", "--", "/coredns", "-version")
+	c.eventually(patience, contains("CoreDNS-1.15.0"), "-n", "e2e", "logs", "client")
+	// From inside the pod: a name, CoreDNS, the Service's address, kube-proxy, the other pod.
+	c.eventually(patience, func(out string) bool { return out == "OK" },
+		"-n", "e2e", "exec", "client", "--", "/node/kubectl", "--server=http://web.e2e.svc.cluster.local", "get", "--raw=/health")
+	return c.eventually(patience, contains("client"), "-n", "e2e", "get", "pods", "-o", "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{\"\\n\"}{end}")
+}
+
+// same says that the pods of before are the pods of now.
+func (c cluster) same(before, now string) {
+	c.Helper()
+	if before != now {
+		c.Errorf("the pods were\n%s\nand are now\n%s", before, now)
+	}
+}

@@ -30,7 +30,8 @@ type Fault struct {
 
 func (f Fault) Error() string { return fmt.Sprintf("%s: offset %d: %s", f.Where, f.Offset, f.Msg) }
 
-// Inspect reads a disk of size bytes as Build made it, and gives the plan it was made from. The error joins a Fault for
+// Inspect reads a disk of size bytes as Build made it, and gives the plan it was made from. The image may lie on a larger
+// medium. The error joins a Fault for
 // every place where a byte that means something is not as planned; a disk that was booted or edited has such places. What
 // cannot be read at all leaves the plan nil.
 //
@@ -38,6 +39,7 @@ func (f Fault) Error() string { return fmt.Sprintf("%s: offset %d: %s", f.Where,
 // follows, and every range of it is compared.
 func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.PublicKey) (*Plan, error) {
 	i := &inspection{ctx: ctx, r: r, parts: map[string]disk.Partition{}}
+	size = disk.SizeOf(r, size)
 	table, err := disk.Read(r, size)
 	i.inner("gpt", 0, err)
 	if table == nil {

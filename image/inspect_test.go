@@ -86,6 +86,23 @@ func TestFreeSpaceIsFree(t *testing.T) {
 	}
 }
 
+// An image written to a larger medium is whole, whatever stands behind it.
+func TestLargerMedium(t *testing.T) {
+	r := releasetest.New(t, 1<<20)
+	p := newPlan(t, r, Options{})
+	image, err := os.ReadFile(built(t, r, p, Raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range []int{1, 512, 5 << 20} {
+		b := append(bytes.Clone(image), bytes.Repeat([]byte{0x55}, more)...)
+		got, err := Inspect(t.Context(), bytes.NewReader(b), int64(len(b)), r.Trusted())
+		if err != nil || asJSON(t, got) != asJSON(t, p) {
+			t.Errorf("%d bytes more: %v", more, err)
+		}
+	}
+}
+
 // Extents lie in order, inside their partitions, and no two claim one byte.
 func TestExtentsDoNotOverlap(t *testing.T) {
 	r := releasetest.New(t, 1<<20)

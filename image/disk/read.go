@@ -126,3 +126,20 @@ func takeName(b []byte) string {
 	}
 	return string(utf16.Decode(u))
 }
+
+// SizeOf gives the size of the disk that the table at the start of r was made for: an image on a larger medium ends before
+// the medium does. Without a table that says so it is size.
+func SizeOf(r io.ReaderAt, size int64) int64 {
+	h := make([]byte, Sector)
+	if _, err := r.ReadAt(h, Sector); err != nil || string(h[:8]) != "EFI PART" {
+		return size
+	}
+	le := binary.LittleEndian
+	sum := le.Uint32(h[16:])
+	le.PutUint32(h[16:], 0)
+	last := le.Uint64(h[32:])
+	if crc32.ChecksumIEEE(h[:headerSize]) != sum || last >= uint64(size/Sector) || last < (HeadSize+TailSize)/Sector-1 {
+		return size
+	}
+	return int64(last+1) * Sector
+}

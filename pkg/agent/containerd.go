@@ -79,6 +79,7 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 		// Storage nobody uses here, and doors nobody knocks at.
 		DisabledPlugins: []string{
 			"io.containerd.monitor.container.v1.restart",
+			"io.containerd.monitor.task.v1.cgroups", // metrics for a door that is closed
 			"io.containerd.internal.v1.tracing",
 			"io.containerd.server.v1.debug",
 			"io.containerd.server.v1.metrics",

@@ -1,0 +1,369 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/skerry-os/skerry/image/oci"
+)
+
+// These tests start real pods through containerd in this process, the shim, runc and the CNI plugins. They need root and the
+// programs of a build: SKERRY_PROGRAMS names the folder that looks like a node's root, out/amd64 by default (make programs).
+
+func buildTree(t *testing.T) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: starts containers")
+	}
+	tree := os.Getenv("SKERRY_PROGRAMS")
+	if tree == "" {
+		tree = "../../out/amd64"
+	}
+	tree, err := filepath.Abs(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	libexec := filepath.Join(tree, "usr/libexec/skerry")
+	for _, p := range []string{"containerd-shim-runc-v2", "runc"} {
+		if !isProgram(filepath.Join(libexec, p)) {
+			t.Skipf("needs %s in %s; run make programs, or set SKERRY_PROGRAMS", p, libexec)
+		}
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs nft; install Debian's package nftables")
+	}
+	return libexec
+}
+
+// buildImage makes an archive of one static program that this test compiles.
+func buildImage(t *testing.T, dir, ref, pkg string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "program")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := (oci.Image{Ref: ref, Arch: "amd64", Program: filepath.Base(pkg), Binary: data, User: "65532:65532"}).Write(&buf); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, filepath.Base(pkg)+".tar"), buf.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMain turns the test program into the node's containerd when asked to. Upstream's may start once in a process, and a
+// process of its own is how it runs in earnest.
+func TestMain(m *testing.M) {
+	data := os.Getenv("SKERRY_AGENT_TEST_CONFIG")
+	if data == "" {
+		os.Exit(m.Run())
+	}
+	var cfg Config
+	if err := json.Unmarshal([]byte(data), &cfg); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	l := newLayout(cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); cancel() }() // until the test lets go
+	done := make(chan error, 2)
+	up := newLatch()
+	go func() { done <- l.runContainerd(ctx, up.release) }()
+	<-up.c
+	go func() { done <- l.runImages(ctx, func() { fmt.Println("ready") }) }()
+	if err := errors.Join(<-done, <-done); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// start runs containerd with the images in a process of its own until stop is called.
+func start(t *testing.T, cfg Config) (stop func()) {
+	t.Helper()
+	data, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "SKERRY_AGENT_TEST_CONFIG="+string(data))
+	cmd.Stderr = os.Stderr
+	hold, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		_ = cmd.Process.Kill()
+		t.Fatalf("containerd did not start: %q, %v", line, err)
+	}
+	return sync.OnceFunc(func() {
+		_ = hold.Close()
+		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("containerd did not stop in good order: %v", err)
+		}
+	})
+}
+
+// sweep ends what a failed test left: processes by the ids that containerd wrote down, then their mounts.
+func sweep(t *testing.T, l *layout) {
+	t.Helper()
+	pids, err := filepath.Glob(filepath.Join(l.run, "containerd/io.containerd.runtime.v2.task/k8s.io/*/*.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range pids {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(mounts), "\n")
+	slices.Reverse(lines)
+	for _, line := range lines {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], l.run+"/") {
+			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH)
+		}
+	}
+	_ = os.RemoveAll(l.run)
+}
+
+func dialCRI(t *testing.T, l *layout) (cri.RuntimeServiceClient, cri.ImageServiceClient) {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+l.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+}
+
+// A pod starts from an image that came with the release, gets an address, outlives containerd, is found again by the next
+// one, and leaves nothing behind.
+func TestPodsOutliveContainerd(t *testing.T) {
+	libexec := buildTree(t)
+	cfg := testConfig(t.TempDir())
+	cfg.Libexec = libexec
+	buildImage(t, filepath.Join(cfg.Share, "images"), PauseImage, "../../cmd/pause")
+	l := newLayout(cfg)
+	t.Cleanup(func() { sweep(t, l) })
+	subnet := "10.251.251.0/24" // nobody else's, for the pod's link is in this machine's own network
+	if err := newNode(l).writeCNI(prefixes(subnet)); err != nil {
+		t.Fatal(err)
+	}
+	stop := start(t, cfg)
+	defer func() { stop() }()
+	runtime, images := dialCRI(t, l)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	list, err := images.ListImages(ctx, &cri.ListImagesRequest{})
+	if err != nil || len(list.Images) != 1 || !list.Images[0].Pinned {
+		t.Fatalf("images are %v, %v; want one, pinned", list, err)
+	}
+	waitNetwork(ctx, t, runtime)
+
+	began := time.Now()
+	pod := &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: "p", Namespace: "default", Uid: "u1"},
+		LogDirectory: t.TempDir(),
+		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/skerry-test"},
+		PortMappings: []*cri.PortMapping{{Protocol: cri.Protocol_TCP, ContainerPort: 80, HostPort: 18080}},
+	}
+	box, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := func() {
+		_, err := runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: box.PodSandboxId})
+		_, err2 := runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: box.PodSandboxId})
+		if err := errors.Join(err, err2); err != nil {
+			t.Errorf("removing the pod: %v", err)
+		}
+	}
+	removed := false
+	defer func() {
+		if !removed {
+			remove()
+		}
+	}()
+	t.Logf("sandbox made in %v", time.Since(began).Round(time.Millisecond))
+	began = time.Now()
+	made, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: box.PodSandboxId, SandboxConfig: pod, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: PauseImage}, LogPath: "c.log",
+		Linux: &cri.LinuxContainerConfig{},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("container made and started in %v", time.Since(began).Round(time.Millisecond))
+	status, err := runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: box.PodSandboxId})
+	if err != nil || !strings.HasPrefix(status.Status.Network.Ip, "10.251.251.") {
+		t.Fatalf("the pod's address is %v, %v", status, err)
+	}
+	if conn, err := net.DialTimeout("tcp", net.JoinHostPort(status.Status.Network.Ip, "80"), 2*time.Second); err == nil {
+		_ = conn.Close()
+		t.Error("something answers in a pod that runs nothing")
+	} else if !strings.Contains(err.Error(), "refused") {
+		t.Errorf("the pod cannot be reached: %v", err)
+	}
+
+	stop()
+	if c, err := net.Dial("unix", l.socket()); err == nil {
+		_ = c.Close()
+		t.Error("containerd still listens after it stopped")
+	}
+	stop = start(t, cfg)
+	running, err := runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: made.ContainerId}})
+	if err != nil || len(running.Containers) != 1 || running.Containers[0].State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Fatalf("after a restart the container is %v, %v", running, err)
+	}
+	remove()
+	removed = true
+	left, err := os.ReadDir(filepath.Join(l.run, "cni", "skerry"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range left {
+		if net.ParseIP(f.Name()) != nil {
+			t.Errorf("address %s is still reserved", f.Name())
+		}
+	}
+}
+
+// waitNetwork waits until containerd has read the CNI configuration.
+func waitNetwork(ctx context.Context, t *testing.T, runtime cri.RuntimeServiceClient) {
+	t.Helper()
+	for {
+		status, err := runtime.Status(ctx, &cri.StatusRequest{})
+		if err == nil {
+			for _, c := range status.Status.Conditions {
+				if c.Type == cri.NetworkReady && c.Status {
+					return
+				}
+			}
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("the network is not ready: %v, %v", status, err)
+		}
+	}
+}
+
+// An image is imported once, again when its archive changed or when it lost its pin, and never silently left out.
+func TestImagesImport(t *testing.T) {
+	libexec := buildTree(t)
+	cfg := testConfig(t.TempDir())
+	cfg.Libexec = libexec
+	dir := filepath.Join(cfg.Share, "images")
+	buildImage(t, dir, PauseImage, "../../cmd/pause")
+	l := newLayout(cfg)
+	t.Cleanup(func() { sweep(t, l) })
+	began := time.Now()
+	stop := start(t, cfg)
+	defer func() { stop() }()
+	t.Logf("containerd and the first import took %v", time.Since(began).Round(time.Millisecond))
+
+	c, err := client.New(l.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	archive := filepath.Join(dir, "pause.tar")
+	updated := func() time.Time {
+		t.Helper()
+		image, err := c.ImageService().Get(ctx, PauseImage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return image.UpdatedAt
+	}
+	importIt := func() {
+		t.Helper()
+		if err := importImages(ctx, c, l.snapshotter(), archive); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := updated()
+	began = time.Now()
+	importIt()
+	t.Logf("finding it there took %v", time.Since(began).Round(time.Microsecond))
+	if updated() != first {
+		t.Error("an unchanged archive was imported again")
+	}
+	image, err := c.ImageService().Get(ctx, PauseImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image.Labels[pinnedLabel] = "no"
+	if _, err := c.ImageService().Update(ctx, image, "labels"); err != nil {
+		t.Fatal(err)
+	}
+	importIt()
+	if image, err := c.ImageService().Get(ctx, PauseImage); err != nil || image.Labels[pinnedLabel] != pinnedValue {
+		t.Errorf("the pin did not come back: %v, %v", image.Labels, err)
+	}
+	second := updated()
+	buildImage(t, dir, PauseImage, "../../cmd/pause/../pause") // the same program is the same image
+	importIt()
+	if updated() != second {
+		t.Error("the same image in a new archive was imported again")
+	}
+	if err := os.WriteFile(archive, bytes.Repeat([]byte("x"), 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := importImages(ctx, c, l.snapshotter(), archive); err == nil || !strings.Contains(fmt.Sprint(err), "tar archive") {
+		t.Errorf("a broken archive: %v", err)
+	}
+}

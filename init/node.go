@@ -113,6 +113,11 @@ func describeIdentity(id machine.Identity) (release, slot string) {
 	if id.Boot.Trial {
 		slot += " (on trial)"
 	}
+	if id.Boot.Secure {
+		slot += ", Secure Boot on"
+	} else {
+		slot += ", Secure Boot off"
+	}
 	if id.Boot.Note != "" {
 		slot += " (" + id.Boot.Note + ")"
 	}

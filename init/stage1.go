@@ -124,7 +124,7 @@ func findSlot(ctx context.Context, s *system) error {
 		if p != nil {
 			s.root = *p
 			s.boot.Slot, _ = slot.Parse(strings.TrimPrefix(p.Label, "root-"))
-			s.boot.Trial = want.trial
+			s.boot.Trial, s.boot.Secure = want.trial, want.secureBoot
 			s.boot.Disk, s.boot.Root = p.DiskDev(), p.Dev()
 			return nil
 		}
@@ -141,6 +141,8 @@ type choice struct {
 	id    slot.ID // "" for no word
 	trial bool
 	esp   string // PARTUUID of the boot partition, "" for no word
+
+	secureBoot bool
 }
 
 func (c choice) String() string {
@@ -165,6 +167,9 @@ func firmwareChoice() (choice, error) {
 func readChoice(u slot.UEFI) (c choice, err error) {
 	c.id, c.trial, err = u.Booted()
 	if err != nil && !errors.Is(err, slot.ErrNotNamed) {
+		return c, err
+	}
+	if c.secureBoot, err = u.SecureBoot(); err != nil {
 		return c, err
 	}
 	c.esp, err = u.ESP()

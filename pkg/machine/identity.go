@@ -32,6 +32,7 @@ type Boot struct {
 	Version string  `json:"version"`        // of the signed release in the slot
 	Disk    string  `json:"disk"`           // the whole disk, such as /dev/vda
 	Root    string  `json:"root"`           // the slot's partition, such as /dev/vda2
+	Secure  bool    `json:"secureBoot"`     // the firmware started only what was signed
 	Note    string  `json:"note,omitempty"` // why the slot is not the one the firmware named, if so
 }
 

@@ -57,6 +57,22 @@ func (u UEFI) ESP() (string, error) {
 	return strings.ToLower(id), err
 }
 
+// SecureBoot says whether the firmware let only signed code start. A firmware without the variable does not.
+func (u UEFI) SecureBoot() (bool, error) {
+	const name = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c" // UEFI's own variables
+	data, err := fs.ReadFile(u.Vars, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if len(data) != 5 { // attributes, then one byte
+		return false, fmt.Errorf("EFI variable %s: %d bytes are not a yes or no", name, len(data))
+	}
+	return data[4] == 1, nil
+}
+
 // text reads a variable of the loader: four bytes of attributes, then UTF-16 with a zero at the end.
 func (u UEFI) text(name string) (string, error) {
 	name += "-" + loaderGUID

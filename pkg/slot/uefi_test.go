@@ -75,3 +75,21 @@ func TestUEFIESP(t *testing.T) {
 		t.Errorf("got %q, %v", id, err)
 	}
 }
+
+func TestSecureBoot(t *testing.T) {
+	const name = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	for _, c := range []struct {
+		data []byte
+		on   bool
+		bad  bool
+	}{{[]byte{6, 0, 0, 0, 1}, true, false}, {[]byte{6, 0, 0, 0, 0}, false, false}, {[]byte{6, 0, 0, 0}, false, true}, {nil, false, false}} {
+		vars := fstest.MapFS{}
+		if c.data != nil {
+			vars[name] = &fstest.MapFile{Data: c.data}
+		}
+		on, err := slot.UEFI{Vars: vars}.SecureBoot()
+		if on != c.on || (err != nil) != c.bad {
+			t.Errorf("%v: %v, %v", c.data, on, err)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/sirupsen/logrus"
 	"k8s.io/klog/v2"
@@ -14,41 +15,108 @@ import (
 // setUpLogging sends everything to stderr through one handler: our own lines, Kubernetes' (klog) and those of containerd and
 // kine (logrus). It is called once, before anything else of the engine.
 //
-// The components say a great deal when all is well. Unless debug is set, they are heard from warnings upwards, and we tell
-// what is going on.
-func setUpLogging(debug bool) (*slog.Logger, error) {
-	level, components := slog.LevelInfo, slog.LevelWarn
+// The components say a great deal when all is well, and complain loudly while the others are not there yet. So they are
+// heard from warnings upwards, and through the gate that is returned; with debug, everything is written at once.
+func setUpLogging(debug bool) (*slog.Logger, *gate, error) {
+	g := &gate{}
 	if debug {
-		level, components = slog.LevelDebug, slog.LevelInfo
+		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		g.mode = passing
+		redirect(log)
+		flags := flag.NewFlagSet("klog", flag.ContinueOnError)
+		klog.InitFlags(flags)
+		logrus.SetLevel(logrus.InfoLevel)
+		slog.SetDefault(log)
+		return log, g, flags.Set("v", "1")
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	text := slog.NewTextHandler(os.Stderr, nil)
+	redirect(slog.New(&component{Handler: text, gate: g}))
+	logrus.SetLevel(logrus.WarnLevel)
+	log := slog.New(text)
 	slog.SetDefault(log)
+	return log, g, nil
+}
 
-	quiet := slog.New(atLeast{components, slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: components})})
-	klog.SetSlogLogger(quiet)
-	if debug {
-		klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
-		klog.InitFlags(klogFlags)
-		if err := klogFlags.Set("v", "1"); err != nil {
-			return nil, err
+func redirect(log *slog.Logger) {
+	klog.SetSlogLogger(log)
+	logrus.SetOutput(io.Discard)
+	logrus.AddHook(logrusHook{log})
+}
+
+// gate decides what becomes of the components' lines.
+type gate struct {
+	mu   sync.Mutex
+	mode gateMode
+	held []func()
+}
+
+type gateMode int
+
+const (
+	holding gateMode = iota // while the node starts: kept, and written only if the start goes wrong
+	passing
+	dropping // while it stops: everybody misses what has stopped before them
+)
+
+// maxHeld bounds what is kept; the first complaints are the telling ones.
+const maxHeld = 1000
+
+func (g *gate) handle(write func() error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch g.mode {
+	case passing:
+		return write()
+	case holding:
+		if len(g.held) < maxHeld {
+			g.held = append(g.held, func() { _ = write() })
 		}
 	}
-	logrus.SetOutput(io.Discard)
-	logrus.SetLevel(logrus.WarnLevel)
-	if debug {
-		logrus.SetLevel(logrus.InfoLevel)
+	return nil
+}
+
+// open lets the lines pass from now on. Those kept so far are written if something went wrong.
+func (g *gate) open(wrong bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.mode != holding {
+		return
 	}
-	logrus.AddHook(logrusHook{quiet})
-	return log, nil
+	if wrong {
+		for _, write := range g.held {
+			write()
+		}
+	}
+	g.mode, g.held = passing, nil
 }
 
-// atLeast drops what is below a level, whatever the handler behind it would let through.
-type atLeast struct {
-	level slog.Level
+// shut drops the lines from now on.
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mode, g.held = dropping, nil
+}
+
+// component is the handler of the components' lines.
+type component struct {
 	slog.Handler
+	gate *gate
 }
 
-func (h atLeast) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
+func (c *component) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+func (c *component) Handle(ctx context.Context, r slog.Record) error {
+	r = r.Clone()
+	return c.gate.handle(func() error { return c.Handler.Handle(ctx, r) })
+}
+
+func (c *component) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &component{Handler: c.Handler.WithAttrs(attrs), gate: c.gate}
+}
+
+func (c *component) WithGroup(name string) slog.Handler {
+	return &component{Handler: c.Handler.WithGroup(name), gate: c.gate}
+}
 
 type logrusHook struct{ log *slog.Logger }
 

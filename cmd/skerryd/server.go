@@ -53,16 +53,23 @@ func newServerCmd() *cobra.Command {
 	return cmd
 }
 
+// slowStart is when the components' complaints are written although the node may yet become ready.
+const slowStart = 30 * time.Second
+
 // runServer is a server from its settings to its end.
 func runServer(ctx context.Context, s machine.Server) error {
 	began := time.Now()
 	if s.Server != "" {
 		return usage(fmt.Errorf("--server: this release runs one server per cluster and cannot join %s; leave it out", s.Server))
 	}
-	log, err := setUpLogging(s.Debug)
+	log, gate, err := setUpLogging(s.Debug)
 	if err != nil {
 		return err
 	}
+	// What a failed or a slow start was about, the components know best.
+	defer gate.open(true)
+	slow := time.AfterFunc(slowStart, func() { gate.open(true) })
+	defer slow.Stop()
 	tuneMemory()
 	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", "server", "data", s.DataDir)
 	release, err := claim(s.DataDir)
@@ -79,11 +86,16 @@ func runServer(ctx context.Context, s machine.Server) error {
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, gate.shut)()
 	told := make(chan struct{})
 	tellCtx, stopTelling := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(told)
-		tell(tellCtx, log, group, began)
+		tell(tellCtx, log, group, func() {
+			gate.open(false)
+			settleMemory()
+			log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "cpu", cpuTime().Round(time.Millisecond))
+		})
 	}()
 	err = group.Run(ctx, log)
 	stopTelling()
@@ -198,8 +210,9 @@ func writeKubeconfig(s machine.Server, admin string) error {
 	return nil
 }
 
-// tell keeps the supervisor above us (init, systemd) informed until ctx ends: what is waited for, and READY once.
-func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, began time.Time) {
+// tell keeps the supervisor above us (init, systemd) informed until ctx ends: what is waited for, and READY once, when
+// atReady is called too.
+func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, atReady func()) {
 	ready := group.Ready()
 	last := ""
 	for {
@@ -209,8 +222,7 @@ func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, began t
 		case <-ready:
 			ready = nil // once
 			lines = append(lines, notify.Ready)
-			settleMemory()
-			log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "cpu", cpuTime().Round(time.Millisecond))
+			atReady()
 		default:
 		}
 		if len(status.In(supervise.Stopping)) > 0 && last != notify.Stopping {

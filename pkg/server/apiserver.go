@@ -20,12 +20,14 @@ import (
 	"github.com/skerry-os/skerry/pkg/pki"
 )
 
-// drain is how long requests that are still running when the server stops may take. Ours have ended by then.
-const drain = time.Second
+// drain is how long the server waits at a stop for watches and other requests without an end; the others have had their answer
+// by then, and our own clients are gone.
+const drain = 100 * time.Millisecond
 
 type apiServer struct {
 	cfg     Config
 	options *options.ServerRunOptions
+	config  *app.Config // made by prepare
 }
 
 func newAPIServer(cfg Config, etcd string) (*apiServer, error) {
@@ -74,7 +76,9 @@ func newAPIServer(cfg Config, etcd string) (*apiServer, error) {
 	return &apiServer{cfg: cfg, options: o}, nil
 }
 
-func (a *apiServer) run(ctx context.Context, ready func()) error {
+// prepare does what needs no datastore yet; half of it is the making of RSA keys for the server's calls to itself. It runs
+// as a service of its own, while the datastore opens, and is ready when the configuration is there.
+func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 	// Upstream would open the port after seconds of work, and say little when it is taken.
 	listener, err := listen(ctx, a.options.SecureServing.BindAddress, a.options.SecureServing.BindPort)
 	if err != nil {
@@ -90,10 +94,16 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	if errs := completed.Validate(); len(errs) != 0 {
 		return errors.Join(errs...)
 	}
-	config, err := app.NewConfig(completed)
-	if err != nil {
+	if a.config, err = app.NewConfig(completed); err != nil {
 		return err
 	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+func (a *apiServer) run(ctx context.Context, ready func()) error {
+	config := a.config
 	chain := config.Aggregator.GenericConfig.BuildHandlerChainFunc
 	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
 		return a.withOurs(chain(h, c))

@@ -65,7 +65,8 @@ func Services(cfg Config) ([]supervise.Service, error) {
 	}
 	return []supervise.Service{
 		datastore.Service(db),
-		{Name: "kube-apiserver", Needs: []string{datastore.Name}, Run: api.run},
+		{Name: "kube-apiserver-config", Run: api.prepare},
+		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},
 		{Name: "kube-controller-manager", Needs: []string{"kube-apiserver"}, Run: controllers.run},
 		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: scheduler.run},
 	}, nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/bufsize"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -31,13 +32,15 @@ import (
 )
 
 func main() {
-	conf := flag.String("conf", "Corefile", "Corefile to load")
-	flag.StringVar(&dnsserver.Port, "dns.port", dnsserver.DefaultPort, "port of server blocks that name none")
-	plugins := flag.Bool("plugins", false, "list the plugins and exit")
-	showVersion := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		fail(fmt.Errorf("%q: takes flags only", flag.Args()))
+	// A set of its own: CoreDNS and its libraries put flags of theirs into the process-wide one.
+	flags := flag.NewFlagSet("skerry-coredns", flag.ExitOnError)
+	conf := flags.String("conf", "Corefile", "Corefile to load")
+	flags.StringVar(&dnsserver.Port, "dns.port", dnsserver.DefaultPort, "port of server blocks that name none")
+	plugins := flags.Bool("plugins", false, "list the plugins and exit")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	fail(flags.Parse(os.Args[1:]))
+	if flags.NArg() > 0 {
+		fail(fmt.Errorf("%q: takes flags only", flags.Args()))
 	}
 	switch {
 	case *showVersion:

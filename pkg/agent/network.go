@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -174,7 +175,12 @@ func (n *node) writeCNI(subnets []netip.Prefix) error {
 	if err := os.MkdirAll(n.cniConfDir(), 0o755); err != nil {
 		return err
 	}
-	return atomicfile.Write(n.cniConf(), want, 0o644)
+	// containerd reads the folder at every change of anything in it, so the file is made beside it and appears in one step.
+	made := filepath.Join(n.data, filepath.Base(n.cniConf()))
+	if err := atomicfile.Write(made, want, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(made, n.cniConf())
 }
 
 // cniConfig renders the list of plugins that make a pod's network. Addresses in use are remembered below run, because they

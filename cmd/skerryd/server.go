@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/host"
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 	"github.com/skerry-os/skerry/pkg/addons"
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -35,10 +37,10 @@ func newServerCmd() *cobra.Command {
 		Short: "Run a control plane and a node",
 		Args:  noArgs,
 	}
-	config := bind(cmd.Flags(), &typed)
+	config := settings.Bind(cmd.Flags(), &typed)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s := machine.DefaultServer()
-		err := load(cmd.Flags(), *config, &typed, &s, func(name string, data []byte) error {
+		err := settings.Load(cmd.Flags(), *config, &typed, &s, func(name string, data []byte) error {
 			d, err := machine.DecodeServer(name, data)
 			if err == nil {
 				s = *d
@@ -60,7 +62,7 @@ const slowStart = 30 * time.Second
 func runServer(ctx context.Context, s machine.Server) error {
 	began := time.Now()
 	if s.Server != "" {
-		return usage(fmt.Errorf("--server: this release runs one server per cluster and cannot join %s; leave it out", s.Server))
+		return settings.Usage(fmt.Errorf("--server: this release runs one server per cluster and cannot join %s; leave it out", s.Server))
 	}
 	log, gate, err := setUpLogging(s.Debug)
 	if err != nil {
@@ -72,7 +74,7 @@ func runServer(ctx context.Context, s machine.Server) error {
 	defer slow.Stop()
 	tuneMemory()
 	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", "server", "data", s.DataDir)
-	release, err := claim(s.DataDir)
+	release, err := host.Claim(s.DataDir)
 	if err != nil {
 		return err
 	}
@@ -105,11 +107,11 @@ func runServer(ctx context.Context, s machine.Server) error {
 
 // serverServices prepares the files of a server and joins the two halves of a node.
 func serverServices(s machine.Server) ([]supervise.Service, error) {
-	name, err := nodeName(s.NodeName)
+	name, err := host.NodeName(s.NodeName)
 	if err != nil {
 		return nil, err
 	}
-	ips, err := nodeIPs(s.NodeIP)
+	ips, err := host.NodeIPs(s.NodeIP)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +135,7 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	}
 	services, err := server.Services(server.Config{Settings: s, NodeIPs: ips, Files: files, Secrets: secrets})
 	if err != nil {
-		return nil, usage(err)
+		return nil, settings.Usage(err)
 	}
 	node, err := nodeConfig(s, name, ips, files)
 	if err != nil {
@@ -151,7 +153,7 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 }
 
 func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.Files) (agent.Config, error) {
-	libexec, share, err := sharedDirs()
+	libexec, share, err := host.SharedDirs()
 	if err != nil {
 		return agent.Config{}, err
 	}
@@ -192,7 +194,7 @@ func writeKubeconfig(s machine.Server, admin string) error {
 	}
 	mode, err := strconv.ParseUint(s.WriteKubeconfigMode, 8, 32)
 	if err != nil {
-		return usage(fmt.Errorf("--write-kubeconfig-mode: %w", err))
+		return settings.Usage(fmt.Errorf("--write-kubeconfig-mode: %w", err))
 	}
 	data, err := os.ReadFile(admin)
 	if err != nil {

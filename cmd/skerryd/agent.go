@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 	"github.com/skerry-os/skerry/pkg/machine"
 )
 
@@ -16,10 +17,10 @@ func newAgentCmd() *cobra.Command {
 		Short: "Run a node that joins a server",
 		Args:  noArgs,
 	}
-	config := bind(cmd.Flags(), &typed)
+	config := settings.Bind(cmd.Flags(), &typed)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		a := machine.DefaultAgent()
-		err := load(cmd.Flags(), *config, &typed, &a, func(name string, data []byte) error {
+		err := settings.Load(cmd.Flags(), *config, &typed, &a, func(name string, data []byte) error {
 			d, err := machine.DecodeAgent(name, data)
 			if err == nil {
 				a = *d
@@ -30,7 +31,7 @@ func newAgentCmd() *cobra.Command {
 			return err
 		}
 		if a.Server == "" {
-			return usage(errors.New("--server: an agent needs the server to join, as https://HOST:6443"))
+			return settings.Usage(errors.New("--server: an agent needs the server to join, as https://HOST:6443"))
 		}
 		return fmt.Errorf("this release cannot join %s: it has clusters of one server only; run skerryd server here, or wait for a release that joins", a.Server)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 	"github.com/skerry-os/skerry/pkg/version"
 )
 
@@ -30,16 +31,6 @@ func main() {
 		stop()
 	}()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
-}
-
-// errUsage marks what a person typed wrong: exit code 2.
-var errUsage = errors.New("")
-
-func usage(err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%w%w", errUsage, err)
 }
 
 // run is main without the process around it: it gives the exit code.
@@ -61,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, errUsage):
+	case errors.Is(err, settings.ErrUsage):
 		_, _ = fmt.Fprintln(stderr, "skerryd:", err)
 		return 2
 	}
@@ -78,7 +69,7 @@ func newRootCmd() *cobra.Command {
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usage(fmt.Errorf("%q is not a command; see skerryd --help", args[0]))
+				return settings.Usage(fmt.Errorf("%q is not a command; see skerryd --help", args[0]))
 			}
 			return nil
 		},
@@ -86,7 +77,7 @@ func newRootCmd() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
+		return settings.Usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})
 	root.AddCommand(
 		newServerCmd(),
@@ -112,7 +103,7 @@ func newVersionCmd() *cobra.Command {
 
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usage(fmt.Errorf("%q is one word too many; see %s --help", args[0], cmd.CommandPath()))
+		return settings.Usage(fmt.Errorf("%q is one word too many; see %s --help", args[0], cmd.CommandPath()))
 	}
 	return nil
 }

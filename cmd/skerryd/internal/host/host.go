@@ -1,4 +1,5 @@
-package main
+// Package host answers what the engine must know of the machine it starts on, and takes the data folder for it.
+package host
 
 import (
 	"errors"
@@ -10,10 +11,12 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 )
 
-// nodeName is the setting, or the host's name as Kubernetes can take it.
-func nodeName(setting string) (string, error) {
+// NodeName is the setting, or the host's name as Kubernetes can take it.
+func NodeName(setting string) (string, error) {
 	if setting != "" {
 		return setting, nil
 	}
@@ -23,13 +26,13 @@ func nodeName(setting string) (string, error) {
 	}
 	name = strings.ToLower(name)
 	if name == "" || name == "localhost" || name == "(none)" {
-		return "", usage(fmt.Errorf("this machine is called %q, which cannot tell nodes apart; give it a name or set --node-name", name))
+		return "", settings.Usage(fmt.Errorf("this machine is called %q, which cannot tell nodes apart; give it a name or set --node-name", name))
 	}
 	return name, nil
 }
 
-// nodeIPs is the setting, or the address that the default route leaves from.
-func nodeIPs(setting string) ([]netip.Addr, error) {
+// NodeIPs is the setting, or the address that the default route leaves from.
+func NodeIPs(setting string) ([]netip.Addr, error) {
 	if setting == "" {
 		ip, err := outgoing()
 		if err != nil {
@@ -45,7 +48,7 @@ func nodeIPs(setting string) ([]netip.Addr, error) {
 	for text := range strings.SplitSeq(setting, ",") {
 		ip, err := netip.ParseAddr(strings.TrimSpace(text))
 		if err != nil {
-			return nil, usage(fmt.Errorf("--node-ip: %w", err))
+			return nil, settings.Usage(fmt.Errorf("--node-ip: %w", err))
 		}
 		found := false
 		for _, a := range here {
@@ -53,7 +56,7 @@ func nodeIPs(setting string) ([]netip.Addr, error) {
 			found = found || ok && n.IP.Equal(ip.AsSlice())
 		}
 		if !found {
-			return nil, usage(fmt.Errorf("--node-ip: %s is on none of this machine's interfaces", ip))
+			return nil, settings.Usage(fmt.Errorf("--node-ip: %s is on none of this machine's interfaces", ip))
 		}
 		ips = append(ips, ip)
 	}
@@ -90,8 +93,8 @@ func outgoing() (netip.Addr, error) {
 	return netip.Addr{}, errors.New("no interface has an address; wait for the network, or set --node-ip")
 }
 
-// claim makes the data folder and locks it for this process. The lock goes with the process, however it ends.
-func claim(dataDir string) (release func(), err error) {
+// Claim makes the data folder and locks it for this process. The lock goes with the process, however it ends.
+func Claim(dataDir string) (release func(), err error) {
 	if err := os.MkdirAll(dataDir, 0o755); err != nil {
 		return nil, err
 	}
@@ -117,8 +120,8 @@ func claim(dataDir string) (release func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// sharedDirs are the folders of the helper programs and of the component images, beside the folder this program is in.
-func sharedDirs() (libexec, share string, err error) {
+// SharedDirs are the folders of the helper programs and of the component images, beside the folder this program is in.
+func SharedDirs() (libexec, share string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", "", err

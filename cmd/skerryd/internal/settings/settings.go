@@ -1,4 +1,6 @@
-package main
+// Package settings reads what a person decided about a node: defaults, a file, the environment, flags. It makes all of them
+// from the one definition in pkg/machine.
+package settings
 
 import (
 	"errors"
@@ -26,11 +28,22 @@ var environment = map[string][]string{
 	"write-kubeconfig-mode": {"SKERRY_KUBECONFIG_MODE", "K3S_KUBECONFIG_MODE"},
 }
 
+// ErrUsage is in every error about something that a person wrote.
+var ErrUsage = errors.New("")
+
+// Usage marks err as one.
+func Usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w%w", ErrUsage, err)
+}
+
 // problemer is *machine.Server or *machine.Agent.
 type problemer interface{ Problems() []machine.Problem }
 
-// bind makes a flag of every setting of v, with v's values as defaults, and --config.
-func bind(flags *pflag.FlagSet, v any) (config *string) {
+// Bind makes a flag of every setting of v, with v's values as defaults, and --config.
+func Bind(flags *pflag.FlagSet, v any) (config *string) {
 	config = flags.StringP("config", "c", "", "file of settings with the flags' names as keys (default: "+defaultConfig+", if it is there)")
 	for _, f := range machine.Fields(v) {
 		help := f.Help
@@ -57,9 +70,9 @@ func bind(flags *pflag.FlagSet, v any) (config *string) {
 	return config
 }
 
-// load reads the settings in the order of their strength: defaults, file, environment, flags. flags were bound to typed, which
+// Load reads the settings in the order of their strength: defaults, file, environment, flags. flags were bound to typed, which
 // is of v's type; decode reads a file into v over the defaults. What is wrong afterwards, and was not in the file, was typed.
-func load(flags *pflag.FlagSet, config string, typed any, v problemer, decode func(name string, data []byte) error) error {
+func Load(flags *pflag.FlagSet, config string, typed any, v problemer, decode func(name string, data []byte) error) error {
 	name := config
 	if name == "" {
 		name = defaultConfig
@@ -68,11 +81,11 @@ func load(flags *pflag.FlagSet, config string, typed any, v problemer, decode fu
 	switch {
 	case err == nil:
 		if err := decode(name, data); err != nil {
-			return usage(err)
+			return Usage(err)
 		}
 	case config == "" && errors.Is(err, fs.ErrNotExist):
 	default:
-		return usage(err)
+		return Usage(err)
 	}
 	from := machine.Fields(typed)
 	for i, f := range machine.Fields(v) {
@@ -90,5 +103,5 @@ func load(flags *pflag.FlagSet, config string, typed any, v problemer, decode fu
 	for _, p := range v.Problems() {
 		errs = append(errs, fmt.Errorf("--%w", p))
 	}
-	return usage(errors.Join(errs...))
+	return Usage(errors.Join(errs...))
 }

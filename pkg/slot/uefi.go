@@ -12,7 +12,7 @@ import (
 
 // loaderGUID is the vendor of the variables that systemd-boot leaves for the OS:
 // https://systemd.io/BOOT_LOADER_INTERFACE/
-const loaderGUID = "4a67b082-0a4c-41c6-b6c7-44aebb148c0f"
+const loaderGUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 // ErrNotNamed means that the firmware left no word of which slot it started: the kernel was started by something else.
 var ErrNotNamed = errors.New("the firmware names no slot")

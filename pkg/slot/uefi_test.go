@@ -10,7 +10,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/slot"
 )
 
-const guid = "-4a67b082-0a4c-41c6-b6c7-44aebb148c0f"
+const guid = "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 // variable is the file that efivarfs has for a text: attributes, UTF-16, a zero.
 func variable(text string) *fstest.MapFile {

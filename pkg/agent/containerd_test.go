@@ -194,12 +194,12 @@ func TestPodsOutliveContainerd(t *testing.T) {
 	l := newLayout(cfg)
 	t.Cleanup(func() { sweep(t, l) })
 	subnet := "10.251.251.0/24" // nobody else's, for the pod's link is in this machine's own network
-	if err := newNode(l).writeCNI(prefixes(subnet)); err != nil {
-		t.Fatal(err)
-	}
 	stop := start(t, cfg)
 	defer func() { stop() }()
 	runtime, images := dialCRI(t, l)
+	if err := newNode(l).writeCNI(prefixes(subnet)); err != nil { // while containerd runs, as on a first start
+		t.Fatal(err)
+	}
 
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

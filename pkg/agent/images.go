@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 )
 
 // pinned keeps kubelet's image collection away from what the release brought: there may be no network to pull it again.
@@ -37,13 +38,17 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	var work errgroup.Group
 	for _, file := range files {
-		if err := importImages(ctx, c, l.snapshotter(), file); err != nil {
-			if ctx.Err() != nil {
-				return nil
+		work.Go(func() error {
+			if err := importImages(ctx, c, l.snapshotter(), file); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", file, err)
 			}
-			return fmt.Errorf("%s: %w", file, err)
-		}
+			return nil
+		})
+	}
+	if err := work.Wait(); err != nil {
+		return err
 	}
 	ready()
 	<-ctx.Done()

@@ -175,12 +175,16 @@ func (n *node) writeCNI(subnets []netip.Prefix) error {
 	if err := os.MkdirAll(n.cniConfDir(), 0o755); err != nil {
 		return err
 	}
-	// containerd reads the folder at every change of anything in it, so the file is made beside it and appears in one step.
-	made := filepath.Join(n.data, filepath.Base(n.cniConf()))
+	// containerd reads the folder whenever a file in it is written or renamed, but not when one appears. So the file is written
+	// elsewhere, appears under another name, and gets its own by a rename: one reading, of a whole file.
+	made, waiting := filepath.Join(n.data, "cni.new"), filepath.Join(n.cniConfDir(), ".new")
 	if err := atomicfile.Write(made, want, 0o644); err != nil {
 		return err
 	}
-	return os.Rename(made, n.cniConf())
+	if err := os.Rename(made, waiting); err != nil {
+		return err
+	}
+	return os.Rename(waiting, n.cniConf())
 }
 
 // cniConfig renders the list of plugins that make a pod's network. Addresses in use are remembered below run, because they

@@ -3,19 +3,28 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
-	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func TestArchiveReadsBack(t *testing.T) {
-	i := Image{Ref: "skerry.local/coredns:1", Arch: "arm", Program: "coredns", Binary: bytes.Repeat([]byte("elf"), 50_000), Args: []string{"-conf", "/x"}, User: "65532:65532", BindLowPorts: true}
+func coredns() Image {
+	return Image{Ref: "skerry.local/coredns:1.15.0", Arch: "arm", Program: "coredns", Binary: bytes.Repeat([]byte("elf"), 50_000),
+		Args: []string{"-conf", "/x"}, User: "65532:65532", BindLowPorts: true}
+}
+
+// The real reader, containerd's importer, takes the archive and finds in it what was put in.
+func TestContainerdReadsIt(t *testing.T) {
+	i := coredns()
 	var one, two bytes.Buffer
 	if err := i.Write(&one); err != nil {
 		t.Fatal(err)
@@ -23,37 +32,45 @@ func TestArchiveReadsBack(t *testing.T) {
 	if err := i.Write(&two); err != nil || !bytes.Equal(one.Bytes(), two.Bytes()) {
 		t.Errorf("the same image gave two archives (%v)", err)
 	}
-	file := filepath.Join(t.TempDir(), "x.tar")
-	if err := os.WriteFile(file, one.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	tag, err := name.NewTag(i.Ref)
+	store, err := local.NewStore(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := tarball.ImageFromPath(file, &tag)
+	ctx := t.Context()
+	top, err := archive.ImportIndex(ctx, store, bytes.NewReader(one.Bytes()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := validate.Image(img); err != nil {
-		t.Error(err)
+	var idx ocispec.Index
+	read(t, store, top, &idx)
+	if len(idx.Manifests) != 1 || idx.Manifests[0].Annotations[images.AnnotationImageName] != i.Ref {
+		t.Fatalf("index is %+v", idx)
 	}
-	cfg, err := img.ConfigFile()
+	m, err := images.Manifest(ctx, store, top, platforms.Only(ocispec.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Architecture != "arm" || cfg.Variant != "v7" || cfg.Config.User != i.User || len(cfg.Config.Entrypoint) != 3 || cfg.Config.Entrypoint[0] != "/coredns" {
+	var cfg ocispec.Image
+	read(t, store, m.Config, &cfg)
+	if cfg.Architecture != "arm" || cfg.Config.User != i.User || len(cfg.Config.Entrypoint) != 3 || cfg.Config.Entrypoint[0] != "/coredns" {
 		t.Errorf("config is %+v", cfg)
 	}
-	layers, err := img.Layers()
-	if err != nil || len(layers) != 1 {
-		t.Fatalf("%d layers, %v", len(layers), err)
+	if len(m.Layers) != 1 || len(cfg.RootFS.DiffIDs) != 1 {
+		t.Fatalf("%d layers, %v", len(m.Layers), cfg.RootFS.DiffIDs)
 	}
-	r, err := layers[0].Uncompressed()
+	blob, err := content.ReadBlob(ctx, store, m.Layers[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := tar.NewReader(r)
+	r, err := compression.DecompressStream(bytes.NewReader(blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := io.ReadAll(r)
+	if err != nil || cfg.RootFS.DiffIDs[0].Algorithm().FromBytes(plain) != cfg.RootFS.DiffIDs[0] {
+		t.Errorf("the layer is not the one that the config names (%v)", err)
+	}
+	tr := tar.NewReader(bytes.NewReader(plain))
 	h, err := tr.Next()
 	if err != nil {
 		t.Fatal(err)
@@ -67,10 +84,60 @@ func TestArchiveReadsBack(t *testing.T) {
 	}
 }
 
+func read(t *testing.T, store content.Provider, d ocispec.Descriptor, v any) {
+	t.Helper()
+	data, err := content.ReadBlob(t.Context(), store, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Docker's manifest.json stands beside and says the same.
+func TestDockerManifestAgrees(t *testing.T) {
+	var buf bytes.Buffer
+	if err := coredns().Write(&buf); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	var got []dockerManifest
+	tr := tar.NewReader(&buf)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[h.Name] = true
+		if h.Name == "manifest.json" {
+			if err := json.NewDecoder(tr).Decode(&got); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(got) != 1 || got[0].RepoTags[0] != coredns().Ref || !names[got[0].Config] || !names[got[0].Layers[0]] {
+		t.Errorf("%+v beside %v", got, names)
+	}
+}
+
 func TestBadNameIsRefused(t *testing.T) {
-	for _, ref := range []string{"", "pause", "skerry.local/pause", "skerry.local/Pause:1"} {
+	for _, ref := range []string{"", "pause", "pause:1", "skerry.local/pause", "skerry.local/Pause:1", "skerry.local/pause:"} {
 		if err := (Image{Ref: ref, Arch: "amd64", Program: "p"}).Write(io.Discard); err == nil {
 			t.Errorf("%q was accepted", ref)
 		}
 	}
 }
+
+func TestErrorsOfTheWriterAreReturned(t *testing.T) {
+	if err := coredns().Write(failing{}); !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, io.ErrShortWrite }

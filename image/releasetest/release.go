@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,9 +48,7 @@ func New(t testing.TB, rootSize int) *Bench {
 	t.Helper()
 	dir := t.TempDir()
 	b := &Bench{Keys: filepath.Join(dir, "keys"), Release: filepath.Join(dir, "release"), Config: filepath.Join(dir, "node.yaml")}
-	set, err := keys.New(b.Keys, "Test")
-	check(t, err)
-	b.Set = set
+	set := b.keys(t)
 	check(t, os.WriteFile(b.Config, []byte(Config), 0o600))
 	for _, sub := range []string{"boot", "secureboot"} {
 		check(t, os.MkdirAll(filepath.Join(b.Release, sub), 0o755))
@@ -76,6 +75,43 @@ func New(t testing.TB, rootSize int) *Bench {
 	}
 	b.Sign(t, m)
 	return b
+}
+
+// made is the content of a key folder. RSA keys take seconds to make, so all tests of a process share one.
+var made = sync.OnceValues(func() (map[string][]byte, error) {
+	dir, err := os.MkdirTemp("", "skerry-test-keys-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	if _, err := keys.New(filepath.Join(dir, "keys"), "Test"); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "keys"))
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{}
+	for _, e := range entries {
+		if files[e.Name()], err = os.ReadFile(filepath.Join(dir, "keys", e.Name())); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+})
+
+// keys puts the shared keys into the bench's folder.
+func (b *Bench) keys(t testing.TB) *keys.Set {
+	t.Helper()
+	files, err := made()
+	check(t, err)
+	check(t, os.Mkdir(b.Keys, 0o700))
+	for name, data := range files {
+		check(t, os.WriteFile(filepath.Join(b.Keys, name), data, 0o600))
+	}
+	b.Set, err = keys.Load(b.Keys)
+	check(t, err)
+	return b.Set
 }
 
 // Sign writes the manifest and its signature.

@@ -116,6 +116,9 @@ func findSlot(ctx context.Context, s *system) error {
 		if err != nil {
 			return err
 		}
+		if want.esp != "" {
+			linux.ReadUUIDs(parts)
+		}
 		list := candidates(parts, want)
 		p, err := s.firstThatFits(list, want)
 		if err != nil {

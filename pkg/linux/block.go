@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/image/disk"
 )
 
 // Partition is a partition of a disk, as sysfs shows it.
@@ -18,7 +20,8 @@ type Partition struct {
 	Name string // of the device, vda2
 	Disk string // of the whole disk's device, vda
 	Num  int
-	// Label and UUID are the name and the GUID (small letters) in the GPT; empty where the table has none.
+	// Label and UUID are the name and the GUID (small letters) in the GPT; empty where the table has none, or the kernel does
+	// not say: see ReadUUIDs.
 	Label, UUID string
 	Size        int64 // bytes
 }
@@ -84,6 +87,39 @@ func partition(sys fs.FS, dir string) (p Partition, err error) {
 	return p, nil
 }
 
+// ReadUUIDs fills in the UUIDs that sysfs did not tell (kernels before 6.13 do not) from the disks' own tables. A disk that
+// cannot be read, or has no GPT, is left as it is.
+func ReadUUIDs(parts []Partition) {
+	tables := map[string]*disk.Table{}
+	for i, p := range parts {
+		if p.UUID != "" {
+			continue
+		}
+		t, seen := tables[p.Disk]
+		if !seen {
+			t = readTable(p.DiskDev())
+			tables[p.Disk] = t
+		}
+		if t != nil && p.Num <= len(t.Partitions) {
+			parts[i].UUID = strings.ToLower(t.Partitions[p.Num-1].GUID.String())
+		}
+	}
+}
+
+func readTable(dev string) *disk.Table {
+	f, err := os.Open(dev)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	size, err := DeviceSize(f)
+	if err != nil {
+		return nil
+	}
+	t, _ := disk.Read(f, size-size%disk.Sector) // also a table whose second copy is not where a larger disk ends
+	return t
+}
+
 func number[T int | int64](sys fs.FS, name string) (T, error) {
 	data, err := fs.ReadFile(sys, name)
 	if err != nil {
@@ -124,11 +160,11 @@ const (
 )
 
 // ResizePartition tells the kernel of a partition's new size while the disk is in use.
-func ResizePartition(disk *os.File, num int, start, size int64) error {
+func ResizePartition(dev *os.File, num int, start, size int64) error {
 	p := blkpgPartition{start: start, length: size, pno: int32(num)}
 	arg := blkpgArg{op: blkpgResize, datalen: int32(unsafe.Sizeof(p)), data: unsafe.Pointer(&p)}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), blkpg, uintptr(unsafe.Pointer(&arg))); errno != 0 {
-		return fmt.Errorf("%s: telling the kernel of partition %d's size: %w", disk.Name(), num, errno)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, dev.Fd(), blkpg, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return fmt.Errorf("%s: telling the kernel of partition %d's size: %w", dev.Name(), num, errno)
 	}
 	return nil
 }

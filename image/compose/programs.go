@@ -2,6 +2,7 @@ package compose
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/skerry-os/skerry/image/oci"
+	"github.com/skerry-os/skerry/pkg/atomicfile"
 )
 
 // program is one Go build.
@@ -175,10 +177,32 @@ func components(ctx context.Context, src *Source, arch, dir string) error {
 	)
 }
 
+// component writes one archive, unless the one there was made from the same program in the same way.
 func component(dir, name string, i oci.Image) error {
 	var err error
 	if i.Binary, err = os.ReadFile(filepath.Join(dir, "components", name)); err != nil {
 		return err
 	}
-	return writeWith(filepath.Join(dir, "usr/share/skerry/images", name+".tar"), 0o644, i.Write)
+	out, stamp := filepath.Join(dir, "usr/share/skerry/images", name+".tar"), filepath.Join(dir, "components", name+".stamp")
+	want := componentStamp(i, out)
+	if had, err := os.ReadFile(stamp); err == nil && want != "" && string(had) == want {
+		return nil
+	}
+	if err := writeWith(out, 0o644, i.Write); err != nil {
+		return err
+	}
+	return atomicfile.Write(stamp, []byte(componentStamp(i, out)), 0o644)
+}
+
+// componentStamp says what an archive was made of, by what, and what it holds; "" when there is none.
+func componentStamp(i oci.Image, archive string) string {
+	data, err := os.ReadFile(archive)
+	if err != nil {
+		return ""
+	}
+	h := sha256.New()
+	h.Write(i.Binary)
+	i.Binary = nil
+	fmt.Fprintf(h, "%+v %d", i, oci.Format)
+	return fmt.Sprintf("%x %x\n", h.Sum(nil), sha256.Sum256(data))
 }

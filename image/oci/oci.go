@@ -31,6 +31,9 @@ type Image struct {
 	BindLowPorts bool
 }
 
+// Format rises when the same Image gives other bytes than before: archives made by older code are then made again.
+const Format = 1
+
 const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
 	typeManifest = "application/vnd.oci.image.manifest.v1+json"

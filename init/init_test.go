@@ -1,0 +1,288 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/skerry-os/skerry/pkg/linux"
+	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/notify"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
+)
+
+var durations = regexp.MustCompile(`\([0-9.]+(µs|ms|s)\)`)
+
+// The lines are read by tests and by the progress display, so their form is part of the promise.
+func TestStepsSayHowTheyWent(t *testing.T) {
+	ok := func(context.Context, *system) error { return nil }
+	fail := func(context.Context, *system) error { return errors.New("the disk\nis gone") }
+	hang := func(context.Context, *system) error { select {} }
+	patient := func(ctx context.Context, _ *system) error {
+		<-ctx.Done()
+		return errors.New("waited for the disk")
+	}
+	var said []string
+	err := runSteps(t.Context(), nil, []step{
+		must("one", ok, time.Minute),
+		may("two", fail, time.Minute),
+		may("three", func(context.Context, *system) error { panic("oh") }, time.Minute),
+		may("four", hang, 10*time.Millisecond),
+		may("five", patient, 10*time.Millisecond),
+		must("six", fail, time.Minute),
+		must("seven", ok, time.Minute),
+	}, func(line string) { said = append(said, durations.ReplaceAllString(line, "(T)")) })
+	if err == nil || !strings.Contains(err.Error(), "six: the disk") {
+		t.Errorf("error %v", err)
+	}
+	want := []string{
+		"one: ok (T)",
+		"two: the disk | is gone; going on without",
+		"three: panic: oh | goroutine",
+		"four: not done after 10ms; going on without",
+		"five: not done after 10ms: waited for the disk; going on without",
+		"six: the disk | is gone; restart in 10s",
+	}
+	if len(said) != len(want) {
+		t.Fatalf("said %q", said)
+	}
+	for i := range want {
+		if !strings.HasPrefix(said[i], want[i]) {
+			t.Errorf("said %q, want %q", said[i], want[i])
+		}
+	}
+}
+
+// Somebody who presses the button while the machine starts is not told of a failure.
+func TestStepsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	pressed := stop{off: true, why: "the power button was pressed"}
+	err := runSteps(ctx, nil, []step{
+		must("one", func(context.Context, *system) error { cancel(pressed); return errors.New("torn off") }, time.Minute),
+		must("two", func(context.Context, *system) error { t.Error("went on"); return nil }, time.Minute),
+	}, func(line string) { t.Errorf("said %q", line) })
+	if !errors.Is(err, pressed) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Both pages are in an order that can work: what a step needs stands above it.
+func TestSequences(t *testing.T) {
+	for _, steps := range [][]step{stage1, stage2} {
+		seen := map[string]bool{}
+		for _, st := range steps {
+			if st.do == nil || st.limit <= 0 || seen[st.name] || strings.ContainsAny(st.name, ":;") {
+				t.Errorf("%q: has no work, no limit, or a name that is taken or cannot be told from what follows it", st.name)
+			}
+			seen[st.name] = true
+		}
+	}
+}
+
+func TestCandidates(t *testing.T) {
+	parts := []linux.Partition{
+		{Name: "sda1", Disk: "sda", Label: "esp", UUID: "stick"},
+		{Name: "sda2", Disk: "sda", Label: "root-a"},
+		{Name: "vda1", Disk: "vda", Label: "esp", UUID: "inside"},
+		{Name: "vda2", Disk: "vda", Label: "root-a"},
+		{Name: "vda3", Disk: "vda", Label: "root-b"},
+	}
+	for _, tt := range []struct {
+		name string
+		want choice
+		out  string
+	}{
+		{"slot and disk named", choice{id: slot.A, esp: "inside"}, "vda2"},
+		{"a stick beside a disk", choice{id: slot.A, esp: "stick"}, "sda2"},
+		{"that disk lacks the slot", choice{id: slot.B, esp: "stick"}, ""},
+		{"that disk is not there yet", choice{id: slot.A, esp: "usb"}, ""},
+		{"only the slot", choice{id: slot.B}, "vda3"},
+		{"no word", choice{}, "sda2 vda2 vda3"},
+	} {
+		var names []string
+		for _, p := range candidates(parts, tt.want) {
+			names = append(names, p.Name)
+		}
+		if got := strings.Join(names, " "); got != tt.out {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.out)
+		}
+	}
+}
+
+func TestReadChoiceWithoutVariables(t *testing.T) {
+	if c, err := readChoice(slot.UEFI{Vars: fstest.MapFS{}}); err != nil || c != (choice{}) {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
+func TestFits(t *testing.T) {
+	good := func() *release.Manifest {
+		return &release.Manifest{Version: "1", Arch: "amd64", Boards: map[string]release.Board{"x86-uefi": {}}, Root: release.Root{RootHash: "aabb"}}
+	}
+	c := cmdline{board: "x86-uefi", rootHash: "aabb"}
+	if err := fits(good(), c, "amd64"); err != nil {
+		t.Errorf("the right one: %v", err)
+	}
+	for want, change := range map[string]func(*release.Manifest){
+		"is for arm64":                func(m *release.Manifest) { m.Arch = "arm64" },
+		"has no board x86-uefi":       func(m *release.Manifest) { m.Boards = map[string]release.Board{"rpi4": {}} },
+		"this kernel belongs to aabb": func(m *release.Manifest) { m.Root.RootHash = "ccdd" },
+	} {
+		m := good()
+		change(m)
+		if err := fits(m, c, "amd64"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
+		}
+	}
+}
+
+func TestReadKeys(t *testing.T) {
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	keys, err := readKeys(fstest.MapFS{"release.pub": {Data: text}, "README": {Data: []byte("x")}})
+	if err != nil || len(keys) != 1 || !keys[0].Equal(pub) {
+		t.Errorf("got %v, %v", keys, err)
+	}
+	for name, files := range map[string]fstest.MapFS{"none": {}, "rubbish": {"a.pub": {Data: []byte("x")}}, "a bad one beside a good one": {"a.pub": {Data: text}, "b.pub": {Data: []byte("x")}}} {
+		if _, err := readKeys(files); err == nil {
+			t.Errorf("%s: was accepted", name)
+		}
+	}
+}
+
+func TestModuleList(t *testing.T) {
+	files := fstest.MapFS{"l": {Data: []byte("# boot\ndm-mod\n\nloop max_loop=8 x=1 # why\n  erofs\n")}}
+	f, err := files.Open("l")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for name, params := range moduleList(f) {
+		got = append(got, name+"("+params+")")
+	}
+	if s := strings.Join(got, " "); s != "dm-mod() loop(max_loop=8 x=1) erofs()" {
+		t.Errorf("got %s", s)
+	}
+}
+
+// The name is chosen once: a card added later must not rename the node.
+func TestHostname(t *testing.T) {
+	kept := filepath.Join(t.TempDir(), "hostname")
+	if got, err := hostname("north-1", kept, nil); err != nil || got != "north-1" {
+		t.Errorf("configured: %q, %v", got, err)
+	}
+	if got, err := hostname("", kept, []string{"52:54:00:ff:00:01", "52:54:00:12:34:56"}); err != nil || got != "skerry-123456" {
+		t.Errorf("first start: %q, %v", got, err)
+	}
+	if got, err := hostname("", kept, []string{"52:54:00:00:00:00"}); err != nil || got != "skerry-123456" {
+		t.Errorf("second start: %q, %v", got, err)
+	}
+}
+
+func TestMachineID(t *testing.T) {
+	kept := filepath.Join(t.TempDir(), "machine-id")
+	first, err := machineID(kept)
+	if err != nil || !machineIDs.MatchString(first) {
+		t.Fatalf("got %q, %v", first, err)
+	}
+	if again, err := machineID(kept); err != nil || again != first {
+		t.Errorf("then %q, %v", again, err)
+	}
+	if err := os.WriteFile(kept+"2", []byte("torn"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := machineID(kept + "2"); err != nil || !machineIDs.MatchString(got) {
+		t.Errorf("a damaged one is made anew: %q, %v", got, err)
+	}
+}
+
+func TestMakeDirs(t *testing.T) {
+	root := t.TempDir()
+	for range 2 { // every start finds those of the last
+		if err := makeDirs(root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, mode := range map[string]os.FileMode{"var/lib/skerry/server": 0o700, "var/tmp": 0o777 | os.ModeSticky, "var/log/skerry": 0o755} {
+		if st, err := os.Stat(filepath.Join(root, name)); err != nil || st.Mode()&(os.ModePerm|os.ModeSticky) != mode {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if to, err := os.Readlink(filepath.Join(root, "var/lib/rancher/k3s/server/node-token")); err != nil || to != "/var/lib/skerry/server/node-token" {
+		t.Errorf("K3s's token: %q, %v", to, err)
+	}
+}
+
+// pipeConsole is a console with one serial line and one screen that the test reads.
+func pipeConsole(t *testing.T) (*console, func(screen bool) string) {
+	t.Helper()
+	dir := t.TempDir()
+	c := new(console)
+	for _, name := range []string{"serial", "screen"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		c.ttys = append(c.ttys, tty{f, name == "screen"})
+	}
+	return c, func(screen bool) string {
+		data, err := os.ReadFile(filepath.Join(dir, map[bool]string{true: "screen", false: "serial"}[screen]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+}
+
+// What skerryd says comes out once: as lines and, when something changed, a block on a serial line, as one picture on a screen.
+func TestStatusDisplay(t *testing.T) {
+	c, read := pipeConsole(t)
+	s := &system{console: c, hostname: "north-1", config: &machine.Config{Role: machine.RoleServer}}
+	s.id = machine.Identity{Release: machine.Release{Version: "1.2.3", Kubernetes: "v1.37.2"}, Boot: machine.Boot{Slot: slot.B, Trial: true, Board: "x86-uefi"}}
+	sc := newScreen(s)
+	sc.started(42)
+	sc.show()
+	say := func(pid int, fields ...string) {
+		m := notify.Message{PID: pid, Fields: map[string]string{}}
+		for _, f := range fields {
+			k, v, _ := strings.Cut(f, "=")
+			m.Fields[k] = v
+		}
+		sc.heard(m)
+	}
+	say(42, "STATUS=the datastore")
+	say(42, "STATUS=the datastore")
+	say(66, "READY=1") // somebody else's
+	say(42, "READY=1")
+	say(42, "READY=1", "STATUS=still fine")
+	got := regexp.MustCompile(`\([0-9.]+s after power on\)`).ReplaceAllString(read(false), "(T)")
+	block := func(state string) string {
+		return "skerry| Skerry 1.2.3, Kubernetes 1.37.2, x86-uefi\nskerry| slot      b (on trial), Secure Boot off\nskerry| node      north-1, server\nskerry| address   none yet\nskerry| state     " + state + "\n"
+	}
+	want := block("waiting for skerryd to start") + "skerry: waiting: the datastore\n" + "skerry: node: Ready (T)\n" + block("Ready")
+	if got != want {
+		t.Errorf("serial line:\n%s\nwant\n%s", got, want)
+	}
+	pictures := strings.Split(read(true), "\x1b[H\x1b[2J")
+	if last := pictures[len(pictures)-1]; !strings.Contains(last, "state     Ready") || !strings.Contains(last, "skerry: node: Ready") {
+		t.Errorf("screen ends with\n%s", last)
+	}
+}

@@ -152,6 +152,9 @@ func (c choice) String() string {
 	if c.id == "" {
 		return "root-a or root-b with this kernel's root hash"
 	}
+	if c.esp != "" {
+		return fmt.Sprintf("%s on the disk with boot partition %s", c.id.RootLabel(), c.esp)
+	}
 	return c.id.RootLabel()
 }
 
@@ -236,7 +239,7 @@ func describeDisks(parts []linux.Partition) string {
 	}
 	var out []string
 	for _, p := range parts {
-		out = append(out, strings.TrimSpace(p.Name+" "+p.Label))
+		out = append(out, strings.Join(strings.Fields(p.Name+" "+p.Label+" "+p.UUID), " "))
 	}
 	return strings.Join(out, ", ")
 }

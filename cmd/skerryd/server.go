@@ -68,6 +68,10 @@ func runServer(ctx context.Context, s machine.Server) error {
 	if err != nil {
 		return err
 	}
+	supervisor, err := notify.Take()
+	if err != nil {
+		return err
+	}
 	// What a failed or a slow start was about, the components know best.
 	defer gate.open(true)
 	slow := time.AfterFunc(slowStart, func() { gate.open(true) })
@@ -93,7 +97,7 @@ func runServer(ctx context.Context, s machine.Server) error {
 	tellCtx, stopTelling := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(told)
-		tell(tellCtx, log, group, func() {
+		tell(tellCtx, log, supervisor, group, func() {
 			gate.open(false)
 			settleMemory()
 			log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "cpu", cpuTime().Round(time.Millisecond))
@@ -214,7 +218,7 @@ func writeKubeconfig(s machine.Server, admin string) error {
 
 // tell keeps the supervisor above us (init, systemd) informed until ctx ends: what is waited for, and READY once, when
 // atReady is called too.
-func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, atReady func()) {
+func tell(ctx context.Context, log *slog.Logger, supervisor notify.Sender, group *supervise.Group, atReady func()) {
 	ready := group.Ready()
 	last := ""
 	for {
@@ -230,7 +234,7 @@ func tell(ctx context.Context, log *slog.Logger, group *supervise.Group, atReady
 		if len(status.In(supervise.Stopping)) > 0 && last != notify.Stopping {
 			lines, last = append(lines, notify.Stopping), notify.Stopping
 		}
-		if err := notify.Send(append(lines, notify.Status(status.String()))...); err != nil {
+		if err := supervisor.Send(append(lines, notify.Status(status.String()))...); err != nil {
 			log.Warn("cannot report", "err", err)
 		}
 		select {

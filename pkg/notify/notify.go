@@ -31,19 +31,28 @@ func Status(text string) string { return "STATUS=" + strings.ReplaceAll(text, "\
 // maxBytes bounds a datagram; what is longer is cut by the kernel.
 const maxBytes = 4096
 
-// Send tells the supervisor the lines, in one datagram. Where no supervisor listens (SocketEnv is not set) it does nothing.
-func Send(lines ...string) error {
-	name := os.Getenv(SocketEnv)
-	if name == "" {
+// Sender is a service's end. The zero Sender tells nobody.
+type Sender struct{ socket string }
+
+// Take reads SocketEnv and removes it from the environment: Kubernetes' servers say READY=1 on their own account to whoever
+// it names, long before the node is ready, and a container's shim would inherit it.
+func Take() (Sender, error) {
+	s := Sender{socket: os.Getenv(SocketEnv)}
+	return s, os.Unsetenv(SocketEnv)
+}
+
+// Send tells the supervisor the lines, in one datagram. Where no supervisor listens it does nothing.
+func (s Sender) Send(lines ...string) error {
+	if s.socket == "" {
 		return nil
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.socket, Net: "unixgram"})
 	if err != nil {
 		return fmt.Errorf("telling the supervisor: %w", err)
 	}
 	defer conn.Close()
 	if _, err := conn.Write([]byte(strings.Join(lines, "\n") + "\n")); err != nil {
-		return fmt.Errorf("telling the supervisor: %s: %w", name, err)
+		return fmt.Errorf("telling the supervisor: %s: %w", s.socket, err)
 	}
 	return nil
 }

@@ -19,8 +19,7 @@ func TestSendAndListen(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = l.Close() })
-		t.Setenv(notify.SocketEnv, name)
-		if err := notify.Send(notify.Status("waits for\nthe datastore"), notify.Ready); err != nil {
+		if err := send(t, name, notify.Status("waits for\nthe datastore"), notify.Ready); err != nil {
 			t.Fatal(err)
 		}
 		m, err := l.Next()
@@ -31,12 +30,10 @@ func TestSendAndListen(t *testing.T) {
 }
 
 func TestNobodyListens(t *testing.T) {
-	t.Setenv(notify.SocketEnv, "")
-	if err := notify.Send(notify.Ready); err != nil {
+	if err := send(t, "", notify.Ready); err != nil {
 		t.Errorf("without a supervisor: %v", err)
 	}
-	t.Setenv(notify.SocketEnv, filepath.Join(t.TempDir(), "gone.sock"))
-	if err := notify.Send(notify.Ready); err == nil || !strings.Contains(err.Error(), "gone.sock") {
+	if err := send(t, filepath.Join(t.TempDir(), "gone.sock"), notify.Ready); err == nil || !strings.Contains(err.Error(), "gone.sock") {
 		t.Errorf("error %v, want one that names the socket", err)
 	}
 }
@@ -64,16 +61,29 @@ func TestOddMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	t.Setenv(notify.SocketEnv, name)
 	for _, tt := range []struct {
 		line  string
 		ready bool
 	}{{"READY=0", false}, {"READY", false}, {"=1", false}, {"", false}, {"READY=0\nREADY=1", true}, {"STATUS=READY=1", false}} {
-		if err := notify.Send(tt.line); err != nil {
+		if err := send(t, name, tt.line); err != nil {
 			t.Fatal(err)
 		}
 		if m, err := l.Next(); err != nil || m.Ready() != tt.ready {
 			t.Errorf("%q: %+v, %v", tt.line, m, err)
 		}
 	}
+}
+
+// send is what a service does: it takes the socket's name, and nobody it starts sees it.
+func send(t *testing.T, socket string, lines ...string) error {
+	t.Helper()
+	t.Setenv(notify.SocketEnv, socket)
+	s, err := notify.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, set := os.LookupEnv(notify.SocketEnv); set {
+		t.Errorf("%s is still %q", notify.SocketEnv, name)
+	}
+	return s.Send(lines...)
 }

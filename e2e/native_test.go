@@ -60,8 +60,9 @@ func (e *engine) must(name string, args ...string) {
 	}
 }
 
+// inside runs a command in the engine's network and else on this host: ip netns exec would hide the cgroups.
 func (e *engine) inside(args ...string) []string {
-	return append([]string{"ip", "netns", "exec", e.netns}, args...)
+	return append([]string{"nsenter", "--net=/run/netns/" + e.netns}, args...)
 }
 
 // start runs the server until it says that its node is Ready, and returns how long that took.

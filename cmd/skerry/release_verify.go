@@ -1,40 +1,26 @@
 package main
 
 import (
-	"crypto/ed25519"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
-	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
 func newReleaseVerifyCmd() *cobra.Command {
-	var trust []string
+	var trust trustFlags
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "verify DIR --trust-key FILE",
+		Use:   "verify DIR",
 		Short: "Check a release's signature and every byte of its files",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(trust) == 0 {
-				return errors.New("release verify: name the release.pub of whoever you trust with --trust-key")
-			}
-			var pubs []ed25519.PublicKey
-			for _, file := range trust {
-				data, err := os.ReadFile(file)
-				if err != nil {
-					return err
-				}
-				pub, err := keys.ParsePublic(data)
-				if err != nil {
-					return fmt.Errorf("%s: %w", file, err)
-				}
-				pubs = append(pubs, pub)
+			pubs, err := trust.load()
+			if err != nil {
+				return err
 			}
 			fsys := os.DirFS(args[0])
 			r, err := release.Open(fsys, pubs)
@@ -53,7 +39,7 @@ func newReleaseVerifyCmd() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringArrayVar(&trust, "trust-key", nil, "release.pub of a trusted signer; may be given more than once")
+	trust.bind(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the manifest as JSON")
 	return cmd
 }

@@ -31,6 +31,7 @@ type packages struct {
 	store *debian.Store
 	lock  *debian.Lock
 	arch  string
+	log   Log
 	used  map[string]debian.Package // by name: what the release holds something of
 }
 
@@ -40,7 +41,15 @@ func (p *packages) dir(name string) (string, debian.Package, error) {
 	if err != nil {
 		return "", pkg, err
 	}
+	if p.store.Unpacked(pkg) {
+		dir, err := p.store.Unpack(p.ctx, pkg)
+		return dir, pkg, err
+	}
+	done := p.log.Stage("fetch " + pkg.Name + " " + pkg.Version)
 	dir, err := p.store.Unpack(p.ctx, pkg)
+	if err == nil {
+		done(megabytes(pkg.Size))
+	}
 	return dir, pkg, err
 }
 

@@ -159,7 +159,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 		Options: o, ctx: ctx, Boards: all, kernels: map[string]indexedKernel{},
 		programs: filepath.Join(o.Work, o.Arch), work: filepath.Join(o.Work, "work", o.Arch),
 		packages: &packages{
-			ctx: ctx, lock: lock, arch: o.Arch, used: map[string]debian.Package{},
+			ctx: ctx, lock: lock, arch: o.Arch, log: o.Log, used: map[string]debian.Package{},
 			store: &debian.Store{Dir: o.Cache, Mirrors: o.Mirrors, Retry: 5 * time.Second},
 		},
 	}

@@ -171,6 +171,7 @@ func (b *build) packRoot(t *rootfs.Tree) (*release.Root, error) {
 	}
 	done := b.Log.Stage("root: EROFS " + erofs.compress)
 	_ = os.Remove(stamp)
+	b.dropStaging()
 	tmp := img + ".tmp"
 	defer func() { _ = os.Remove(tmp) }()
 	o := rootfs.EROFSOptions{Time: b.Source.Time, UUID: uuidFrom(digest), Compress: erofs.compress, Cluster: erofs.cluster}
@@ -190,6 +191,14 @@ func (b *build) packRoot(t *rootfs.Tree) (*release.Root, error) {
 		return nil, err
 	}
 	return root, atomicfile.Write(stamp, data, 0o644)
+}
+
+// dropStaging removes what a killed build left; the lock says that nobody uses it.
+func (b *build) dropStaging() {
+	left, _ := filepath.Glob(filepath.Join(b.work, ".stage-*"))
+	for _, dir := range left {
+		_ = os.RemoveAll(dir)
+	}
 }
 
 type rootStamp struct {

@@ -44,7 +44,7 @@ func FindSource(ctx context.Context, dir string) (*Source, error) {
 func readSource(ctx context.Context, dir string) (*Source, error) {
 	s := &Source{Dir: dir, Version: "0.0.0-dev", Commit: "unknown", Time: time.Unix(0, 0).UTC()}
 	if _, err := os.Stat(filepath.Join(dir, ".git")); err != nil {
-		return s, nil // an unpacked archive: buildable, but nameless
+		return s, nil //nolint:nilerr // an unpacked archive: buildable, but nameless
 	}
 	head, err := output(ctx, dir, nil, "git", "log", "-1", "--format=%H %ct")
 	if err != nil {

@@ -19,11 +19,19 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
+// Unpacked says whether Unpack has nothing to do.
+func (s *Store) Unpacked(p Package) bool {
+	_, err := os.Stat(s.unpacked(p))
+	return err == nil
+}
+
+func (s *Store) unpacked(p Package) string { return filepath.Join(s.Dir, "unpacked", p.SHA256) }
+
 // Unpack gives a folder that holds the package's files, below the cache. Owners and set-id bits are dropped; links stay as
 // they are. The folder is shared: nobody writes into it.
 func (s *Store) Unpack(ctx context.Context, p Package) (string, error) {
-	dir := filepath.Join(s.Dir, "unpacked", p.SHA256)
-	if _, err := os.Stat(dir); err == nil {
+	dir := s.unpacked(p)
+	if s.Unpacked(p) {
 		return dir, nil
 	}
 	deb, err := s.Fetch(ctx, p)

@@ -1,0 +1,320 @@
+package compose
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"debug/elf"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/uki"
+	"github.com/skerry-os/skerry/image/verity"
+	"github.com/skerry-os/skerry/pkg/debian"
+	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/pkg/kmod"
+	"github.com/skerry-os/skerry/pkg/release"
+)
+
+// TestRelease builds a whole release twice, in different folders, and looks at it with other programs than those that made it.
+// It takes minutes, a mirror and a C compiler: set SKERRY_LONG=1 (make test does).
+func TestRelease(t *testing.T) {
+	if os.Getenv("SKERRY_LONG") == "" {
+		t.Skip("takes minutes and a Debian mirror; set SKERRY_LONG=1")
+	}
+	src, err := FindSource(t.Context(), ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mirrors, err := debian.HostMirrors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := keys.New(filepath.Join(t.TempDir(), "keys"), "Test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := os.Getenv("SKERRY_CACHE")
+	if cache == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache = filepath.Join(user, "skerry")
+	}
+	build := func(work string) string {
+		out := filepath.Join(t.TempDir(), "release")
+		s, err := Build(t.Context(), Options{
+			Source: src, Arch: "amd64", Keys: k, Out: out, Work: work, Cache: cache, Mirrors: mirrors.All(), Log: NewLog(t.Output()),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d bytes in %.0f s", s.Version, s.Bytes, s.Seconds)
+		return out
+	}
+	first := build(t.TempDir())
+	work := t.TempDir()
+	second := build(work)
+	if out, err := exec.Command("diff", "-r", first, second).CombinedOutput(); err != nil {
+		t.Errorf("two builds differ: %s", out)
+	}
+	begin := time.Now()
+	if out, err := exec.Command("diff", "-r", second, build(work)).CombinedOutput(); err != nil {
+		t.Errorf("a build that reuses the last one differs: %s", out)
+	}
+	t.Logf("a build that reuses the last one takes %v", time.Since(begin))
+
+	fsys := os.DirFS(first)
+	r, err := release.Open(fsys, []ed25519.PublicKey{k.ReleasePublic()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.CheckFiles(fsys); err != nil {
+		t.Error(err)
+	}
+	m := r.Manifest()
+	t.Run("root", func(t *testing.T) { checkRoot(t, filepath.Join(first, m.Root.Path), m) })
+	t.Run("boot", func(t *testing.T) { checkBoot(t, first, m, k) })
+	t.Run("sbom", func(t *testing.T) { checkSBOM(t, filepath.Join(first, "sbom.spdx.json")) })
+}
+
+func checkRoot(t *testing.T, img string, m *release.Manifest) {
+	f, err := os.Open(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := verity.Verify(f, m.Root.DataSize, m.Root.RootHash, m.Root.Salt); err != nil {
+		t.Error(err)
+	}
+	ask(t, "veritysetup", "verify", "--no-superblock", "--format=1", "--hash=sha256", "--data-block-size=4096", "--hash-block-size=4096",
+		fmt.Sprintf("--data-blocks=%d", m.Root.DataSize/4096), fmt.Sprintf("--hash-offset=%d", m.Root.DataSize), "--salt="+m.Root.Salt, img, img, m.Root.RootHash)
+	top := filepath.Join(t.TempDir(), "root")
+	if !ask(t, "fsck.erofs", "--extract="+top, img) {
+		return
+	}
+	root := os.DirFS(top)
+	checkLinksAndLibraries(t, root)
+	checkModules(t, root, m)
+	out, err := exec.Command(filepath.Join(top, "usr/bin/skerryd"), "version").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), m.Version) {
+		t.Errorf("skerryd version: %v: %s", err, out)
+	}
+	var id map[string]string
+	data, err := fs.ReadFile(root, "usr/share/skerry/release.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &id); err != nil || id["version"] != m.Version || id["arch"] != m.Arch || id["kubernetes"] != m.Kubernetes {
+		t.Errorf("release.json: %s, %v", data, err)
+	}
+}
+
+// checkLinksAndLibraries finds links that lead nowhere and programs whose libraries or loader are not there.
+func checkLinksAndLibraries(t *testing.T, root fs.FS) {
+	// Links into what only a running node has.
+	atRuntime := []string{"/run/", "/proc/", "/var/", "/etc/skerry"}
+	err := fs.WalkDir(root, ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 || info.Mode().Perm()&0o022 != 0 && d.Type() != fs.ModeSymlink {
+			t.Errorf("%s has mode %v", p, info.Mode())
+		}
+		switch d.Type() {
+		case fs.ModeSymlink:
+			to, err := fs.ReadLink(root, p)
+			if err != nil {
+				return err
+			}
+			if slices.ContainsFunc(atRuntime, func(s string) bool { return strings.HasPrefix(to, s) }) {
+				return nil
+			}
+			if !path.IsAbs(to) {
+				to = path.Join("/", path.Dir(p), to)
+			}
+			if _, err := lookUp(root, to); err != nil {
+				t.Errorf("%s -> %s: %v", p, to, err)
+			}
+		case 0:
+			if info.Mode().Perm()&0o111 != 0 {
+				checkProgram(t, root, p)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// lookUp follows links inside the root.
+func lookUp(root fs.FS, name string) (fs.FileInfo, error) {
+	name = path.Clean(name)[1:]
+	for _, m := range mergedFolders("amd64") {
+		if strings.HasPrefix(name, m+"/") {
+			name = "usr/" + name
+		}
+	}
+	info, err := fs.Lstat(root, name)
+	if err != nil || info.Mode().Type() != fs.ModeSymlink {
+		return info, err
+	}
+	to, err := fs.ReadLink(root, name)
+	if err != nil {
+		return nil, err
+	}
+	if !path.IsAbs(to) {
+		to = path.Join("/", path.Dir(name), to)
+	}
+	return lookUp(root, to)
+}
+
+func checkProgram(t *testing.T, root fs.FS, name string) {
+	data, err := fs.ReadFile(root, name)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil {
+		return // a script, or a library's text
+	}
+	needs, err := f.ImportedLibraries()
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+	for _, so := range needs {
+		if _, err := lookUp(root, "/lib/x86_64-linux-gnu/"+so); err != nil {
+			t.Errorf("%s needs %s: %v", name, so, err)
+		}
+	}
+	if in := interpreter(f); in != "" {
+		if _, err := lookUp(root, in); err != nil {
+			t.Errorf("%s needs loader %s: %v", name, in, err)
+		}
+	}
+}
+
+// checkModules sees that what a board loads can be resolved from the index on the root, and that every file is there.
+func checkModules(t *testing.T, root fs.FS, m *release.Manifest) {
+	for id, board := range m.Boards {
+		dir := "usr/lib/modules/" + board.Kernel
+		sub, err := fs.Sub(root, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := kmod.ReadFile(sub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := boards.Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mods, err := x.Resolve(slices.Concat(b.Modules.Boot.All(), b.Modules.Node.All())...)
+		if err != nil || len(mods) < 50 {
+			t.Errorf("board %s: %d modules, %v", id, len(mods), err)
+		}
+		for _, mod := range mods {
+			if _, err := fs.Stat(sub, mod.File); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func checkBoot(t *testing.T, dir string, m *release.Manifest, k *keys.Set) {
+	crt := filepath.Join(t.TempDir(), "db.crt")
+	if err := os.WriteFile(crt, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.DB.Cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	files := []string{"boot/systemd-boot.efi"}
+	for id, board := range m.Boards {
+		files = append(files, board.Boot.Path)
+		data, err := os.ReadFile(filepath.Join(dir, board.Boot.Path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sections, err := uki.Sections(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"skerry.board=" + id, "skerry.roothash=" + m.Root.RootHash, "panic=5"} {
+			if !slices.Contains(strings.Fields(string(sections[".cmdline"])), want) {
+				t.Errorf("%s: the command line lacks %s: %s", id, want, sections[".cmdline"])
+			}
+		}
+		if string(sections[".uname"]) != board.Kernel {
+			t.Errorf("%s: .uname is %q, the manifest says %q", id, sections[".uname"], board.Kernel)
+		}
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(filepath.Join(dir, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := uki.Verify(data, k.DB.Cert); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+		ask(t, "sbverify", "--cert", crt, filepath.Join(dir, f))
+	}
+}
+
+func checkSBOM(t *testing.T, file string) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc spdxDocument
+	if err := json.Unmarshal(data, &doc); err != nil {
+		t.Fatal(err)
+	}
+	ids, names := map[string]bool{}, map[string]string{}
+	for _, p := range doc.Packages {
+		if ids[p.ID] {
+			t.Errorf("%s is there twice", p.ID)
+		}
+		ids[p.ID], names[p.Name] = true, p.Version
+	}
+	for _, r := range doc.Relationships {
+		if r.From != doc.ID && !ids[r.From] || !ids[r.To] {
+			t.Errorf("a relationship of what is not there: %+v", r)
+		}
+	}
+	for _, want := range []string{"nftables", "libc6", "systemd-boot-efi", "k8s.io/kubernetes", "github.com/opencontainers/runc", "github.com/coredns/coredns", "stdlib"} {
+		if names[want] == "" || names[want] == "(devel)" {
+			t.Errorf("%s is listed with version %q", want, names[want])
+		}
+	}
+}
+
+// ask runs a program that was not written here; it is false when the program is not installed or says no.
+func ask(t *testing.T, name string, args ...string) bool {
+	t.Helper()
+	tool, err := exec.LookPath(name)
+	if err != nil {
+		t.Logf("%s is not installed: not asked", name)
+		return false
+	}
+	if out, err := exec.Command(tool, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v: %s", name, err, out)
+		return false
+	}
+	return true
+}

@@ -77,12 +77,13 @@ reproducible: setup $(SKERRY) $(KEYS) ## build the release twice and compare eve
 
 ##################################################  run  ##################################################
 run: image ## boot the image in QEMU, wait until the node is Ready, show what runs
-	@$(SKERRY) vm start --dir $(RUN)/vm --board $(BOARD) $(IMAGE)
+	@if [[ -e $(RUN)/vm/vm.json && $(RUN)/vm/vm.json -ot $(IMAGE) ]]; then $(SKERRY) vm stop --dir $(RUN)/vm; fi
+	@$(SKERRY) vm status --dir $(RUN)/vm 2>/dev/null || $(SKERRY) vm start --dir $(RUN)/vm --board $(BOARD) $(IMAGE)
 	@$(SKERRY) vm wait --dir $(RUN)/vm
 	@$(SKERRY) kubeconfig --vm $(RUN)/vm --config $(RUN)/node.yaml -o $(RUN)/kubeconfig
-	@$(MAKE) kubectl ARGS='get nodes,pods -A'
+	@echo; $(MAKE) kubectl ARGS='get nodes,pods -A'
 	@echo; echo "The node runs on in the background. Go on with:"
-	@echo "  make kubectl ARGS='get events -A'   or: KUBECONFIG=$(RUN)/kubectl with a kubectl of your own"
+	@echo "  make kubectl ARGS='get events -A'   or, with a kubectl of your own: export KUBECONFIG=$(CURDIR)/$(RUN)/kubeconfig"
 	@echo "  make console                        its serial console"
 	@echo "  make stop                           shut it down; make run starts it again with its data"
 
@@ -120,20 +121,22 @@ quick: ## unit tests alone
 	@go test ./...
 
 # Tests in e2e find what they test in out/. -count=1: what they test is not Go's to cache.
-E2E := go test -count=1 -v -timeout 30m ./e2e -args -out '$(CURDIR)/$(OUT)'
+E2E      := go test -count=1 -v -timeout 40m ./e2e
+E2E_ARGS := -args -out '$(CURDIR)/$(OUT)'
+AS_ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-native: programs ## skerryd as a server on this host: needs root
-	@if [[ $$EUID == 0 ]]; then $(E2E) -native; else sudo -E env "PATH=$$PATH" $(E2E) -native; fi
+native: programs ## skerryd as a server on this host (needs root)
+	@$(AS_ROOT) $(E2E) -run Native\|Engine $(E2E_ARGS) -native
 
 vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
-	@$(E2E) -vm
+	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
+
+bench: image ## print the table of sizes and times (needs root; a quarter of an hour)
+	@$(AS_ROOT) $(E2E) -run Numbers $(E2E_ARGS) -numbers -native -vm
 
 golden: ## rewrite the golden files of tests; read the diff before you commit it
 	@go test ./image -run Golden -args -update
-
-bench: image programs ## print the table of sizes and times (needs root; ten minutes)
-	@go run ./e2e/bench -out $(OUT)
 
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +

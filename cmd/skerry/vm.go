@@ -117,6 +117,10 @@ func newVMWaitCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if m := saidReady.FindString(v.Text()); m != "" && v.Running() {
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), m)
+				return err
+			}
 			ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, fmt.Errorf("the node is not Ready after %v", limit))
 			defer cancel()
 			p := newProgress(cmd.OutOrStdout(), v.Started())

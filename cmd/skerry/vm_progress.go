@@ -26,6 +26,8 @@ var (
 	stepOK   = regexp.MustCompile(`^(.+): ok(?: \((.*)\))?$`)
 	// ready is what init says when skerryd told it that the node is Ready.
 	ready = regexp.MustCompile(`^node: Ready\b`)
+	// saidReady finds the same in a whole console log.
+	saidReady = regexp.MustCompile(`(?m)node: Ready\b.*$`)
 	// trouble is shown whatever stage it comes from.
 	trouble = regexp.MustCompile(`Kernel panic|Out of memory|BUG: |Security Policy Violation|Access Denied|Error loading|No bootable`)
 )

@@ -24,7 +24,7 @@ engine:    pkg/pki pkg/cni pkg/datastore
 engine:    pkg/addons
 engine:    pkg/server pkg/agent
 test:      pkg/deps
-programs:  init cmd/... e2e e2e/bench
+programs:  init cmd/... e2e
 `
 
 // Never lists what must not be reached, not even through other packages: importer -> imported, and why. Names without a

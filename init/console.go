@@ -17,6 +17,7 @@ type console struct {
 	log    *os.File // on the data partition, once it is there
 	recent []string
 	status []string // the display; nil until the node starts
+	ended  bool     // no display any more
 }
 
 type tty struct {
@@ -47,11 +48,11 @@ func (c *console) open(names []string) {
 	}
 }
 
-// say prints one line, as "skerry: line", everywhere.
+// say prints one line, as "skerry: line", everywhere. Text of several lines becomes one: readers look for the prefix.
 func (c *console) say(line string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	line = "skerry: " + line
+	line = "skerry: " + joinLines(line)
 	c.recent = append(c.recent, line)
 	c.recent = c.recent[max(0, len(c.recent)-recentLines):]
 	if c.log != nil {
@@ -71,7 +72,7 @@ func (c *console) sayf(format string, a ...any) { c.say(fmt.Sprintf(format, a...
 func (c *console) show(status []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if strings.Join(c.status, "\n") == strings.Join(status, "\n") {
+	if c.ended || strings.Join(c.status, "\n") == strings.Join(status, "\n") {
 		return
 	}
 	c.status = status
@@ -128,13 +129,16 @@ func (c *console) draw() {
 func (c *console) plain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status = nil
+	c.status, c.ended = nil, true
 }
 
-// logTo also writes lines to a file, the ones so far included.
+// logTo also writes lines to a file, the ones so far included. The file before it, if any, is closed.
 func (c *console) logTo(f *os.File) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.log != nil {
+		_ = c.log.Close()
+	}
 	c.log = f
 	if f == nil {
 		return
@@ -150,8 +154,10 @@ func (t tty) write(s string) {
 }
 
 // oneLine puts an error of many lines on one.
-func oneLine(err error) string {
-	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+func oneLine(err error) string { return joinLines(err.Error()) }
+
+func joinLines(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
 	for i := range lines {
 		lines[i] = strings.TrimSpace(lines[i])
 	}

@@ -268,8 +268,8 @@ func TestStatusDisplay(t *testing.T) {
 		}
 		sc.heard(m)
 	}
-	say(42, "STATUS=the datastore")
-	say(42, "STATUS=the datastore")
+	say(42, "STATUS=waiting for the datastore")
+	say(42, "STATUS=waiting for the datastore")
 	say(66, "READY=1") // somebody else's
 	say(42, "READY=1")
 	say(42, "READY=1", "STATUS=still fine")

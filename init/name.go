@@ -185,9 +185,5 @@ func startNetwork(ctx context.Context, s *system) error {
 	if err := s.network.WaitAddress(ctx); err != nil {
 		return fmt.Errorf("no address yet: %w", err)
 	}
-	list, err := s.network.Addresses()
-	if err == nil && len(list) > 0 {
-		s.console.sayf("network: %s on %s", list[0].IP, list[0].Link)
-	}
-	return err
+	return nil
 }

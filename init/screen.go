@@ -96,7 +96,7 @@ func (sc *screen) heard(m notify.Message) {
 		sc.sys.console.say("node: Ready " + afterPowerOn())
 		sc.show()
 	case !ready && m.Fields["STATUS"] != "":
-		sc.waits(m.Fields["STATUS"])
+		sc.waits(strings.TrimPrefix(m.Fields["STATUS"], "waiting for "))
 		sc.sys.console.redraw(sc.lines())
 	}
 }

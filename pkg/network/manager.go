@@ -257,7 +257,8 @@ func (m *Manager) use(l netlink.Link, cfg machine.Interface, got *lease) error {
 		delete(m.leases, name)
 	}
 	m.mu.Unlock()
-	var errs []error
+	// Name servers first: whoever waits for an address asks them next.
+	errs := []error{m.writeResolvConf()}
 	if old != nil && (got == nil || got.addr != old.addr) {
 		// Its routes go with it.
 		errs = append(errs, netlink.AddrDel(l, &netlink.Addr{IPNet: ipnet(old.addr)}))
@@ -278,7 +279,6 @@ func (m *Manager) use(l netlink.Link, cfg machine.Interface, got *lease) error {
 		}
 		m.remember(name, got.addr.Addr())
 	}
-	errs = append(errs, m.writeResolvConf())
 	m.wake()
 	return errors.Join(errs...)
 }

@@ -50,6 +50,9 @@ func (t *Tree) EROFS(ctx context.Context, out string, o EROFSOptions) error {
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return fmt.Errorf("mkfs.erofs: %w: %s", err, strings.TrimSpace(said.String()))
 	}
 	return nil

@@ -62,6 +62,9 @@ func run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	if err == nil {
 		return out, nil
 	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	said := strings.TrimSpace(stderr.String())
 	if lines := strings.Split(said, "\n"); len(lines) > 4 {
 		said = strings.Join(lines[len(lines)-4:], "\n")

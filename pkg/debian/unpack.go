@@ -92,6 +92,9 @@ func extractWith(ctx context.Context, tool, deb, dir string) error {
 	terr := extractTar(bufio.NewReaderSize(out, 1<<20), dir)
 	_, _ = io.Copy(io.Discard, out)
 	if err := cmd.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return fmt.Errorf("dpkg-deb: %w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	return terr

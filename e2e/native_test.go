@@ -2,11 +2,15 @@ package e2e
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -150,13 +154,19 @@ func (e *engine) cluster() cluster {
 	return cluster{T: e.t, kubectl: append(e.inside(kubectl), "--kubeconfig", e.kubeconfig()), programs: filepath.Dir(e.program)}
 }
 
+// runDir is where the engine keeps what does not outlive the machine: pkg/agent names it after the data folder.
+func (e *engine) runDir() string {
+	sum := sha256.Sum256([]byte(e.data()))
+	return "/run/skerry-" + hex.EncodeToString(sum[:4])
+}
+
 // shims lists the processes that hold this engine's pods.
 func (e *engine) shims() []int {
 	var pids []int
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range all {
 		b, err := os.ReadFile(name)
-		if err == nil && strings.Contains(string(b), "containerd-shim-runc-v2") && strings.Contains(string(b), e.dir) {
+		if err == nil && strings.Contains(string(b), "containerd-shim-runc-v2") && strings.Contains(string(b), e.runDir()+"/") {
 			var pid int
 			if _, err := fmt.Sscanf(name, "/proc/%d/", &pid); err == nil {
 				pids = append(pids, pid)
@@ -181,10 +191,13 @@ func (e *engine) remove() {
 		killTree(pid)
 	}
 	_ = exec.Command("ip", "netns", "delete", e.netns).Run()
-	unmountBelow(e.dir)
-	if err := os.RemoveAll(e.dir); err != nil {
-		e.t.Error(err)
+	for _, dir := range []string{e.dir, e.runDir()} {
+		unmountBelow(dir)
+		if err := os.RemoveAll(dir); err != nil {
+			e.t.Error(err)
+		}
 	}
+	removeEmptyCgroups()
 }
 
 // killTree ends a shim and the containers that are its children.
@@ -200,6 +213,25 @@ func killTree(pid int) {
 		}
 	}
 	_ = syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// removeEmptyCgroups takes away what kubelet made, deepest first. Those of pods that still run, of whatever cluster, are not
+// empty and stay.
+func removeEmptyCgroups() {
+	tops, _ := filepath.Glob("/sys/fs/cgroup/kubepods*")
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/kubepods*")
+	for _, top := range append(tops, v1...) {
+		var dirs []string
+		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		for _, dir := range slices.Backward(dirs) {
+			_ = os.Remove(dir)
+		}
+	}
 }
 
 func unmountBelow(dir string) {

@@ -72,8 +72,8 @@ func (s *system) loadModules(list string) error {
 	if err != nil {
 		return err
 	}
-	errs := loadList(loader, list)
-	errs = append(errs, s.coldplug())
+	names, err := loadList(loader, list)
+	errs := []error{err, s.coldplug(names)}
 	s.behind(func(ctx context.Context) {
 		context.AfterFunc(ctx, func() { _ = events.Close() })
 		s.hotplug(events)
@@ -81,16 +81,22 @@ func (s *system) loadModules(list string) error {
 	return errors.Join(errs...)
 }
 
-func loadList(loader *kmod.Loader, list string) (errs []error) {
+// loadList loads those of the list that have parameters, and gives the names of the others.
+func loadList(loader *kmod.Loader, list string) (names []string, err error) {
 	f, err := os.Open(list)
 	if err != nil {
-		return []error{err}
+		return nil, err
 	}
 	defer f.Close()
+	var errs []error
 	for name, params := range moduleList(f) {
+		if params == "" {
+			names = append(names, name)
+			continue
+		}
 		errs = append(errs, loader.Load(name, params))
 	}
-	return errs
+	return names, errors.Join(errs...)
 }
 
 // moduleList reads lines of a module's name and its parameters; # starts a comment.
@@ -107,22 +113,36 @@ func moduleList(f fs.File) func(yield func(name, params string) bool) {
 	}
 }
 
-// coldplug loads the modules of the devices that are there. Hardware nobody has a module for is no error, and neither is a
-// module that finds it is not wanted: a driver may match a chip it then declines.
-func (s *system) coldplug() error {
+// coldplug loads the named modules and those of the devices that are there, side by side.
+func (s *system) coldplug(names []string) error {
 	aliases, err := linux.Modaliases(os.DirFS("/sys"))
-	for _, a := range aliases {
-		s.loadAlias(a)
-	}
-	return err
+	return errors.Join(err, s.loadFor(names, aliases))
 }
 
-func (s *system) loadAlias(alias string) {
-	for _, m := range s.loader.Index().Match(alias) {
-		if err := s.loader.Load(m, ""); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EBUSY) {
-			s.console.sayf("device %.60s: %s", alias, oneLine(err))
+// loadFor loads named modules and those of devices. Hardware nobody has a module for is no error, and neither is a module
+// that finds nothing to do: a driver may match a chip it then declines.
+func (s *system) loadFor(names, aliases []string) error {
+	for _, a := range aliases {
+		names = append(names, s.loader.Index().Match(a)...)
+	}
+	var errs []error
+	for _, err := range split(s.loader.LoadAll(names)) {
+		if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// split takes joined errors apart.
+func split(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 func (s *system) hotplug(events *linux.Uevents) {
@@ -132,10 +152,12 @@ func (s *system) hotplug(events *linux.Uevents) {
 			return
 		}
 		if a := e["MODALIAS"]; a != "" && e["ACTION"] == "add" {
-			s.loadAlias(a)
+			if err := s.loadFor(nil, []string{a}); err != nil {
+				s.console.sayf("driver for %.60s: %s; going on without", a, oneLine(err))
+			}
 		}
 		if len(e) == 0 { // some were lost
-			_ = s.coldplug()
+			_ = s.coldplug(nil)
 		}
 		s.devices.wake()
 	}

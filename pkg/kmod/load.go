@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -17,8 +19,14 @@ type Loader struct {
 	index *Index
 	dir   string
 
-	mu    sync.Mutex // held while loading: modules need each other
-	tried map[string]error
+	mu    sync.Mutex
+	tried map[string]*outcome
+}
+
+// outcome is how loading one module went, once done is closed.
+type outcome struct {
+	done chan struct{}
+	err  error
 }
 
 // NewLoader reads the index in the modules folder dir, such as /usr/lib/modules/6.12.95+deb12-amd64.
@@ -27,7 +35,7 @@ func NewLoader(dir string) (*Loader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	return &Loader{index: x, dir: dir, tried: map[string]error{}}, nil
+	return &Loader{index: x, dir: dir, tried: map[string]*outcome{}}, nil
 }
 
 // Index is what the loader loads from.
@@ -36,33 +44,64 @@ func (l *Loader) Index() *Index { return l.index }
 // Load loads what a name or alias resolves to, what it needs first. What is loaded or built in is no error. Parameters go
 // to the module of that very name.
 func (l *Loader) Load(name, params string) error {
-	mods, err := l.index.Resolve(name)
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var errs []error
+	return l.load([]string{name}, map[string]string{Normal(name): params})
+}
+
+// LoadAll loads what the names resolve to, those that do not need each other at the same time. A name that is unknown or a
+// module that fails does not keep the others from being loaded.
+func (l *Loader) LoadAll(names []string) error { return l.load(names, nil) }
+
+func (l *Loader) load(names []string, params map[string]string) error {
+	mods, err := l.index.Resolve(names...)
+	ends := map[string]*outcome{}
+	room := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for _, m := range mods {
-		p := ""
-		if m.Name == Normal(name) {
-			p = params
+		l.mu.Lock()
+		o, tried := l.tried[m.Name]
+		if !tried {
+			o = &outcome{done: make(chan struct{})}
+			l.tried[m.Name] = o
 		}
-		errs = append(errs, l.loadOne(m, p))
+		l.mu.Unlock()
+		ends[m.Name] = o
+		if tried {
+			continue
+		}
+		// Resolve gave what m needs before m; what of it is under way is waited for.
+		var first []*outcome
+		for _, n := range l.needs(m) {
+			if before := ends[n]; before != nil {
+				first = append(first, before)
+			}
+		}
+		go func() {
+			defer close(o.done)
+			for _, before := range first {
+				<-before.done
+			}
+			room <- struct{}{}
+			defer func() { <-room }()
+			if err := insert(filepath.Join(l.dir, m.File), params[m.Name]); err != nil {
+				o.err = fmt.Errorf("module %s: %w", m.Name, err)
+			}
+		}()
+	}
+	errs := []error{err}
+	for _, m := range mods {
+		<-ends[m.Name].done
+		errs = append(errs, ends[m.Name].err)
 	}
 	return errors.Join(errs...)
 }
 
-func (l *Loader) loadOne(m Module, params string) error {
-	if err, ok := l.tried[m.Name]; ok {
-		return err
+// needs names the modules that must be loaded before m: those it depends on, and its softdeps.
+func (l *Loader) needs(m Module) []string {
+	out := slices.Clone(m.Depends)
+	for _, n := range m.Pre {
+		mods, _ := l.index.Lookup(n)
+		out = append(out, mods...)
 	}
-	err := insert(filepath.Join(l.dir, m.File), params)
-	if err != nil {
-		err = fmt.Errorf("module %s: %w", m.Name, err)
-	}
-	l.tried[m.Name] = err
-	return err
+	return out
 }
 
 // insert hands one module file to the kernel, as it is if the kernel can decompress it.

@@ -135,6 +135,10 @@ func (d *dhcp) run(ctx context.Context) {
 				d.log("%s: address %s by DHCP for %v", d.iface, got.addr, time.Until(got.expires).Round(time.Second))
 			}
 			held, d.ask, wait = got, got.addr.Addr(), firstTry
+			select {
+			case <-d.again: // plugged in before the answer came, so it is this network's
+			default:
+			}
 			if d.sleep(ctx, time.Until(got.renew)) {
 				d.log("%s: the cable was plugged in; asking whether %s is still right", d.iface, got.addr)
 			}

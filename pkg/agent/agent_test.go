@@ -109,6 +109,33 @@ func TestHelpers(t *testing.T) {
 	}
 }
 
+// A node without its pod network's plugins must not start, let alone say Ready.
+func TestContainerdConfigNeedsItsPrograms(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	l := newLayout(cfg)
+	t.Setenv("PATH", "")
+	for _, name := range []string{"containerd-shim-runc-v2", "runc", "cni/ptp", "cni/portmap"} {
+		if _, err := l.containerdConfig(); err == nil || !strings.Contains(err.Error(), filepath.Base(name)) {
+			t.Errorf("without %s: %v", name, err)
+		}
+		p := filepath.Join(cfg.Libexec, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := l.containerdConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	grpc := c.Plugins["io.containerd.server.v1.grpc"].(map[string]any)
+	if c.Version != 4 || grpc["address"] != l.socket() || !strings.HasPrefix(c.Root, cfg.Settings.DataDir) {
+		t.Errorf("version %d, address %v, root %s", c.Version, grpc["address"], c.Root)
+	}
+}
+
 func TestCNIConfig(t *testing.T) {
 	data, err := cniConfig(prefixes("10.42.3.0/24", "fd00:42:0:3::/64"), "/run/skerry/cni")
 	if err != nil {

@@ -70,6 +70,11 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, plugin := range []string{"ptp", "portmap"} { // a node without them would say Ready and start no pod
+		if p := filepath.Join(l.cniBinDir(), plugin); !isProgram(p) {
+			return nil, fmt.Errorf("%s: no such program; it comes with containerd-shim-runc-v2, as a link to it", p)
+		}
+	}
 	root := filepath.Join(l.data, "containerd")
 	snapshotter := l.snapshotter()
 	return &config.Config{

@@ -220,7 +220,7 @@ func writeKubeconfig(s machine.Server, admin string) error {
 // atReady is called too.
 func tell(ctx context.Context, log *slog.Logger, supervisor notify.Sender, group *supervise.Group, atReady func()) {
 	ready := group.Ready()
-	last := ""
+	last, mute := "", false
 	for {
 		status, changed := group.Status()
 		var lines []string
@@ -235,7 +235,10 @@ func tell(ctx context.Context, log *slog.Logger, supervisor notify.Sender, group
 			lines, last = append(lines, notify.Stopping), notify.Stopping
 		}
 		if err := supervisor.Send(append(lines, notify.Status(status.String()))...); err != nil {
-			log.Warn("cannot report", "err", err)
+			if !mute {
+				log.Warn("nobody hears how far the start is", "err", err)
+			}
+			mute = true
 		}
 		select {
 		case <-changed:

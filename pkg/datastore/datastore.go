@@ -72,7 +72,7 @@ func Run(ctx context.Context, c Config, ready func()) (err error) {
 	defer func() {
 		closeBackend()
 		loops.Wait()
-		err = errors.Join(err, checkClosed(c.File()))
+		err = errors.Join(err, checkpoint(c.File()))
 	}()
 	_, backend, err := sqlite.New(backendCtx, &loops, config(c.File()))
 	if err != nil {
@@ -178,11 +178,16 @@ func Check(ctx context.Context, file string) error {
 	return nil
 }
 
-// checkClosed tells whether SQLite's last connection has closed: it then removes the write-ahead log.
-func checkClosed(file string) error {
-	info, err := os.Stat(file + "-wal")
-	if err != nil || info.Size() == 0 {
-		return nil
+// checkpoint moves the write-ahead log into the database. SQLite does so itself when its last connection closes, but kine may
+// have one that is still busy with a cancelled query then; here we wait for it.
+func checkpoint(file string) error {
+	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
 	}
-	return fmt.Errorf("%s-wal: %d bytes are not in the database yet; the next start reads them", file, info.Size())
+	_, err = db.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+	if err = errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("%s: moving the write-ahead log into it: %w (nothing is lost: the next start reads both)", file, err)
+	}
+	return nil
 }

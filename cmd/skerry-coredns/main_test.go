@@ -83,7 +83,10 @@ func TestServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	select {
-	case <-exited:
+	case err := <-exited:
+		if err != nil {
+			t.Errorf("after an interrupt: %v", err)
+		}
 	case <-time.After(15 * time.Second):
 		_ = cmd.Process.Kill()
 		t.Error("still running 15 s after an interrupt")

@@ -101,17 +101,23 @@ func haveImages(ctx context.Context, c *client.Client, snapshotter string, wante
 			if err != nil {
 				return false, err
 			}
-			// Content that is not whole is imported again, whatever is wrong with it.
-			config, err := image.Config(ctx)
-			if err != nil || config.Digest.Encoded() != w.configDigest() || image.Labels()[pinnedLabel] != pinnedValue {
-				return false, nil
-			}
-			if unpacked, err := image.IsUnpacked(ctx, snapshotter); err != nil || !unpacked {
+			if image.Labels()[pinnedLabel] != pinnedValue || !isWhole(ctx, image, snapshotter, w.configDigest()) {
 				return false, nil
 			}
 		}
 	}
 	return len(wanted) > 0, nil
+}
+
+// isWhole says whether the image is the one with that configuration and ready to start from. Whatever is wrong with its
+// content, the answer is no, and importing it again mends it.
+func isWhole(ctx context.Context, image client.Image, snapshotter, configDigest string) bool {
+	config, err := image.Config(ctx)
+	if err != nil || config.Digest.Encoded() != configDigest {
+		return false
+	}
+	unpacked, err := image.IsUnpacked(ctx, snapshotter)
+	return err == nil && unpacked
 }
 
 // archived is an image as an archive's manifest.json lists it. The configuration holds the layers' digests, so its own names

@@ -93,7 +93,16 @@ func Run(ctx context.Context, c Config, ready func()) (err error) {
 		_ = listener.Close()
 		return err
 	}
+	syncer, err := newSyncer(c.File())
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	lost, stopSyncer := syncer.start()
+	defer stopSyncer()
 	srv := grpc.NewServer(
+		grpc.UnaryInterceptor(syncer.intercept),
+		grpc.WaitForHandlers(true), // the syncer and the database are closed after the last
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 		grpc.MaxRecvMsgSize(2<<20), // etcd's limit of a request, with room for the envelope
@@ -107,19 +116,19 @@ func Run(ctx context.Context, c Config, ready func()) (err error) {
 	select {
 	case err := <-served:
 		return fmt.Errorf("%s: %w", c.socket(), err)
+	case err = <-lost:
 	case <-ctx.Done():
 	}
-	// The API has stopped by now; what is left are watches, which never end by themselves.
+	// At a stop the API is gone by now; what is left are watches, which never end by themselves.
 	srv.Stop()
 	<-served
-	return nil
+	return err
 }
 
 func config(file string) *drivers.Config {
 	return &drivers.Config{
-		// No VACUUM at every start: it writes the whole file, and free pages are used again anyway. NORMAL loses no
-		// consistency on a power cut, and in WAL mode a commit is durable at the next checkpoint; FULL syncs each commit,
-		// because the API has told its callers that it is stored.
+		// No VACUUM at every start: it writes the whole file, and free pages are used again anyway. The syncer does what
+		// NORMAL leaves out.
 		DataSourceName: file + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&_kine_disable_startup_vacuum",
 		// Each SQLite connection has a page cache of its own.
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 4, MaxIdleTime: time.Minute},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 )
 
 // running serves a database in dir until the returned function stops it.
@@ -125,4 +126,43 @@ func TestTooLongPath(t *testing.T) {
 	if err := Run(t.Context(), c, func() {}); err == nil || !strings.Contains(err.Error(), "use a shorter data directory") {
 		t.Errorf("Run: %v", err)
 	}
+}
+
+// A write is on the disk soon after its answer: the log's pages are not left to the kernel's own time.
+func TestWritesAreSynced(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state.db")
+	if err := os.WriteFile(file+"-wal", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSyncer(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := func(method string) bool {
+		_, err := s.intercept(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-s.dirty:
+			return true
+		default:
+			return false
+		}
+	}
+	for method, want := range map[string]bool{"/etcdserverpb.KV/Txn": true, "/etcdserverpb.KV/Put": true, "/etcdserverpb.KV/Range": false, "/etcdserverpb.Maintenance/Status": false} {
+		if got := called(method); got != want {
+			t.Errorf("%s asks for a sync: %v", method, got)
+		}
+	}
+	// A disk that does not keep what it is given stops the datastore.
+	if err := s.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	failed, stop := s.start()
+	s.dirty <- struct{}{}
+	if err := <-failed; !strings.Contains(err.Error(), "state.db-wal: making it durable") {
+		t.Errorf("error is %v", err)
+	}
+	stop()
 }

@@ -215,13 +215,15 @@ func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (re
 	return release.Board{Kernel: k.release, Boot: file}, err
 }
 
+// loaderPackage has the boot loader and the EFI stub. They are beside the root, their licence is in it.
+const loaderPackage = "systemd-boot-efi"
+
 // efiFile reads one of systemd-boot's programs: "linux" or "systemd-boot", in the name of the machine type.
 func (b *build) efiFile(name, suffix string) ([]byte, error) {
-	dir, pkg, err := b.packages.dir("systemd-boot-efi")
+	dir, _, err := b.packages.dir(loaderPackage)
 	if err != nil {
 		return nil, err
 	}
-	b.packages.used[pkg.Name] = pkg
 	machine := map[string]string{"amd64": "x64", "arm64": "aa64", "arm": "arm"}[b.Arch]
 	return os.ReadFile(filepath.Join(dir, "usr/lib/systemd/boot/efi", name+machine+suffix))
 }

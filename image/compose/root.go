@@ -55,6 +55,9 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := b.packages.addCertificates(t); err != nil {
 		return nil, err
 	}
+	if err := b.packages.use(t, loaderPackage); err != nil {
+		return nil, err
+	}
 	if err := b.addBoards(t); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/skerry-os/skerry/pkg/debian"
 )
 
 // The parts of SPDX 2.3 that are written here.
@@ -75,16 +77,21 @@ func (b *build) sbom() ([]byte, error) {
 		}},
 		Relationships: []spdxRelationship{{"SPDXRef-DOCUMENT", "DESCRIBES", top}},
 	}
-	debArch := map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "armhf"}[b.Arch]
+	debArch, err := debian.Arch(b.Arch)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(b.packages.used)) {
-		p := b.packages.used[name]
+		p, arch := b.packages.used[name], debArch
+		if strings.HasSuffix(p.File, "_all.deb") {
+			arch = "all"
+		}
 		id := "SPDXRef-deb-" + spdxID(name)
 		doc.Packages = append(doc.Packages, spdxPackage{
 			ID: id, Name: name, Version: p.Version, Download: noAssertion, Concluded: noAssertion, Declared: noAssertion, Copyright: noAssertion,
-			SourceInfo: "Debian source package " + p.Source + "; licence in /usr/share/doc/" + name + "/copyright",
-			Checksums:  []spdxChecksum{{"SHA256", p.SHA256}},
-			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", url.PathEscape(name),
-				url.PathEscape(p.Version), debArch)}},
+			SourceInfo:   "Debian source package " + p.Source + "; licence in /usr/share/doc/" + name + "/copyright",
+			Checksums:    []spdxChecksum{{"SHA256", p.SHA256}},
+			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:deb/debian/" + purl(name) + "@" + purl(p.Version) + "?arch=" + arch}},
 		})
 		doc.Relationships = append(doc.Relationships, spdxRelationship{top, "CONTAINS", id})
 	}
@@ -122,7 +129,7 @@ func (b *build) sbomModules(doc *spdxDocument, top string) error {
 		id := "SPDXRef-go-" + spdxID(key)
 		pkg := spdxPackage{
 			ID: id, Name: name, Version: version, Download: noAssertion, Concluded: noAssertion, Declared: noAssertion, Copyright: noAssertion,
-			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:golang/" + strings.ReplaceAll(url.PathEscape(name), "%2F", "/") + "@" + url.PathEscape(version)}},
+			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:golang/" + purl(name) + "@" + purl(version)}},
 		}
 		if sum := modules[key]; sum != "" {
 			pkg.SourceInfo = "go.sum " + sum
@@ -131,6 +138,11 @@ func (b *build) sbomModules(doc *spdxDocument, top string) error {
 		doc.Relationships = append(doc.Relationships, spdxRelationship{top, "CONTAINS", id})
 	}
 	return nil
+}
+
+// purl escapes a part of a package URL. Slashes separate parts of a name and stay.
+func purl(s string) string {
+	return strings.NewReplacer("%2F", "/", "+", "%2B").Replace(url.PathEscape(s))
 }
 
 // spdxID keeps the letters that an SPDX identifier may have.

@@ -340,6 +340,18 @@ func TestMirrorsOfAPerson(t *testing.T) {
 	}
 }
 
+func TestSummaryPicksErrors(t *testing.T) {
+	for said, want := range map[string]string{
+		"W: old\nE: Failed to fetch x\n   size\nE: Some index files failed\n": "Failed to fetch x; Some index files failed",
+		"1\n2\n3\n4\n5\n": "2; 3; 4; 5",
+		"":                "",
+	} {
+		if got := summary(said); got != want {
+			t.Errorf("%q: %q", said, got)
+		}
+	}
+}
+
 func TestWantIsChecked(t *testing.T) {
 	if _, err := ParseWant("w.yaml", []byte("suite: s\ncomponents: [main]\narches: [amd64]\npackages: [{name: a}, {name: b, suite: s-backports}]\n")); err != nil {
 		t.Error(err)

@@ -65,10 +65,7 @@ func run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	said := strings.TrimSpace(stderr.String())
-	if lines := strings.Split(said, "\n"); len(lines) > 4 {
-		said = strings.Join(lines[len(lines)-4:], "\n")
-	}
+	said := summary(stderr.String())
 	if said == "" {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -87,4 +84,19 @@ func NewMirrors(uris []string) Mirrors {
 		}
 	}
 	return m
+}
+
+// summary picks apt's errors out of what it said, or else the end of it.
+func summary(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	var errs []string
+	for _, l := range lines {
+		if e, ok := strings.CutPrefix(l, "E: "); ok {
+			errs = append(errs, e)
+		}
+	}
+	if len(errs) > 0 {
+		lines = errs
+	}
+	return strings.Join(lines[max(0, len(lines)-4):], "; ")
 }

@@ -144,20 +144,35 @@ func start(t *testing.T, cfg Config) (stop func()) {
 	})
 }
 
-// sweep ends what a failed test left: processes by the ids that containerd wrote down, then their mounts.
+// sweep ends what a failed test left: the shims, known by containerd's socket among their arguments, and containers, by the
+// ids that shims wrote down; then their mounts and control groups.
 func sweep(t *testing.T, l *layout) {
 	t.Helper()
-	pids, err := filepath.Glob(filepath.Join(l.run, "containerd/io.containerd.runtime.v2.task/k8s.io/*/*.pid"))
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range pids {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue
+	for _, file := range processes {
+		if args, err := os.ReadFile(file); err == nil && bytes.Contains(args, []byte("\x00"+l.socket()+"\x00")) {
+			kill(filepath.Base(filepath.Dir(file)))
 		}
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	containers, err := filepath.Glob(filepath.Join(l.run, "containerd/io.containerd.runtime.v2.task/k8s.io/*/init.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range containers {
+		if pid, err := os.ReadFile(file); err == nil {
+			kill(strings.TrimSpace(string(pid)))
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/skerry-test", "/sys/fs/cgroup/*/skerry-test"} {
+		groups, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range groups {
+			_ = os.Remove(dir) // one that is in use stays
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
@@ -172,6 +187,12 @@ func sweep(t *testing.T, l *layout) {
 		}
 	}
 	_ = os.RemoveAll(l.run)
+}
+
+func kill(pid string) {
+	if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+		_ = syscall.Kill(n, syscall.SIGKILL)
+	}
 }
 
 func dialCRI(t *testing.T, l *layout) (cri.RuntimeServiceClient, cri.ImageServiceClient) {

@@ -20,10 +20,12 @@ build:     image image/releasetest
 update:    pkg/repository
 update:    pkg/update
 tools:     e2e/vm
-engine:    pkg/pki pkg/cni pkg/datastore
+engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig
 engine:    pkg/addons
 engine:    pkg/server pkg/agent
 test:      pkg/deps
+programs:  cmd/skerryd/internal/settings
+programs:  cmd/skerryd/internal/host
 programs:  init cmd/... e2e
 `
 

@@ -115,11 +115,11 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	ips, err := host.NodeIPs(s.NodeIP)
+	serviceIP, err := server.ServiceIP(s.ServiceCIDR)
 	if err != nil {
 		return nil, err
 	}
-	serviceIP, err := server.ServiceIP(s.ServiceCIDR)
+	ips, err := host.NodeIPs(s.NodeIP, serviceIP)
 	if err != nil {
 		return nil, err
 	}

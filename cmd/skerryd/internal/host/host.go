@@ -31,10 +31,11 @@ func NodeName(setting string) (string, error) {
 	return name, nil
 }
 
-// NodeIPs is the setting, or the address that the default route leaves from.
-func NodeIPs(setting string) ([]netip.Addr, error) {
+// NodeIPs is the setting, or the address that the machine would send from to others of service's family: the API server
+// refuses an IPv6 address of its own for a cluster whose services have IPv4 ones.
+func NodeIPs(setting string, service netip.Addr) ([]netip.Addr, error) {
 	if setting == "" {
-		ip, err := outgoing()
+		ip, err := outgoing(service.Is6())
 		if err != nil {
 			return nil, err
 		}
@@ -64,33 +65,36 @@ func NodeIPs(setting string) ([]netip.Addr, error) {
 }
 
 // outgoing asks the kernel which address it would send from; connecting a UDP socket sends nothing. A machine without a
-// default route uses the first address it has.
-func outgoing() (netip.Addr, error) {
-	for _, far := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
-		c, err := net.Dial("udp", far)
-		if err != nil {
-			continue
-		}
+// default route, on a network of its own, uses the first address it has.
+func outgoing(v6 bool) (netip.Addr, error) {
+	network, far := "udp4", "192.0.2.1:9"
+	if v6 {
+		network, far = "udp6", "[2001:db8::1]:9"
+	}
+	if c, err := net.Dial(network, far); err == nil {
 		local := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-		if err := c.Close(); err != nil {
-			return netip.Addr{}, err
-		}
-		return local, nil
+		return local, c.Close()
 	}
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return netip.Addr{}, err
 	}
+	return first(addrs, v6)
+}
+
+// first picks the first address of a family that others can send to.
+func first(addrs []net.Addr, v6 bool) (netip.Addr, error) {
 	for _, a := range addrs {
 		n, ok := a.(*net.IPNet)
 		if !ok || !n.IP.IsGlobalUnicast() {
 			continue
 		}
-		if ip, ok := netip.AddrFromSlice(n.IP); ok {
+		if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap().Is6() == v6 {
 			return ip.Unmap(), nil
 		}
 	}
-	return netip.Addr{}, errors.New("no interface has an address; wait for the network, or set --node-ip")
+	family := map[bool]string{false: "IPv4", true: "IPv6"}[v6]
+	return netip.Addr{}, fmt.Errorf("no interface has an %s address, which --service-cidr asks for; wait for the network, set --node-ip, or choose other networks for the cluster", family)
 }
 
 // Claim makes the data folder and locks it for this process. The lock goes with the process, however it ends.

@@ -2,6 +2,8 @@ package host
 
 import (
 	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,11 +44,32 @@ func TestClaim(t *testing.T) {
 }
 
 func TestNodeIPs(t *testing.T) {
-	if ips, err := NodeIPs("127.0.0.1"); err != nil || len(ips) != 1 || ips[0].String() != "127.0.0.1" {
+	if ips, err := NodeIPs("127.0.0.1", netip.IPv4Unspecified()); err != nil || len(ips) != 1 || ips[0].String() != "127.0.0.1" {
 		t.Errorf("%v, %v", ips, err)
 	}
-	if _, err := NodeIPs("192.0.2.77,127.0.0.1"); !errors.Is(err, settings.ErrUsage) || !strings.Contains(err.Error(), "192.0.2.77 is on none of") {
+	if _, err := NodeIPs("192.0.2.77,127.0.0.1", netip.IPv4Unspecified()); !errors.Is(err, settings.ErrUsage) || !strings.Contains(err.Error(), "192.0.2.77 is on none of") {
 		t.Errorf("an address that is not here: %v", err)
+	}
+}
+
+// Without a default route the node takes an address of the services' family, whatever else is there and in whatever order.
+func TestFirstAddressIsOfTheFamilyAskedFor(t *testing.T) {
+	addr := func(text string) net.Addr {
+		ip, n, err := net.ParseCIDR(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.IP = ip
+		return n
+	}
+	all := []net.Addr{addr("127.0.0.1/8"), addr("fe80::1/64"), addr("fec0::2/64"), addr("10.0.2.15/24"), addr("192.0.2.1/24")}
+	for v6, want := range map[bool]string{false: "10.0.2.15", true: "fec0::2"} {
+		if ip, err := first(all, v6); err != nil || ip.String() != want {
+			t.Errorf("v6 %v: %v, %v", v6, ip, err)
+		}
+	}
+	if _, err := first(all[:3], false); err == nil || !strings.Contains(err.Error(), "IPv4") {
+		t.Errorf("no IPv4 address: %v", err)
 	}
 }
 

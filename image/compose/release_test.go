@@ -26,9 +26,23 @@ import (
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
-// TestRelease builds a whole release twice, in different folders, and looks at it with other programs than those that made it.
-// It takes minutes, a mirror and a C compiler: set SKERRY_LONG=1 (make test does).
-func TestRelease(t *testing.T) {
+// TestBuiltRelease looks at a release that was built before, with other programs than those that made it: SKERRY_RELEASE is its
+// folder, SKERRY_KEYS the keys it was signed with (make test sets both).
+func TestBuiltRelease(t *testing.T) {
+	dir := os.Getenv("SKERRY_RELEASE")
+	if dir == "" {
+		t.Skip("set SKERRY_RELEASE to a release folder and SKERRY_KEYS to its keys")
+	}
+	k, err := keys.Load(os.Getenv("SKERRY_KEYS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkRelease(t, dir, k)
+}
+
+// TestBuildTwice builds a whole release twice, in different folders. It takes minutes, a mirror and a C compiler: set
+// SKERRY_LONG=1.
+func TestBuildTwice(t *testing.T) {
 	if os.Getenv("SKERRY_LONG") == "" {
 		t.Skip("takes minutes and a Debian mirror; set SKERRY_LONG=1")
 	}
@@ -75,7 +89,11 @@ func TestRelease(t *testing.T) {
 	}
 	t.Logf("a build that reuses the last one takes %v", time.Since(begin))
 
-	fsys := os.DirFS(first)
+	checkRelease(t, first, k)
+}
+
+func checkRelease(t *testing.T, dir string, k *keys.Set) {
+	fsys := os.DirFS(dir)
 	r, err := release.Open(fsys, []ed25519.PublicKey{k.ReleasePublic()})
 	if err != nil {
 		t.Fatal(err)
@@ -84,9 +102,9 @@ func TestRelease(t *testing.T) {
 		t.Error(err)
 	}
 	m := r.Manifest()
-	t.Run("root", func(t *testing.T) { checkRoot(t, filepath.Join(first, m.Root.Path), m) })
-	t.Run("boot", func(t *testing.T) { checkBoot(t, first, m, k) })
-	t.Run("sbom", func(t *testing.T) { checkSBOM(t, filepath.Join(first, "sbom.spdx.json")) })
+	t.Run("root", func(t *testing.T) { checkRoot(t, filepath.Join(dir, m.Root.Path), m) })
+	t.Run("boot", func(t *testing.T) { checkBoot(t, dir, m, k) })
+	t.Run("sbom", func(t *testing.T) { checkSBOM(t, filepath.Join(dir, "sbom.spdx.json")) })
 }
 
 func checkRoot(t *testing.T, img string, m *release.Manifest) {

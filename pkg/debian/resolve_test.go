@@ -15,7 +15,7 @@ func TestResolveFetchUnpack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &Want{Suite: "bookworm", Components: []string{"main"}, Arches: []string{"amd64", "arm"}, Packages: []WantedItem{
+	w := &Want{Suite: "bookworm", Components: []string{"main"}, Arches: []string{"amd64", "arm64"}, Packages: []WantedItem{
 		{Name: "libmnl0"},
 		{Name: "systemd-boot-efi", Suite: "bookworm-backports", Arches: []string{"amd64"}},
 		{Name: "linux-image-amd64", Suite: "bookworm-backports", Follow: "linux-image-", Arches: []string{"amd64"}},
@@ -24,7 +24,7 @@ func TestResolveFetchUnpack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for arch, n := range map[string]int{"amd64": 3, "arm": 1} {
+	for arch, n := range map[string]int{"amd64": 3, "arm64": 1} {
 		if len(lock.Arches[arch]) != n {
 			t.Errorf("%s: %+v", arch, lock.Arches[arch])
 		}
@@ -34,7 +34,7 @@ func TestResolveFetchUnpack(t *testing.T) {
 		t.Errorf("kernel: %+v, %v", kernel, err)
 	}
 	s := &Store{Dir: t.TempDir(), Mirrors: m.All(), Retry: time.Second}
-	for arch, name := range map[string]string{"amd64": "systemd-boot-efi", "arm": "libmnl0"} {
+	for arch, name := range map[string]string{"amd64": "systemd-boot-efi", "arm64": "libmnl0"} {
 		p, err := lock.Find(arch, name)
 		if err != nil {
 			t.Fatal(err)

@@ -34,9 +34,11 @@ func mountNode(_ context.Context, s *system) error {
 	}
 	var errs []error
 	for _, m := range mounts {
-		if err := m.Do(); err != nil && !(errors.Is(err, unix.ENODEV) && optionalFS(m.FS)) {
-			errs = append(errs, err)
+		err := m.Do()
+		if optionalFS(m.FS) && errors.Is(err, unix.ENODEV) {
+			continue
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, linux.ShareAll(), linux.DelegateCgroups("/sys/fs/cgroup"), linux.CatchCtrlAltDel())...)
 }

@@ -161,7 +161,7 @@ func (c choice) String() string {
 // firmwareChoice reads it from the EFI variables. Machines without them say nothing.
 func firmwareChoice() (choice, error) {
 	m := linux.EFIVars()
-	if _, err := os.Stat(m.Target); err != nil {
+	if !exists(m.Target) {
 		return choice{}, nil // no EFI, or one whose variables cannot be had at run time
 	}
 	if err := m.Do(); err != nil {

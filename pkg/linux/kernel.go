@@ -70,9 +70,10 @@ func SetSysctl(proc, key, value string) error {
 // Modaliases lists what the devices present say they are, each once. sys is sysfs.
 func Modaliases(sys fs.FS) ([]string, error) {
 	seen := map[string]bool{}
-	err := fs.WalkDir(sys, "devices", func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() != "modalias" {
-			return nil // a device that goes away while we look is none
+	err := fs.WalkDir(sys, "devices", func(p string, d fs.DirEntry, gone error) error {
+		// A device that goes away while we look is none.
+		if gone != nil || d.Name() != "modalias" {
+			return nil //nolint:nilerr // see above
 		}
 		if data, err := fs.ReadFile(sys, p); err == nil {
 			if a := strings.TrimSpace(string(data)); a != "" {

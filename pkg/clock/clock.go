@@ -185,7 +185,7 @@ func (s *Sync) offset(ctx context.Context) (time.Duration, error) {
 				err = r.Validate()
 			}
 			if err != nil {
-				answers <- answer{err: fmt.Errorf("time server %s: %w", name, err)}
+				answers <- answer{err: fmt.Errorf("%s: %w", name, err)}
 				return
 			}
 			answers <- answer{offset: r.ClockOffset}
@@ -206,7 +206,8 @@ func (s *Sync) offset(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	if len(offsets) == 0 {
-		return 0, errors.Join(errs...)
+		// They mostly fail for one reason: no network yet, or no name server.
+		return 0, fmt.Errorf("none of %d time servers answers; one says %w", len(servers), errs[0])
 	}
 	slices.Sort(offsets)
 	return offsets[(len(offsets)-1)/2], nil

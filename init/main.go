@@ -14,8 +14,11 @@
 // Lines that start with "skerry| " are the status display's, as serial consoles get it.
 //
 // A step that must succeed and does not restarts the machine ten seconds later, so that the firmware can choose another
-// slot; one that may fail is logged and the machine goes on without. So does a panic of the kernel, and anything that stops
-// init from feeding the hardware watchdog. No failure leads to a shell: there is none.
+// slot; one that may fail is logged and the machine goes on without. A panic of the kernel restarts the machine too, and so
+// does anything that keeps init from feeding the hardware watchdog. No failure leads to a shell: there is none.
+//
+// Process 1 takes signals: SIGTERM and SIGINT (Ctrl-Alt-Del) restart the machine, SIGUSR1, SIGUSR2 and the power button turn
+// it off.
 package main
 
 import (

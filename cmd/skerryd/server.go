@@ -76,7 +76,6 @@ func runServer(ctx context.Context, s machine.Server) error {
 	defer gate.open(true)
 	slow := time.AfterFunc(slowStart, func() { gate.open(true) })
 	defer slow.Stop()
-	tuneMemory()
 	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", "server", "data", s.DataDir)
 	release, err := host.Claim(s.DataDir)
 	if err != nil {

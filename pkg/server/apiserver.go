@@ -122,6 +122,9 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	// The descriptions are built by now. What they were built from is 15 MB, and can be made again from GetDefinitions.
+	config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config.Definitions = nil
+
 	stopped := make(chan struct{})
 	defer close(stopped)
 	go waitReady(server, stopped, ready)

@@ -559,6 +559,5 @@ replace k8s.io/streaming => k8s.io/streaming v0.37.2
 
 tool (
 	github.com/golangci/golangci-lint/v2/cmd/golangci-lint
-	github.com/opencontainers/cgroups
 	github.com/opencontainers/runc
 )

@@ -176,7 +176,7 @@ func TestEngine(t *testing.T) {
 	if err := e.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-e.done
+	_ = <-e.done
 	e.done = nil
 	t.Logf("Ready %v after a kill", e.start())
 	if now := c.eventually(time.Minute, running, "get", "pod", "holder", "-o", podIdentity); now != first {
@@ -245,7 +245,7 @@ func (e *engine) once(args ...string) (code int, output string) {
 func TestEngineRefuses(t *testing.T) {
 	e := newEngine(t)
 	file := filepath.Join(e.dir, "config.yaml")
-	if err := os.WriteFile(file, []byte("node-name: a\nnode-adress: b\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("node-name: a\nnode-address: b\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	open := filepath.Join(e.dir, "open")
@@ -266,7 +266,7 @@ func TestEngineRefuses(t *testing.T) {
 	}{
 		"unknown flag":      {[]string{"server", "--nonsense"}, 2, []string{"--nonsense", "skerryd server --help"}},
 		"unknown command":   {[]string{"serve"}, 2, []string{`"serve"`, "skerryd --help"}},
-		"unknown key":       {[]string{"server", "--config", file}, 2, []string{file + ":2:1: ", "node-adress"}},
+		"unknown key":       {[]string{"server", "--config", file}, 2, []string{file + ":2:1: ", "node-address"}},
 		"unknown component": {append([]string{"server", "--kube-scheduler-arg", "nonsense=1"}, fresh...), 2, []string{"kube-scheduler-arg: nonsense", "no such flag"}},
 		"bad value":         {append([]string{"server", "--kube-apiserver-arg", "secure-port=x"}, fresh...), 2, []string{"kube-apiserver-arg: secure-port=x"}},
 		"port taken":        {append([]string{"server", "--https-listen-port", "7443"}, fresh...), 1, []string{"kube-apiserver", "port 7443 is taken", "--https-listen-port"}},

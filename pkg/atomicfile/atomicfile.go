@@ -63,7 +63,7 @@ func (f *File) Commit() error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("%s: %w", f.name, err)
 	}
-	if err := os.Rename(f.File.Name(), f.name); err != nil {
+	if err := os.Rename(f.Name(), f.name); err != nil {
 		return fmt.Errorf("%s: %w", f.name, err)
 	}
 	f.done = true
@@ -77,7 +77,7 @@ func (f *File) Abort() {
 	}
 	f.done = true
 	_ = f.Close()
-	_ = os.Remove(f.File.Name())
+	_ = os.Remove(f.Name())
 }
 
 // SyncDir makes names that were created, renamed or removed in dir durable.

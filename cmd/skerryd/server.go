@@ -23,6 +23,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server"
+	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/version"
 )
@@ -129,14 +130,14 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	secrets, err := server.EnsureSecrets(s.DataDir, s.Token, files.ServerCA)
+	secret, err := secrets.Ensure(s.DataDir, s.Token, files.ServerCA)
 	if err != nil {
 		return nil, err
 	}
 	if err := writeKubeconfig(s, files.Admin); err != nil {
 		return nil, err
 	}
-	services, err := server.Services(server.Config{Settings: s, NodeIPs: ips, Files: files, Secrets: secrets})
+	services, err := server.Services(server.Config{Settings: s, NodeIPs: ips, Files: files, Secrets: secret})
 	if err != nil {
 		return nil, settings.Usage(err)
 	}

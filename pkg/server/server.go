@@ -22,6 +22,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
@@ -31,7 +32,7 @@ type Config struct {
 	Settings machine.Server
 	NodeIPs  []netip.Addr // the first is the one that other nodes and pods are told
 	Files    *pki.Files
-	Secrets  *Secrets
+	Secrets  *secrets.Files
 }
 
 // ServiceIP is the address of the service "kubernetes": the first of the service network.

@@ -1,4 +1,6 @@
-package server
+// Package secrets keeps what the control plane has beside its certificates: the cluster's token, the key that stored secrets
+// are encrypted with, and who may stay anonymous. It needs no Kubernetes.
+package secrets
 
 import (
 	"crypto/rand"
@@ -15,8 +17,8 @@ import (
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 )
 
-// Secrets are what the control plane keeps beside its certificates.
-type Secrets struct {
+// Files is what Ensure has made.
+type Files struct {
 	Token              string // lets nodes join and the desk tool fetch the kubeconfig
 	EncryptionFile     string // how secrets are stored in the datastore
 	AuthenticationFile string // who may stay anonymous
@@ -46,14 +48,14 @@ resources:
         secret: %s
 `
 
-// EnsureSecrets makes what is missing below dataDir and writes token, if one is given, as the cluster's. serverCA is the
+// Ensure makes what is missing below dataDir and writes token, if one is given, as the cluster's. serverCA is the
 // file of the authority that node-token names.
-func EnsureSecrets(dataDir, token, serverCA string) (*Secrets, error) {
+func Ensure(dataDir, token, serverCA string) (*Files, error) {
 	dir := filepath.Join(dataDir, "server")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	s := &Secrets{
+	s := &Files{
 		EncryptionFile:     filepath.Join(dir, "encryption.yaml"),
 		AuthenticationFile: filepath.Join(dir, "authentication.yaml"),
 	}

@@ -40,7 +40,7 @@ type cluster struct {
 }
 
 func (c cluster) try(ctx context.Context, stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.kubectl[0], append(c.kubectl[1:len(c.kubectl):len(c.kubectl)], args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -113,8 +113,8 @@ func (c cluster) works() string {
 	c.Helper()
 	c.eventually(patience, contains("1"), "-n", "e2e", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
 	c.eventually(patience, contains("True"), "-n", "e2e", "get", "pod", "client", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-	c.eventually(patience, contains("CoreDNS-1.15.0"), "-n", "e2e", "exec", "client", "--", "/coredns", "-version")
-	c.eventually(patience, contains("CoreDNS-1.15.0"), "-n", "e2e", "logs", "client")
+	c.eventually(patience, contains("with CoreDNS 1.15.0"), "-n", "e2e", "exec", "client", "--", "/coredns", "-version")
+	c.eventually(patience, contains(".:5353"), "-n", "e2e", "logs", "client")
 	// From inside the pod: a name, CoreDNS, the Service's address, kube-proxy, the other pod.
 	c.eventually(patience, func(out string) bool { return out == "OK" },
 		"-n", "e2e", "exec", "client", "--", "/node/kubectl", "--server=http://web.e2e.svc.cluster.local", "get", "--raw=/health")

@@ -176,7 +176,7 @@ func TestEngine(t *testing.T) {
 	if err := e.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = <-e.done
+	<-e.done
 	e.done = nil
 	t.Logf("Ready %v after a kill", e.start())
 	if now := c.eventually(time.Minute, running, "get", "pod", "holder", "-o", podIdentity); now != first {

@@ -142,7 +142,7 @@ func (e *engine) stop() {
 		}
 	case <-time.After(time.Minute):
 		_ = e.cmd.Process.Kill()
-		_ = <-e.done
+		<-e.done
 		e.t.Errorf("skerryd did not end within a minute of SIGTERM\n%s", e.tail())
 	}
 	e.done = nil

@@ -176,7 +176,9 @@ func TestEngine(t *testing.T) {
 	if err := e.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-e.done
+	if err := <-e.done; err == nil {
+		t.Error("a killed server exits with 0")
+	}
 	e.done = nil
 	t.Logf("Ready %v after a kill", e.start())
 	if now := c.eventually(time.Minute, running, "get", "pod", "holder", "-o", podIdentity); now != first {

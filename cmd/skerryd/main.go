@@ -25,12 +25,12 @@ func main() {
 	case "ctr":
 		os.Exit(ctr(os.Args))
 	}
+	// Further signals change nothing: some senders (timeout, a terminal beside a supervisor) send two at once, and a stop is
+	// bounded by the services' graces anyway.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	go func() { // the second signal ends the process at once
-		<-ctx.Done()
-		stop()
-	}()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
 }
 
 // run is main without the process around it: it gives the exit code.

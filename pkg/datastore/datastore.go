@@ -121,8 +121,7 @@ func Run(ctx context.Context, c Config, ready func()) (err error) {
 	}
 	// At a stop the API is gone by now; what is left are watches, which never end by themselves.
 	srv.Stop()
-	_ = <-served
-	return err
+	return errors.Join(err, <-served)
 }
 
 func config(file string) *drivers.Config {

@@ -160,7 +160,9 @@ func TestPodNetwork(t *testing.T) {
 	echo(t, one, 8080)
 	echo(t, b.node, 9090)
 	for i, family := range []string{"IPv4", "IPv6"} {
-		at := func(r *current.Result, port int) string { return net.JoinHostPort(r.IPs[i].Address.IP.String(), fmt.Sprint(port)) }
+		at := func(r *current.Result, port int) string {
+			return net.JoinHostPort(r.IPs[i].Address.IP.String(), fmt.Sprint(port))
+		}
 		for name, c := range map[string]struct {
 			from ns.NetNS
 			to   string

@@ -20,7 +20,7 @@ build:     image image/releasetest
 update:    pkg/repository
 update:    pkg/update
 tools:     e2e/vm
-engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig
+engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/addons
 engine:    pkg/server pkg/agent
 test:      pkg/deps

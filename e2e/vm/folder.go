@@ -149,24 +149,26 @@ func processStart(pid int) (uint64, error) {
 }
 
 // startTPM starts a TPM that lives as long as the machine is connected to it.
-func startTPM(dir string, detach bool) error {
+func startTPM(dir string, detach bool) (process, error) {
 	if err := os.MkdirAll(filepath.Join(dir, tpmDir), 0o700); err != nil {
-		return err
+		return process{}, err
 	}
 	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+tpmDir, "--ctrl", "type=unixio,path="+tpmSock, "--terminate")
 	cmd.Dir = dir
 	cmd.SysProcAttr = childAttr(detach)
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%w; `make setup` installs swtpm", err)
+		return process{}, fmt.Errorf("%w; `make setup` installs swtpm", err)
 	}
+	p := process{PID: cmd.Process.Pid}
+	p.Start, _ = processStart(p.PID) // if it has ended already, that is told below
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	for !exists(filepath.Join(dir, tpmSock)) {
 		select {
 		case err := <-ended:
-			return fmt.Errorf("swtpm ended at once: %w", err)
+			return process{}, fmt.Errorf("swtpm ended at once: %w", err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return nil
+	return p, nil
 }

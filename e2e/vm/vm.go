@@ -60,14 +60,28 @@ type VM struct {
 
 // state is vm.json.
 type state struct {
-	PID      int       `json:"pid"`
-	Start    uint64    `json:"processStart"` // from /proc/PID/stat: a reused PID has another
+	process
+	TPM      process   `json:"tpm"`
 	Image    imageID   `json:"image"`
 	Forwards []Forward `json:"forwards"`
 	Accel    Accel     `json:"accel"`
 	AccelWhy string    `json:"accelWhy"`
 	Started  time.Time `json:"started"`
 	Boots    int       `json:"consoleOffset"` // where in console.log this start begins
+}
+
+// process is one that may have ended since: a reused PID has another start.
+type process struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"processStart"` // from /proc/PID/stat
+}
+
+func (p process) alive() bool {
+	if p.PID <= 0 {
+		return false
+	}
+	start, err := processStart(p.PID)
+	return err == nil && start == p.Start
 }
 
 type imageID struct {
@@ -84,8 +98,11 @@ func Start(ctx context.Context, o Options) (*VM, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	if old, err := Open(o.Dir); err == nil && old.Running() {
-		return nil, fmt.Errorf("%s: process %d runs this machine already; stop it first", o.Dir, old.state.PID)
+	if old, err := Open(o.Dir); err == nil {
+		if old.Running() {
+			return nil, fmt.Errorf("%s: process %d runs this machine already; stop it first", o.Dir, old.state.PID)
+		}
+		old.wait(ctx)
 	}
 	accel, why, err := o.Accel.resolve(ctx, o)
 	if err != nil {
@@ -120,7 +137,7 @@ func start(ctx context.Context, o Options, accel Accel, why string) (*VM, error)
 	v := &VM{dir: o.Dir, done: make(chan struct{}), Console: newConsole(o.Dir, int64(log))}
 	v.state = state{Image: img, Forwards: forwards, Accel: accel, AccelWhy: why, Started: time.Now(), Boots: log}
 	if o.TPM {
-		if err := startTPM(o.Dir, o.Detach); err != nil {
+		if v.state.TPM, err = startTPM(o.Dir, o.Detach); err != nil {
 			return nil, err
 		}
 	}
@@ -225,11 +242,7 @@ func Open(dir string) (*VM, error) {
 
 // Running says whether the machine's process is alive.
 func (v *VM) Running() bool {
-	if v.state.PID <= 0 {
-		return false
-	}
-	start, err := processStart(v.state.PID)
-	return err == nil && start == v.state.Start
+	return v.state.alive()
 }
 
 // PID is the process that runs the machine.
@@ -253,10 +266,11 @@ func (v *VM) Addr(guest int) (string, error) {
 
 // PowerCut ends the machine as a pulled plug does, and returns when it is gone.
 func (v *VM) PowerCut() {
-	if !v.Running() {
-		return
+	for _, p := range []process{v.state.process, v.state.TPM} {
+		if p.alive() {
+			_ = syscall.Kill(p.PID, syscall.SIGKILL) // it may just have ended
+		}
 	}
-	_ = syscall.Kill(v.state.PID, syscall.SIGKILL) // it may just have ended
 	v.wait(context.Background())
 }
 
@@ -280,11 +294,12 @@ func (v *VM) Reset(ctx context.Context) error {
 	return err
 }
 
-// wait returns true when the process has ended, false when ctx has.
+// wait returns true when the machine's processes have ended, false when ctx has. The TPM ends by itself when QEMU has; a
+// next start must not meet it, for it takes its socket with it.
 func (v *VM) wait(ctx context.Context) bool {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for v.Running() {
+	for v.Running() || v.state.TPM.alive() {
 		select {
 		case <-ctx.Done():
 			return !v.Running()

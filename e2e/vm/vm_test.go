@@ -76,6 +76,10 @@ func TestPowerResetAndReopen(t *testing.T) {
 	if v.Running() || again.Running() {
 		t.Error("the machine runs with its plug pulled")
 	}
+	if v, err = vm.Start(ctx, o); err != nil { // the TPM of before is out of the way
+		t.Fatal("after a lost plug:", err)
+	}
+	v.PowerCut()
 	if _, err := v.WaitConsole(ctx, "never"); !errors.Is(err, vm.ErrNotRunning) {
 		t.Errorf("waiting for a dead machine: %v", err)
 	}

@@ -68,8 +68,8 @@ func Programs(ctx context.Context, src *Source, arch, dir string, log Log) (kube
 			return "", err
 		}
 	}
-	done := log.Stage("component images")
-	if err := components(ctx, src, arch, dir); err != nil {
+	done := log.Stage("component images and manifests")
+	if err := errors.Join(components(ctx, src, arch, dir), manifests(src, dir)); err != nil {
 		return "", err
 	}
 	done()
@@ -153,6 +153,17 @@ func versionFlags(src *Source, kubernetes string) []string {
 		set(pkg, "buildDate", src.Time.Format("2006-01-02T15:04:05Z"))
 	}
 	return out
+}
+
+// manifests copies what runs in a cluster beside the images it runs from, so that skerryd finds both from dir too. Those of
+// components that are no more go.
+func manifests(src *Source, dir string) error {
+	const below = "usr/share/skerry/manifests"
+	to := filepath.Join(dir, below)
+	if err := os.RemoveAll(to); err != nil {
+		return err
+	}
+	return os.CopyFS(to, os.DirFS(filepath.Join(src.Dir, "overlays/server", below)))
 }
 
 // PauseRef names the image whose container holds a pod's namespaces. The number is that of its code: it rises by hand.

@@ -69,6 +69,15 @@ func TestConflictsAreRefused(t *testing.T) {
 	if err := tree.AddBytes("lib/x/libx.so", []byte("library"), 0o644); err != nil {
 		t.Errorf("the same again: %v", err)
 	}
+	host := filepath.Join(t.TempDir(), "copy")
+	for content, want := range map[string]error{"library": nil, "librarY": ErrConflict} {
+		if err := os.WriteFile(host, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := tree.AddFile("lib/x/libx.so", host, 0o644); !errors.Is(err, want) {
+			t.Errorf("%q from elsewhere: %v, want %v", content, err, want)
+		}
+	}
 	if err := tree.Add(Entry{Path: "dev/null", Mode: fs.ModeDevice}); err == nil {
 		t.Error("a device was accepted")
 	}

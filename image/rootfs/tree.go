@@ -76,8 +76,9 @@ func (t *Tree) Add(e Entry) error {
 		return fmt.Errorf("%s: is a %v; a tree holds files, folders and symbolic links", e.Path, e.Mode.Type())
 	}
 	if old, ok := t.entries[e.Path]; ok {
-		if old.Mode.IsDir() && e.Mode.IsDir() || old.Mode == e.Mode && old.Link == e.Link && old.Host == e.Host && bytes.Equal(old.Data, e.Data) {
-			return nil
+		same, err := old.same(e)
+		if err != nil || same {
+			return err
 		}
 		return fmt.Errorf("%s: %w", e.Path, ErrConflict)
 	}
@@ -91,6 +92,23 @@ func (t *Tree) Add(e Entry) error {
 	}
 	t.entries[e.Path] = e
 	return nil
+}
+
+// same says whether two entries would look alike on a node. Where files come from does not count, what is in them does.
+func (e Entry) same(o Entry) (bool, error) {
+	switch {
+	case e.Mode.IsDir() && o.Mode.IsDir():
+		return true, nil
+	case e.Mode != o.Mode || e.Link != o.Link:
+		return false, nil
+	case !e.Mode.IsRegular():
+		return true, nil
+	}
+	var content [2]bytes.Buffer
+	if err := errors.Join(e.copyTo(&content[0]), o.copyTo(&content[1])); err != nil {
+		return false, err
+	}
+	return bytes.Equal(content[0].Bytes(), content[1].Bytes()), nil
 }
 
 // AddFile adds a file of the host, with the permissions given.

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 	"github.com/skerry-os/skerry/pkg/version"
@@ -65,6 +66,7 @@ func newRootCmd() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "skerryd",
 		Short:         "A Kubernetes server or agent in one process",
+		Example:       "  skerryd check-config\n  skerryd server --data-dir /var/lib/skerry\n  skerryd kubectl get nodes",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -76,6 +78,8 @@ func newRootCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	// Kubernetes' libraries put flags of their own on every program; they look them up again, so they can only be hidden.
+	pflag.CommandLine.VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return settings.Usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})

@@ -36,7 +36,11 @@ func newServerCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a control plane and a node",
-		Args:  noArgs,
+		Long: "Run a control plane and a node, until a signal ends it; pods run on. Every flag may stand in the file of --config, under\n" +
+			"the same name.",
+		Example: "  skerryd server --data-dir /srv/skerry --node-name north-1 --tls-san k8s.example.org\n" +
+			"  skerryd server --config /etc/skerry/config.yaml --kubelet-arg max-pods=50",
+		Args: noArgs,
 	}
 	config := settings.Bind(cmd.Flags(), &typed)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -3,6 +3,7 @@ package compose
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -283,5 +284,37 @@ func needs(t *testing.T, tool string) {
 	t.Helper()
 	if _, err := exec.LookPath(tool); err != nil {
 		t.Skipf("%s is not installed", tool)
+	}
+}
+
+// What an earlier version built and this one does not would end up in the root.
+func TestProgramsOfBeforeGo(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"usr/bin/skerryd", "usr/bin/old", "usr/libexec/skerry/cni/old", "usr/share/skerry/images/pause.tar", "usr/lib/old.so"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("skerryd", filepath.Join(dir, "usr/bin/oldctl")); err != nil {
+		t.Fatal(err)
+	}
+	if err := link(filepath.Join(dir, "usr/bin/kubectl"), "skerryd"); err != nil {
+		t.Fatal(err)
+	}
+	if err := prune(dir); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			got = append(got, strings.TrimPrefix(p, dir+"/"))
+		}
+		return err
+	})
+	if want := "usr/bin/kubectl usr/bin/skerryd usr/share/skerry/images/pause.tar"; err != nil || strings.Join(got, " ") != want {
+		t.Errorf("left are %v, %v; want %s", got, err, want)
 	}
 }

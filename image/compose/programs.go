@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,7 +38,6 @@ var programs = []program{
 var links = map[string]string{
 	"usr/bin/kubectl": "skerryd",
 	"usr/bin/ctr":     "skerryd",
-	"usr/bin/crictl":  "skerryd",
 
 	"usr/libexec/skerry/cni/host-local": "../containerd-shim-runc-v2",
 	"usr/libexec/skerry/cni/loopback":   "../containerd-shim-runc-v2",
@@ -68,12 +68,42 @@ func Programs(ctx context.Context, src *Source, arch, dir string, log Log) (kube
 			return "", err
 		}
 	}
+	if err := prune(dir); err != nil {
+		return "", err
+	}
 	done := log.Stage("component images and manifests")
 	if err := errors.Join(components(ctx, src, arch, dir), manifests(src, dir)); err != nil {
 		return "", err
 	}
 	done()
 	return kubernetes, nil
+}
+
+// prune removes the programs and links of an earlier version that are no more: all of usr goes into the root. What is below
+// usr/share the next stage looks after.
+func prune(dir string) error {
+	keep := map[string]bool{}
+	for _, p := range programs {
+		keep[p.out] = true
+	}
+	for name := range links {
+		keep[name] = true
+	}
+	return filepath.WalkDir(filepath.Join(dir, "usr"), func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, p)
+		switch {
+		case err != nil:
+			return err
+		case rel == "usr/share":
+			return fs.SkipDir
+		case d.IsDir() || keep[filepath.ToSlash(rel)]:
+			return nil
+		}
+		return os.Remove(p)
+	})
 }
 
 func link(name, target string) error {

@@ -21,7 +21,7 @@ type node struct {
 	*vm.VM
 }
 
-// machineOf gives the options of a machine for the image, or skips the test.
+// machineOf gives the options of a machine for a copy of the image, or skips the test.
 func machineOf(t *testing.T) vm.Options {
 	t.Helper()
 	if !*inVM {
@@ -31,7 +31,7 @@ func machineOf(t *testing.T) vm.Options {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return vm.Options{Dir: t.TempDir(), Image: built(t, "skerry.img"), Board: *b.QEMU, Restrict: true}
+	return vm.Options{Dir: t.TempDir(), Image: copyOf(t, built(t, "skerry.img")), Board: *b.QEMU, Restrict: true}
 }
 
 // power turns the machine on; its console is shown when the test fails.
@@ -111,10 +111,10 @@ func TestImageFromPowerOnToPodsThatOutliveIt(t *testing.T) {
 	c.same(before, c.works())
 }
 
-// copyOf makes a copy of the image that a test may damage.
+// copyOf makes a copy of the image that a test may damage, and that stays as it is when another one is built.
 func copyOf(t *testing.T, image string) string {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "damaged.img")
+	name := filepath.Join(t.TempDir(), "machine.img")
 	if out, err := exec.Command("cp", "--sparse=always", image, name).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v: %s", err, out)
 	}
@@ -163,7 +163,6 @@ func flip(t *testing.T, name string, offset int64, n int) {
 // With one byte of the root changed the machine says what is wrong and restarts. It does not hang, and there is no shell.
 func TestADamagedRootRestartsAndSaysWhy(t *testing.T) {
 	o := machineOf(t)
-	o.Image = copyOf(t, o.Image)
 	// The superblock of the filesystem: it is read first, in both slots.
 	for _, p := range []string{"root-a", "root-b"} {
 		start, _ := partition(t, o.Image, p)
@@ -202,7 +201,6 @@ func TestAForgedKernelDoesNotStart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := machineOf(t)
-			o.Image = copyOf(t, o.Image)
 			start, _ := partition(t, o.Image, "esp")
 			esp := fmt.Sprintf("%s@@%d", o.Image, start)
 			for _, entry := range []string{"os-a.efi", "os-b.efi"} {

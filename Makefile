@@ -30,7 +30,7 @@ LDFLAGS := -s -w -X $(V).version=$(VERSION) -X $(V).commit=$(COMMIT) -X $(V).bui
 # Whatever may change a release: every file git knows but tests and texts, and the commit it calls itself by. Links of the
 # overlays lead to files of a node, not of this host: their folders stand for them.
 SOURCES := $(filter-out %_test.go %.md,$(shell git ls-files -co --exclude-standard cmd init image boards overlays pkg go.mod go.sum | \
-  while read -r f; do if [[ -f $$f ]]; then echo "$$f"; fi; done; find overlays -type d))
+  while read -r f; do if [[ -f $$f && ! -L $$f ]]; then echo "$$f"; fi; done; find overlays -type d))
 
 help: ## list these targets
 	@echo "Skerry builds signed Kubernetes releases and the disk images that boot them. Begin with: make run"

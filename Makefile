@@ -110,6 +110,7 @@ test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
 	@$(STAGE) 'release: what other programs say of it' $(MAKE) release-check
 	@$(STAGE) 'release: the same bytes a second time' $(MAKE) reproducible
 	@$(STAGE) 'image: the release as a disk image of a server' $(MAKE) image
+	@$(STAGE) 'image: nothing is built a second time' $(MAKE) unchanged
 	@$(STAGE) 'native: skerryd as a server on this host' $(MAKE) native
 	@$(STAGE) 'vm: the image in QEMU, from firmware to a pod that outlives a reboot' $(MAKE) vm
 	@echo; echo 'ok: all stages'
@@ -140,10 +141,14 @@ vm: image ## the image in QEMU
 bench: image ## print the table of sizes and times (needs root; a quarter of an hour)
 	@$(AS_ROOT) $(E2E) -run Numbers $(E2E_ARGS) -numbers -native -vm
 
+unchanged: image # a second `make image` leaves the first one's image alone, or make run would lose the machine's data
+	@before=$$(stat -c %y $(IMAGE)); $(MAKE) image; \
+	  test "$$before" = "$$(stat -c %y $(IMAGE))" || { echo "$(IMAGE) was built again though nothing changed; make --debug=b image says why"; exit 1; }
+
 golden: ## rewrite the golden files of tests; read the diff before you commit it
 	@go test ./image -run Golden -args -update
 
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native vm bench golden clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native vm unchanged bench golden clean FORCE

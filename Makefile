@@ -105,7 +105,7 @@ STAGE := .ci/stage
 
 test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
 	@$(STAGE) 'check: format, vet, lint, import rules, other architectures (the first time compiles Kubernetes: 15 minutes on two cores)' $(MAKE) check
-	@$(STAGE) 'quick: unit tests' $(MAKE) quick
+	@$(STAGE) 'quick: unit tests' $(MAKE) quick SKERRY_TOOLS=1
 	@$(STAGE) 'release: kernel, root, component images, signed' $(MAKE) release
 	@$(STAGE) 'release: what other programs say of it' $(MAKE) release-check
 	@$(STAGE) 'release: the same bytes a second time' $(MAKE) reproducible

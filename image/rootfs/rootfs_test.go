@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 func sample(t *testing.T) *Tree {
@@ -137,9 +139,7 @@ func TestCPIOReadsBack(t *testing.T) {
 
 // The image is the same bytes whoever writes it, wherever, and erofs-utils' own checker agrees with it.
 func TestEROFS(t *testing.T) {
-	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
-		t.Skip("mkfs.erofs is not installed (apt install erofs-utils)")
-	}
+	imagetest.Tool(t, "mkfs.erofs", "erofs-utils")
 	t.Setenv("SOURCE_DATE_EPOCH", "1")
 	o := EROFSOptions{Time: time.Unix(1_700_000_000, 0), UUID: "5c4e7a55-0000-4000-8000-000000000001", Compress: "lz4hc,9", Cluster: 65536}
 	var images [][]byte

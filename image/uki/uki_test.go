@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 // stub builds a small PE32+ file: DOS header, headers of 1 KiB, one section.
@@ -144,10 +146,7 @@ func TestEveryByteIsCovered(t *testing.T) {
 
 // An independent program agrees, on a real stub where there is one.
 func TestSbverifyAgrees(t *testing.T) {
-	tool, err := exec.LookPath("sbverify")
-	if err != nil {
-		t.Skip("sbverify is not installed (apt install sbsigntool)")
-	}
+	tool := imagetest.Tool(t, "sbverify", "sbsigntool")
 	p := parts()
 	if real, err := os.ReadFile("/usr/lib/systemd/boot/efi/linuxx64.efi.stub"); err == nil {
 		p.Stub = real

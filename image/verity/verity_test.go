@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 func data(blocks int) []byte {
@@ -53,10 +55,7 @@ func TestEveryChangeIsFound(t *testing.T) {
 }
 
 func TestVeritysetupAgrees(t *testing.T) {
-	tool, err := exec.LookPath("veritysetup")
-	if err != nil {
-		t.Skip("veritysetup is not installed (apt install cryptsetup-bin)")
-	}
+	tool := imagetest.Tool(t, "veritysetup", "cryptsetup-bin")
 	for _, blocks := range []int{1, 2, 128, 129, 16385} {
 		d := data(blocks)
 		tree, err := Build(bytes.NewReader(d), int64(len(d)), salt)

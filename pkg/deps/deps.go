@@ -21,6 +21,7 @@ update:    pkg/repository
 update:    pkg/update
 tools:     e2e/vm
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
+engine:    pkg/leader
 engine:    pkg/addons
 engine:    pkg/server pkg/agent
 test:      pkg/deps

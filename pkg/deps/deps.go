@@ -22,6 +22,7 @@ update:    pkg/update
 tools:     e2e/vm
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader
+engine:    pkg/podnet
 engine:    pkg/addons
 engine:    pkg/server pkg/agent
 test:      pkg/deps
@@ -40,6 +41,7 @@ cmd/skerry-pod -> k8s.io/kubernetes  : it starts for every pod
 boards         -> k8s.io             : a board is data
 pkg/machine    -> k8s.io             : init and the desk tool read the node config
 pkg/join       -> k8s.io             : both ends of a connection that knows only a token
+pkg/podnet     -> k8s.io             : links and routes
 pkg/server     -> pkg/agent          : they meet in cmd/skerryd alone
 pkg/agent      -> pkg/server         : they meet in cmd/skerryd alone
 pkg/...        -> cmd                : a program is nobody's library

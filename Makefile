@@ -112,6 +112,7 @@ test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
 	@$(STAGE) 'image: the release as a disk image of a server' $(MAKE) image
 	@$(STAGE) 'image: nothing is built a second time' $(MAKE) unchanged
 	@$(STAGE) 'native: skerryd as a server on this host' $(MAKE) native
+	@$(STAGE) 'nodes: clusters of several nodes, in namespaces of this host' $(MAKE) nodes
 	@$(STAGE) 'vm: the image in QEMU, from firmware to a pod that outlives a reboot' $(MAKE) vm
 	@echo; echo 'ok: all stages'
 
@@ -134,6 +135,10 @@ AS_ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 native: programs ## skerryd as a server on this host (needs root)
 	@$(AS_ROOT) $(E2E) -run Native\|Engine $(E2E_ARGS) -native
 
+nodes: programs ## several skerryd as one cluster, in namespaces of this host (needs root)
+	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
+	@$(AS_ROOT) $(E2E) -run Nodes $(E2E_ARGS) -nodes
+
 vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
@@ -151,4 +156,4 @@ golden: ## rewrite the golden files of tests; read the diff before you commit it
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native vm unchanged bench golden clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes vm unchanged bench golden clean FORCE

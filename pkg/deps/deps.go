@@ -19,7 +19,7 @@ build:     image/compose overlays
 build:     image image/releasetest
 update:    pkg/repository
 update:    pkg/update
-tools:     e2e/vm
+tools:     e2e/vm e2e/nodes
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader
 engine:    pkg/podnet

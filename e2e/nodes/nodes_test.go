@@ -1,0 +1,114 @@
+package nodes_test
+
+import (
+	"flag"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/e2e/nodes"
+)
+
+var onHost = flag.Bool("nodes", false, "make nodes in namespaces of this host; needs root")
+
+// What the tests of clusters take for granted: machines that reach each other, unless told otherwise, and see only themselves.
+func TestNodesAreMachines(t *testing.T) {
+	if !*onHost {
+		t.Skip("makes namespaces, as root: add -args -nodes (or run make test)")
+	}
+	w := nodes.New(t, t.TempDir())
+	a, b := w.Node("a"), w.Node("b")
+	output := func(n *nodes.Node, script string) string {
+		t.Helper()
+		out, err := n.Command(t.Context(), "sh", "-c", script).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v: %s", script, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+
+	l := make(map[*nodes.Node]net.Listener)
+	for _, n := range []*nodes.Node{a, b} {
+		if err := n.OnNode(func() (err error) { l[n], err = net.Listen("tcp", ":7000"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		defer l[n].Close() //nolint:errcheck // nothing was sent
+	}
+	reaches := func(n *nodes.Node, to netip.Addr) bool {
+		err := n.OnNode(func() error {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(to.String(), "7000"), 300*time.Millisecond)
+			if err == nil {
+				_ = c.Close()
+			}
+			return err
+		})
+		return err == nil
+	}
+	soon := func(want bool, n *nodes.Node, to netip.Addr) {
+		t.Helper()
+		n.Within(10*time.Second, n.Name+" and "+to.String(), func() (bool, string) { return reaches(n, to) == want, "" })
+	}
+	for _, to := range []netip.Addr{b.IP, b.IP6()} {
+		soon(true, a, to)
+		a.Partition(b)
+		soon(false, a, to)
+		a.Partition()
+		soon(false, b, a.IP)
+		a.Heal()
+		soon(true, a, to)
+		b.Unplug()
+		soon(false, a, to)
+		b.Heal()
+		soon(true, a, to)
+	}
+	a.Lose(100)
+	soon(false, b, a.IP)
+	a.Heal()
+	soon(true, b, a.IP)
+	if c, err := w.Dial("tcp", a.IP.String()+":7000"); err != nil {
+		t.Error(err)
+	} else {
+		_ = c.Close()
+	}
+	old := a.IP
+	a.SetIP(netip.MustParseAddr("10.98.7.7"))
+	soon(true, b, a.IP)
+	soon(false, b, old)
+
+	if got := output(a, "hostname; cat /etc/machine-id") + "\n"; !strings.HasPrefix(got, "a\n") || got == output(b, "echo a; cat /etc/machine-id")+"\n" {
+		t.Errorf("a is %q, b has the same machine-id", got)
+	}
+	if got := output(a, "cut -d: -f3 /proc/self/cgroup | sort -u"); got != "/" && got != "/\n/machine" && got != "/machine" {
+		t.Errorf("a process of a node sees itself in the cgroups %q", got)
+	}
+	if got := output(a, "touch /run/of-a; ls /run/of-a"); got != "/run/of-a" || output(b, "ls /run") == output(a, "ls /run") {
+		t.Errorf("/run is not a's own: %q", got)
+	}
+
+	mark := filepath.Join(a.Dir, "data")
+	if err := os.Mkdir(mark, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := a.Command(t.Context(), "sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	id := output(a, "cat /etc/machine-id")
+	l[a].Close() //nolint:errcheck,gosec // its network goes
+	a.PullThePlug()
+	if err := sleeper.Wait(); err == nil {
+		t.Error("a process outlived its machine")
+	}
+	a.PowerOn()
+	if _, err := os.Stat(mark); err != nil || output(a, "cat /etc/machine-id") != id {
+		t.Errorf("after a power cycle: %v, or another machine", err)
+	}
+	a.Reflash()
+	if _, err := os.Stat(mark); err == nil || output(a, "cat /etc/machine-id") == id {
+		t.Error("a machine is the same after it was flashed")
+	}
+}

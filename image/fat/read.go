@@ -28,6 +28,7 @@ type Found struct {
 	File
 	extents []extent
 	r       io.ReaderAt
+	set     []int64 // places of the entries that name it, the short one last
 }
 
 type extent struct{ offset, size int64 }
@@ -63,10 +64,29 @@ type reader struct {
 	table []byte
 	used  map[uint32]bool // clusters of files and folders seen so far
 	v     *Volume
+
+	// For an Editor: a volume that others write may be left with two names for one file, and is read all the same.
+	lenient bool
+	dirs    map[string]*openDir
+}
+
+// openDir is a folder as an Editor finds it.
+type openDir struct {
+	first  uint32
+	chain  []extent
+	shorts map[string]bool
 }
 
 // Read reads the volume of size bytes that r holds. It also reads volumes that others have changed, with files in pieces.
 func Read(r io.ReaderAt, size int64) (*Volume, error) {
+	rd, err := read(r, size, false)
+	if err != nil {
+		return nil, err
+	}
+	return rd.v, nil
+}
+
+func read(r io.ReaderAt, size int64, lenient bool) (*reader, error) {
 	boot := make([]byte, sector)
 	if _, err := r.ReadAt(boot, 0); err != nil {
 		return nil, fmt.Errorf("fat: reading the boot sector: %w", err)
@@ -84,7 +104,7 @@ func Read(r io.ReaderAt, size int64) (*Volume, error) {
 	}
 	g := geometry{cluster: perCluster * sector, reserved: reserved, fat: fat}
 	g.clusters = min((total*sector-g.data())/g.cluster, fat*sector/4-2)
-	rd := &reader{r: r, g: g, table: make([]byte, fat*sector), used: map[uint32]bool{}, v: &Volume{}}
+	rd := &reader{r: r, g: g, table: make([]byte, fat*sector), used: map[uint32]bool{}, v: &Volume{}, lenient: lenient, dirs: map[string]*openDir{}}
 	rd.v.Params = Params{Size: total * sector, Serial: le.Uint32(boot[67:]), Label: trim(boot[71:82])}
 	if _, err := r.ReadAt(rd.table, reserved*sector); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("fat: reading the table: %w", err)
@@ -92,17 +112,18 @@ func Read(r io.ReaderAt, size int64) (*Volume, error) {
 	if err := rd.folder("", le.Uint32(boot[44:]), 44, 0); err != nil {
 		return nil, err
 	}
-	return rd.v, nil
+	return rd, nil
 }
 
 // chain follows a chain; at is where the first cluster was named.
 func (rd *reader) chain(c uint32, at int64) ([]extent, error) {
 	var out []extent
+	steps := int64(0)
 	for {
 		if c < rootCluster || int64(c-rootCluster) >= rd.g.clusters {
 			return nil, Fault{at, fmt.Sprintf("names cluster %d; the volume has 2 to %d", c, rd.g.clusters+1)}
 		}
-		if rd.used[c] {
+		if steps++; rd.used[c] && !rd.lenient || steps > rd.g.clusters {
 			return nil, Fault{at, fmt.Sprintf("names cluster %d, which belongs to another file already", c)}
 		}
 		rd.used[c] = true
@@ -126,6 +147,8 @@ func (rd *reader) folder(name string, first uint32, at int64, depth int) error {
 	if err != nil {
 		return err
 	}
+	here := &openDir{first: first, chain: chain, shorts: map[string]bool{}}
+	rd.dirs[name] = here
 	var long longName
 	for _, ext := range chain {
 		if ext.size > maxFiles*dirEntry*8 {
@@ -139,6 +162,9 @@ func (rd *reader) folder(name string, first uint32, at int64, depth int) error {
 			e, at := b[i:i+dirEntry], ext.offset+int64(i)
 			if e[0] == 0 {
 				return nil
+			}
+			if e[0] != 0xe5 && e[11]&0x3f != attrLong {
+				here.shorts[string(e[:11])] = true
 			}
 			if err := rd.entry(name, e, at, depth, &long); err != nil {
 				return err
@@ -154,13 +180,14 @@ func (rd *reader) entry(folder string, e []byte, at int64, depth int, long *long
 		*long = longName{}
 		return nil
 	case e[11]&0x3f == attrLong:
-		long.add(e)
+		long.add(e, at)
 		return nil
 	case e[11]&attrLabel != 0, string(e[:11]) == pad(".", 11), string(e[:11]) == pad("..", 11):
 		*long = longName{}
 		return nil
 	}
-	name := long.take(e)
+	name, set := long.take(e)
+	set = append(set, at)
 	if folder != "" {
 		name = folder + "/" + name
 	}
@@ -172,7 +199,7 @@ func (rd *reader) entry(folder string, e []byte, at int64, depth int, long *long
 	if len(rd.v.Files) >= maxFiles {
 		return Fault{at, fmt.Sprintf("there are more than %d files", maxFiles)}
 	}
-	f := Found{File: File{Path: name, Size: int64(le.Uint32(e[28:]))}, r: rd.r}
+	f := Found{File: File{Path: name, Size: int64(le.Uint32(e[28:]))}, r: rd.r, set: set}
 	if f.Size > 0 {
 		var err error
 		if f.extents, err = rd.chain(first, at); err != nil {
@@ -199,9 +226,10 @@ type longName struct {
 	u    []uint16
 	next byte
 	sum  byte
+	at   []int64
 }
 
-func (l *longName) add(e []byte) {
+func (l *longName) add(e []byte, at int64) {
 	n := e[0] &^ 0x40
 	if e[0]&0x40 != 0 {
 		*l = longName{next: n, sum: e[13]}
@@ -214,12 +242,12 @@ func (l *longName) add(e []byte) {
 	for j, at := range longAt {
 		part[j] = binary.LittleEndian.Uint16(e[at:])
 	}
-	l.u, l.next = append(part, l.u...), n-1
+	l.u, l.next, l.at = append(part, l.u...), n-1, append(l.at, at)
 }
 
-// take gives the name of the short entry e: the long one if it is whole and belongs to it.
-func (l *longName) take(e []byte) string {
-	u, whole := l.u, len(l.u) > 0 && l.next == 0 && l.sum == checksum(string(e[:11]))
+// take gives the name of the short entry e, the long one if it is whole and belongs to it, and the places of that one's entries.
+func (l *longName) take(e []byte) (string, []int64) {
+	at, u, whole := l.at, l.u, len(l.u) > 0 && l.next == 0 && l.sum == checksum(string(e[:11]))
 	*l = longName{}
 	if whole {
 		for i, c := range u {
@@ -228,13 +256,13 @@ func (l *longName) take(e []byte) string {
 				break
 			}
 		}
-		return string(utf16.Decode(u))
+		return string(utf16.Decode(u)), at
 	}
 	base, ext := trim(e[:8]), trim(e[8:11])
 	if ext != "" {
-		return base + "." + ext
+		return base + "." + ext, nil
 	}
-	return base
+	return base, nil
 }
 
 func trim(b []byte) string {

@@ -8,10 +8,11 @@ package deps
 // Layers, from what needs nothing to what needs everything. A name ending in /... stands for all packages below it and
 // itself. Packages of one layer do not import each other; where they do, write two layers.
 const Layers = `
-leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/slot pkg/supervise
-leaves:    pkg/supervise/process pkg/clock
+leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/supervise
+leaves:    pkg/supervise/process pkg/clock pkg/powercut
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
-data:      pkg/release pkg/kmod pkg/debian
+data:      pkg/slot
+data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
 system:    pkg/linux pkg/network

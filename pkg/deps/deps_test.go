@@ -184,10 +184,10 @@ func TestRulesAreKept(t *testing.T) {
 func TestABrokenRuleIsFound(t *testing.T) {
 	bad := []pkg{
 		{ImportPath: module + "pkg/size", Imports: []string{module + "image"}},
-		{ImportPath: module + "pkg/slot", Imports: []string{module + "pkg/size"}},
+		{ImportPath: module + "pkg/token", Imports: []string{module + "pkg/size"}},
 		{ImportPath: module + "pkg/unheard-of"},
 	}
-	for _, f := range []string{"pkg/size (leaves) imports image (build)", "pkg/slot (leaves) imports pkg/size (leaves)", "pkg/unheard-of: is in no layer"} {
+	for _, f := range []string{"pkg/size (leaves) imports image (build)", "pkg/token (leaves) imports pkg/size (leaves)", "pkg/unheard-of: is in no layer"} {
 		if got := strings.Join(faultsInLayers(Layers, bad), "\n"); !strings.Contains(got, f) {
 			t.Errorf("%q is not among:\n%s", f, got)
 		}

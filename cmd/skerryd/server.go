@@ -123,7 +123,7 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	ips, err := host.NodeIPs(s.NodeIP, serviceIP)
+	ips, err := host.NodeIPs(s.NodeIP, serviceIP, s.DNS()...)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,10 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 		Settings:            s.Agent,
 		NodeName:            name,
 		NodeIPs:             ips,
+		ClusterDNS:          s.DNS(),
 		ClusterDomain:       s.ClusterDomain,
+		FlannelBackend:      s.FlannelBackend,
+		FlannelExternalIP:   s.FlannelExternalIP,
 		ClientCA:            files.ClientCA,
 		KubeletPair:         files.KubeletPair,
 		KubeletKubeconfig:   files.Kubelet,
@@ -184,12 +187,12 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 		}
 		c.ClusterCIDR = append(c.ClusterCIDR, p)
 	}
-	for text := range strings.SplitSeq(s.ClusterDNS, ",") {
-		ip, err := netip.ParseAddr(strings.TrimSpace(text))
+	for text := range strings.FieldsFuncSeq(s.NodeExternalIP, func(r rune) bool { return r == ',' || r == ' ' }) {
+		ip, err := netip.ParseAddr(text)
 		if err != nil {
-			return c, fmt.Errorf("cluster-dns: %w", err)
+			return c, fmt.Errorf("node-external-ip: %w", err)
 		}
-		c.ClusterDNS = append(c.ClusterDNS, ip)
+		c.NodeExternalIPs = append(c.NodeExternalIPs, ip)
 	}
 	return c, nil
 }

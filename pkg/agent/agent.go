@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/podnet"
 	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
@@ -29,6 +30,11 @@ type Config struct {
 	ClusterCIDR   []netip.Prefix // what pods get addresses from; traffic from it to elsewhere is masqueraded
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
+
+	// How pods reach those of other nodes: the servers' settings of the same names, and this node's --node-external-ip.
+	FlannelBackend    string
+	FlannelExternalIP bool
+	NodeExternalIPs   []netip.Addr
 
 	ClientCA            string // file: who may ask the kubelet's server
 	KubeletPair         string // file: certificate and key of that server, in one PEM file
@@ -89,8 +95,17 @@ func runDir(dataDir string) string {
 
 func (l *layout) socket() string     { return filepath.Join(l.run, "containerd.sock") }
 func (l *layout) cniConfDir() string { return filepath.Join(l.data, "cni") }
-func (l *layout) cniBinDir() string  { return filepath.Join(l.Libexec, "cni") }
-func (l *layout) cniConf() string    { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }
+
+// cniReadDir is where containerd looks: with a network of somebody else's, where the whole world puts it.
+func (l *layout) cniReadDir() string {
+	if l.FlannelBackend == string(podnet.None) {
+		return "/etc/cni/net.d"
+	}
+	return l.cniConfDir()
+}
+
+func (l *layout) cniBinDir() string { return filepath.Join(l.Libexec, "cni") }
+func (l *layout) cniConf() string   { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }
 
 // program finds a helper: beside the other helpers first, then in PATH.
 func (l *layout) program(name string) (string, error) { return findProgram(l.Libexec, name) }

@@ -137,7 +137,7 @@ func TestContainerdConfigNeedsItsPrograms(t *testing.T) {
 }
 
 func TestCNIConfig(t *testing.T) {
-	data, err := cniConfig(prefixes("10.42.3.0/24", "fd00:42:0:3::/64"), "/run/skerry/cni")
+	data, err := cniConfig(prefixes("10.42.3.0/24", "fd00:42:0:3::/64"), 1450, "/run/skerry/cni")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +145,7 @@ func TestCNIConfig(t *testing.T) {
 		Name    string
 		Plugins []struct {
 			Type string
+			MTU  int
 			IPAM struct {
 				Type, DataDir string
 				Ranges        [][]struct{ Subnet string }
@@ -158,7 +159,7 @@ func TestCNIConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	ptp, portmap := conf.Plugins[0], conf.Plugins[1]
-	if ptp.Type != "ptp" || ptp.IPAM.Ranges[0][0].Subnet != "10.42.3.0/24" || ptp.IPAM.Ranges[1][0].Subnet != "fd00:42:0:3::/64" ||
+	if ptp.Type != "ptp" || ptp.MTU != 1450 || ptp.IPAM.Ranges[0][0].Subnet != "10.42.3.0/24" || ptp.IPAM.Ranges[1][0].Subnet != "fd00:42:0:3::/64" ||
 		ptp.IPAM.Routes[0].Dst != "0.0.0.0/0" || ptp.IPAM.Routes[1].Dst != "::/0" || ptp.IPAM.DataDir != "/run/skerry/cni" {
 		t.Errorf("ptp is %+v", ptp)
 	}
@@ -171,17 +172,17 @@ func TestCNIConfig(t *testing.T) {
 func TestWriteCNIFollowsNode(t *testing.T) {
 	n := newNode(newLayout(testConfig(t.TempDir())))
 	read := func() string { data, _ := os.ReadFile(n.cniConf()); return string(data) }
-	if err := n.writeCNI(prefixes("10.42.0.0/24")); err != nil || !strings.Contains(read(), "10.42.0.0/24") {
+	if err := n.writeCNI(prefixes("10.42.0.0/24"), 1450); err != nil || !strings.Contains(read(), "10.42.0.0/24") {
 		t.Fatalf("%v: %s", err, read())
 	}
 	before, _ := os.Stat(n.cniConf())
-	if err := n.writeCNI(prefixes("10.42.0.0/24")); err != nil {
+	if err := n.writeCNI(prefixes("10.42.0.0/24"), 1450); err != nil {
 		t.Fatal(err)
 	}
 	if after, _ := os.Stat(n.cniConf()); !os.SameFile(before, after) {
 		t.Error("the file was written again without need")
 	}
-	if err := n.writeCNI(prefixes("10.42.7.0/24")); err != nil || !strings.Contains(read(), "10.42.7.0/24") {
+	if err := n.writeCNI(prefixes("10.42.7.0/24"), 1450); err != nil || !strings.Contains(read(), "10.42.7.0/24") {
 		t.Errorf("%v: %s", err, read())
 	}
 }

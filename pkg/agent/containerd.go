@@ -109,7 +109,7 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 				"enable_unprivileged_icmp":     true,
 				"cni": map[string]any{
 					"bin_dirs":              []string{l.cniBinDir(), "/opt/cni/bin"},
-					"conf_dir":              l.cniConfDir(),
+					"conf_dir":              l.cniReadDir(),
 					"use_internal_loopback": true,
 				},
 				"containerd": map[string]any{

@@ -218,7 +218,7 @@ func TestPodsOutliveContainerd(t *testing.T) {
 	stop := start(t, cfg)
 	defer func() { stop() }()
 	runtime, images := dialCRI(t, l)
-	if err := newNode(l).writeCNI(prefixes(subnet)); err != nil { // while containerd runs, as on a first start
+	if err := newNode(l).writeCNI(prefixes(subnet), 1450); err != nil { // while containerd runs, as on a first start
 		t.Fatal(err)
 	}
 

@@ -1,6 +1,7 @@
 package machine_test
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -74,6 +75,8 @@ func TestFaults(t *testing.T) {
 		{"data dir that climbs out", server + "server: {data-dir: /var/../opt}\n", `is not below /var`},
 		{"overlap", server + "server: {cluster-cidr: 10.43.0.0/15}\n", `10.43.0.0/15 has bits set behind its length; write 10.42.0.0/15`},
 		{"real overlap", server + "server:\n  cluster-cidr: 10.42.0.0/15\n", `service-cidr: 10.43.0.0/16 overlaps cluster-cidr 10.42.0.0/15`},
+		{"backend", server + "server: {flannel-backend: ipsec}\n", `config.yaml:4:27: server.flannel-backend: "ipsec" is not a back end; known are vxlan, wireguard-native, host-gw, none`},
+		{"services of a family that pods lack", server + "server: {service-cidr: '10.43.0.0/16,fd00:43::/112'}\n", `config.yaml:4:24: server.service-cidr: 10.43.0.0/16,fd00:43::/112 does not go with cluster-cidr 10.42.0.0/16: both begin with the same IP family, and pods need a network of every family that services have`},
 		{"dns outside", server + "server: {cluster-dns: 10.96.0.10}\n", `config.yaml:4:23: server.cluster-dns: 10.96.0.10 is not inside service-cidr 10.43.0.0/16`},
 		{"port", server + "server: {https-listen-port: 70000}\n", `70000 is not a port`},
 		{"component", server + "server: {disable: [corends]}\n", `server.disable[0]: "corends" is not a component`},
@@ -177,5 +180,25 @@ func TestReadIdentity(t *testing.T) {
 	root[machine.BootFile].Data = []byte(`{"slot":"a","version":"1.2.2"}`)
 	if _, err := machine.ReadIdentity(root); err == nil {
 		t.Error("a root of another version than the one verified was accepted")
+	}
+}
+
+// CoreDNS is where people look for it, whatever the services' networks are.
+func TestDNS(t *testing.T) {
+	for services, want := range map[string]string{
+		"10.43.0.0/16":                "[10.43.0.10]",
+		"10.96.0.0/12,fd00:43::/112":  "[10.96.0.10 fd00:43::a]",
+		"fd00:43::/112, 10.43.0.0/16": "[fd00:43::a 10.43.0.10]",
+	} {
+		s := machine.DefaultServer()
+		s.ServiceCIDR = services
+		if got := fmt.Sprint(s.DNS()); got != want {
+			t.Errorf("%s: DNS is at %s; want %s", services, got, want)
+		}
+	}
+	s := machine.DefaultServer()
+	s.ClusterDNS = "10.43.0.53, fd00:43::53"
+	if got := fmt.Sprint(s.DNS()); got != "[10.43.0.53 fd00:43::53]" {
+		t.Errorf("DNS is at %s", got)
 	}
 }

@@ -23,16 +23,18 @@ var Components = []string{"coredns", "ingress", "local-storage", "metrics-server
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
 // flag; the help tag is the flag's text. Fields are string, int, bool or []string, so that Fields can offer all of them.
 type Agent struct {
-	DataDir      string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
-	NodeName     string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
-	NodeIP       string   `yaml:"node-ip" help:"address of this node; an IPv4 and an IPv6 one with a comma between (default: the one that the default route uses)"`
-	NodeLabel    []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
-	NodeTaint    []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
-	Token        string   `yaml:"token" help:"shared secret that lets nodes join (default: a server makes one)"`
-	Server       string   `yaml:"server" help:"server to join, as https://HOST:6443"`
-	KubeletArg   []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
-	KubeProxyArg []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
-	Debug        bool     `yaml:"debug" help:"log in detail"`
+	DataDir        string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
+	NodeName       string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
+	NodeIP         string   `yaml:"node-ip" help:"address of this node; an IPv4 and an IPv6 one with a comma between (default: the one that the default route uses)"`
+	NodeExternalIP string   `yaml:"node-external-ip" help:"address of this node as seen from outside its network; an IPv4 and an IPv6 one with a comma between"`
+	FlannelIface   string   `yaml:"flannel-iface" help:"interface towards the other nodes (default: the one that has the node's address)"`
+	NodeLabel      []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
+	NodeTaint      []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
+	Token          string   `yaml:"token" help:"shared secret that lets nodes join (default: a server makes one)"`
+	Server         string   `yaml:"server" help:"server to join, as https://HOST:6443"`
+	KubeletArg     []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
+	KubeProxyArg   []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
+	Debug          bool     `yaml:"debug" help:"log in detail"`
 }
 
 // Server holds the engine's settings of a node that runs the control plane; it is a node too.
@@ -41,8 +43,10 @@ type Server struct {
 	HTTPSListenPort          int      `yaml:"https-listen-port" help:"port of the Kubernetes API"`
 	ClusterCIDR              string   `yaml:"cluster-cidr" help:"networks that pods get addresses from"`
 	ServiceCIDR              string   `yaml:"service-cidr" help:"networks that services get addresses from"`
-	ClusterDNS               string   `yaml:"cluster-dns" help:"address of CoreDNS, inside service-cidr"`
+	ClusterDNS               string   `yaml:"cluster-dns" help:"addresses of CoreDNS, inside service-cidr (default: the tenth of each network)"`
 	ClusterDomain            string   `yaml:"cluster-domain" help:"domain of the cluster"`
+	FlannelBackend           string   `yaml:"flannel-backend" help:"how pods reach those of other nodes: vxlan, wireguard-native, host-gw, or none for a network of your own"`
+	FlannelExternalIP        bool     `yaml:"flannel-external-ip" help:"reach the other nodes at their node-external-ip"`
 	Disable                  []string `yaml:"disable" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
@@ -62,10 +66,34 @@ func DefaultServer() Server {
 		HTTPSListenPort:     6443,
 		ClusterCIDR:         "10.42.0.0/16",
 		ServiceCIDR:         "10.43.0.0/16",
-		ClusterDNS:          "10.43.0.10",
+		FlannelBackend:      "vxlan",
 		ClusterDomain:       "cluster.local",
 		WriteKubeconfigMode: "0600",
 	}
+}
+
+// Backends that --flannel-backend knows; the flag has K3s's name, and so have they.
+var Backends = []string{"vxlan", "wireguard-native", "host-gw", "none"}
+
+// DNS lists the addresses of CoreDNS: those given, or the tenth of each service network. The settings have no problems.
+func (s *Server) DNS() (out []netip.Addr) {
+	var p problems
+	if s.ClusterDNS != "" {
+		each(s.ClusterDNS, func(text string) {
+			if ip, err := netip.ParseAddr(text); err == nil {
+				out = append(out, ip)
+			}
+		})
+		return out
+	}
+	for _, n := range p.prefixes("service-cidr", s.ServiceCIDR) {
+		ip := n.Addr()
+		for range 10 {
+			ip = ip.Next()
+		}
+		out = append(out, ip)
+	}
+	return out
 }
 
 // Field is one setting of an Agent or Server: its name, its text and a *string, *int, *bool or *[]string to its value.
@@ -143,6 +171,16 @@ func (a *Agent) Problems() []Problem {
 			}
 		})
 	}
+	if a.NodeExternalIP != "" {
+		each(a.NodeExternalIP, func(s string) {
+			if _, err := netip.ParseAddr(s); err != nil {
+				p.addf([]any{"node-external-ip"}, "%q is not an IP address", s)
+			}
+		})
+	}
+	if len(a.FlannelIface) > 15 || strings.ContainsAny(a.FlannelIface, "/ ") {
+		p.addf([]any{"flannel-iface"}, "%q is not the name of a network interface", a.FlannelIface)
+	}
 	if a.Token != "" {
 		if msg := checkToken(a.Token); msg != "" {
 			p.add(msg, "token")
@@ -183,7 +221,16 @@ func (s *Server) Problems() []Problem {
 			}
 		}
 	}
+	if !slices.Contains(Backends, s.FlannelBackend) {
+		p.addf([]any{"flannel-backend"}, "%q is not a back end; known are %s", s.FlannelBackend, strings.Join(Backends, ", "))
+	}
+	if len(pods) > 0 && len(services) > 0 && (!subset(services, pods) || pods[0].Addr().Is6() != services[0].Addr().Is6()) {
+		p.addf([]any{"service-cidr"}, "%s does not go with cluster-cidr %s: both begin with the same IP family, and pods need a network of every family that services have", s.ServiceCIDR, s.ClusterCIDR)
+	}
 	each(s.ClusterDNS, func(text string) {
+		if text == "" {
+			return // DNS finds one
+		}
 		ip, err := netip.ParseAddr(text)
 		switch {
 		case err != nil:
@@ -254,6 +301,13 @@ func (p *problems) prefixes(key, text string) (out []netip.Prefix) {
 		}
 	})
 	return out
+}
+
+// subset says whether every IP family of a is one of b's.
+func subset(a, b []netip.Prefix) bool {
+	return !slices.ContainsFunc(a, func(n netip.Prefix) bool {
+		return !slices.ContainsFunc(b, func(m netip.Prefix) bool { return m.Addr().Is6() == n.Addr().Is6() })
+	})
 }
 
 func checkHostname(name string) string {

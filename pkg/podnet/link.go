@@ -54,6 +54,12 @@ func underlay(iface string, addresses []netip.Addr) (*device, []netip.Addr, erro
 	return nil, nil, fmt.Errorf("pod network: node address %s is on no interface of this machine", addresses[0])
 }
 
+// Local says whether the first of the addresses is this machine's.
+func Local(addresses []netip.Addr) bool {
+	_, _, err := underlay("", addresses)
+	return err == nil
+}
+
 func newDevice(link netlink.Link) *device {
 	a := link.Attrs()
 	return &device{index: a.Index, name: a.Name, mtu: a.MTU}

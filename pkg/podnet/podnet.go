@@ -57,6 +57,9 @@ const (
 	protocol = 83
 )
 
+// ErrUnsupported is in the error of a back end that this kernel lacks.
+var ErrUnsupported = errors.New("the kernel lacks it")
+
 // Config says which network this node is in and where it stands.
 type Config struct {
 	Backend  Backend

@@ -41,7 +41,7 @@ func ensureVXLAN(local netip.Addr, mac net.HardwareAddr, under *device) (*device
 	if have == nil {
 		if err := netlink.LinkAdd(want); err != nil {
 			if errors.Is(err, unix.EOPNOTSUPP) {
-				return nil, fmt.Errorf("%s: this kernel has no VXLAN; load the module vxlan, or choose another --flannel-backend", vxlanName)
+				return nil, fmt.Errorf("VXLAN: %w; load the module vxlan, or choose another --flannel-backend", ErrUnsupported)
 			}
 			return nil, fmt.Errorf("%s: making it: %w; is another VXLAN device on port %d?", vxlanName, err, VXLANPort)
 		}

@@ -44,7 +44,7 @@ func ensureWireGuard(keyFile string, outer netip.Addr, under *device) (*device, 
 	if link == nil {
 		if err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: wireguardName}}); err != nil {
 			if errors.Is(err, unix.EOPNOTSUPP) {
-				return nil, "", fmt.Errorf("%s: this kernel has no WireGuard; load the module wireguard, or choose another --flannel-backend", wireguardName)
+				return nil, "", fmt.Errorf("WireGuard: %w; load the module wireguard, or choose another --flannel-backend", ErrUnsupported)
 			}
 			return nil, "", fmt.Errorf("%s: making it: %w", wireguardName, err)
 		}

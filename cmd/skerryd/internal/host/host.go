@@ -32,14 +32,25 @@ func NodeName(setting string) (string, error) {
 }
 
 // NodeIPs is the setting, or the address that the machine would send from to others of service's family: the API server
-// refuses an IPv6 address of its own for a cluster whose services have IPv4 ones.
-func NodeIPs(setting string, service netip.Addr) ([]netip.Addr, error) {
+// refuses an IPv6 address of its own for a cluster whose services have IPv4 ones. In a dual-stack cluster, more of which is in
+// the other families, the machine's address of such a family comes along if it has one.
+func NodeIPs(setting string, service netip.Addr, more ...netip.Addr) ([]netip.Addr, error) {
 	if setting == "" {
 		ip, err := outgoing(service.Is6())
 		if err != nil {
 			return nil, err
 		}
-		return []netip.Addr{ip}, nil
+		ips := []netip.Addr{ip}
+		for _, m := range more {
+			if m.Is6() == service.Is6() {
+				continue
+			}
+			if ip, err := outgoing(m.Is6()); err == nil {
+				ips = append(ips, ip)
+				break
+			}
+		}
+		return ips, nil
 	}
 	here, err := net.InterfaceAddrs()
 	if err != nil {

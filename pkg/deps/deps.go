@@ -25,6 +25,8 @@ engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader
 engine:    pkg/podnet
 engine:    pkg/addons
+engine:    pkg/controllers
+engine:    pkg/servicelb pkg/localstorage
 engine:    pkg/server pkg/agent
 test:      pkg/deps
 programs:  cmd/skerryd/internal/settings

@@ -26,6 +26,7 @@ type engine struct {
 	netns   string
 	program string
 	token   string
+	flags   []string // more of them
 
 	cmd  *exec.Cmd
 	done chan error
@@ -83,6 +84,7 @@ func (e *engine) start() (took time.Duration) {
 		e.t.Fatal(err)
 	}
 	args := e.inside(e.program, "server", "--data-dir", filepath.Join(e.dir, "data"), "--write-kubeconfig", e.kubeconfig(), "--token", e.token, "--node-name", "e2e")
+	args = append(args, e.flags...)
 	e.cmd = exec.Command(args[0], args[1:]...)
 	e.cmd.Env = append(os.Environ(), notify.SocketEnv+"="+socket)
 	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log

@@ -19,11 +19,13 @@ import (
 	"github.com/skerry-os/skerry/pkg/addons"
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/controllers"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server"
 	"github.com/skerry-os/skerry/pkg/server/secrets"
+	"github.com/skerry-os/skerry/pkg/servicelb"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/version"
 )
@@ -157,7 +159,18 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 		ClusterDNS:    node.ClusterDNS,
 		ClusterDomain: s.ClusterDomain,
 	}))
+	services = append(services, controllers.Service(controllers.Config{
+		Kubeconfig:  files.Admin,
+		NodeName:    name,
+		Disable:     s.Disable,
+		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...)},
+	}))
 	return append(services, agent.Services(node)...), nil
+}
+
+// nodePorts are what the engine listens on at the nodes' addresses: the API, kubelet and etcd.
+func nodePorts(s machine.Server) []int32 {
+	return []int32{int32(s.HTTPSListenPort), 10250, 2379, 2380} //nolint:gosec // the setting is checked to be a port
 }
 
 func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.Files) (agent.Config, error) {

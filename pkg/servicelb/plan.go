@@ -92,7 +92,7 @@ func (p plan) one(s *corev1.Service, taken map[claim]string) want {
 		taken[c] = keyOf(s)
 	}
 	ready := filter(pool, isReady)
-	if len(ready) == 0 && len(s.Status.LoadBalancer.Ingress) > 0 {
+	if len(ready) == 0 && len(pool) > 0 && len(s.Status.LoadBalancer.Ingress) > 0 {
 		return want{keep: true}
 	}
 	if s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {

@@ -118,6 +118,9 @@ func TestPlan(t *testing.T) {
 			append(two, node("n3", true, label(labelEnable, "true")), node("n4", true, label(labelEnable, "false"))),
 			[]*corev1.Service{service("a", 1, nil, 80)}, nil, map[string]string{"a": "192.0.2.3"},
 		},
+		"no node may be used": {
+			[]*corev1.Node{node("n1", true, label(labelEnable, "false"))}, []*corev1.Service{service("a", 1, published("192.0.2.1", 80), 80)}, nil, map[string]string{"a": ""},
+		},
 		"pools": {
 			[]*corev1.Node{node("n1", true, label(labelPool, "p")), node("n2", true, label(labelPool, "q")), node("n3", true)},
 			[]*corev1.Service{

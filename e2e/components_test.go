@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// outside is a network of its own at the other end of the engine's wire: who asks from there comes from outside.
+func (e *engine) outside() string {
+	e.t.Helper()
+	name := e.netns + "-out"
+	e.must("ip", "netns", "add", name)
+	e.t.Cleanup(func() { _ = exec.Command("ip", "netns", "delete", name).Run() })
+	e.must("ip", "-n", e.netns, "link", "set", "far", "netns", name)
+	e.must("ip", "-n", name, "address", "add", "192.0.2.1/24", "dev", "far")
+	e.must("ip", "-n", name, "link", "set", "far", "up")
+	return name
+}
+
+// get asks over HTTP from a network, over a connection of its own.
+func get(ctx context.Context, netns, url string) (string, error) {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		type answer struct {
+			net.Conn
+			error
+		}
+		out := make(chan answer, 1)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: the thread ends
+			ns, err := os.Open("/run/netns/" + netns)
+			if err != nil {
+				out <- answer{nil, err}
+				return
+			}
+			defer func() { _ = ns.Close() }()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				out <- answer{nil, err}
+				return
+			}
+			c, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, network, address)
+			out <- answer{c, err}
+		}()
+		a := <-out
+		return a.Conn, a.error
+	}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	return strings.TrimSpace(string(body)), err
+}
+
+// answers asks until the answer is want, or, with want "", until there is none.
+func (c cluster) answers(limit time.Duration, want, netns, url string) {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), limit)
+	defer cancel()
+	for {
+		got, err := get(ctx, netns, url)
+		if err == nil && got == want && want != "" || err != nil && want == "" && ctx.Err() == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			c.Fatalf("%s says %q, %v; want %q\n%s", url, got, err, want, c.everything())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// do is try that must work.
+func (c cluster) do(stdin string, args ...string) string {
+	c.Helper()
+	out, err := c.try(c.Context(), stdin, args...)
+	if err != nil {
+		c.Fatal(err)
+	}
+	return out
+}
+
+// The components of the release at work on one server: starting is what takes time, so they share it.
+func TestNativeComponents(t *testing.T) {
+	e := newEngine(t)
+	outside := e.outside()
+	e.start()
+	c := e.cluster()
+	c.ready()
+	c.start()
+	on := func(t *testing.T) cluster { c := c; c.T = t; return c }
+
+	t.Run("servicelb", func(t *testing.T) { on(t).balances(outside) })
+
+	// The same data, the components disabled: what they left in others' way is gone.
+	e.stop()
+	e.flags = []string{"--disable", "servicelb"}
+	e.start()
+	t.Run("servicelb disabled", func(t *testing.T) {
+		c := on(t)
+		c.eventually(time.Minute, func(out string) bool { return out == "{}" }, "-n", "e2e", "get", "service", "lb", "-o", "jsonpath={.status.loadBalancer}")
+		c.answers(time.Minute, "", outside, "http://192.0.2.2/health")
+	})
+}
+
+const balancer = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"%s","namespace":"e2e"},"spec":{"type":"LoadBalancer",
+"allocateLoadBalancerNodePorts":false,"externalTrafficPolicy":"%s","selector":{"app":"%s"},"ports":[{"port":%d,"targetPort":8080}]}}`
+
+// balances reaches pods from outside through a Service of type LoadBalancer.
+func (c cluster) balances(outside string) {
+	const address = `jsonpath={.status.loadBalancer.ingress[*].ip}`
+	is := func(want string) func(string) bool { return func(out string) bool { return out == want } }
+	c.do(fmt.Sprintf(balancer, "lb", "Cluster", "web", 80), "apply", "-f", "-")
+	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "lb", "-o", address)
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2/health")
+
+	// Local, without endpoints, then with some.
+	c.do(fmt.Sprintf(balancer, "local", "Local", "nobody", 81), "apply", "-f", "-")
+	c.do(fmt.Sprintf(balancer, "second", "Cluster", "web", 80), "apply", "-f", "-")
+	c.do(fmt.Sprintf(balancer, "kubelet", "Cluster", "web", 10250), "apply", "-f", "-")
+	c.eventually(time.Minute, contains("is taken by Service e2e/lb"), "-n", "e2e", "get", "events", "--field-selector", "involvedObject.name=second,reason=LoadBalancerPortTaken", "-o", "jsonpath={.items[*].message}")
+	c.eventually(time.Minute, contains("used by the nodes"), "-n", "e2e", "get", "service", "kubelet", "-o", "jsonpath={.status.conditions[*].message}")
+	if got := c.do("", "-n", "e2e", "get", "service", "local", "second", "kubelet", "-o", "jsonpath={.items[*].status.loadBalancer.ingress}"); got != "" {
+		c.Errorf("without endpoints, and with ports that are taken: %s", got)
+	}
+	c.do("", "-n", "e2e", "patch", "service", "local", "-p", `{"spec":{"selector":{"app":"web"}}}`)
+	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "local", "-o", address)
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2:81/health")
+
+	// The port goes to who waits for it, and a Service that is no balancer any more keeps no address.
+	c.do("", "-n", "e2e", "patch", "service", "lb", "-p", `{"spec":{"type":"ClusterIP","externalTrafficPolicy":null,"allocateLoadBalancerNodePorts":null}}`)
+	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "second", "-o", address)
+	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "second", "-o", "jsonpath={.status.conditions}")
+	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "lb", "-o", address)
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2/health")
+	c.do("", "-n", "e2e", "delete", "service", "second")
+	c.answers(time.Minute, "", outside, "http://192.0.2.2/health")
+	c.do("", "-n", "e2e", "patch", "service", "lb", "-p", `{"spec":{"type":"LoadBalancer","allocateLoadBalancerNodePorts":false}}`)
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2/health")
+
+	c.do("", "label", "node", "e2e", "svccontroller.k3s.cattle.io/enablelb=false")
+	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "lb", "-o", address)
+	c.do("", "label", "node", "e2e", "svccontroller.k3s.cattle.io/enablelb-")
+	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "lb", "-o", address)
+}

@@ -7,29 +7,47 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
 )
 
-// running serves a database in dir until the returned function stops it.
-func running(t *testing.T, c Config) (client *clientv3.Client, stop func()) {
+func dial(t testing.TB, s Store) *clientv3.Client {
 	t.Helper()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func open(t testing.TB, c Config) Store {
+	t.Helper()
+	s, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// running serves a database until the returned function stops it.
+func running(t testing.TB, c Config) (client *clientv3.Client, stop func()) {
+	t.Helper()
+	store := open(t, c)
 	ctx, cancel := context.WithCancel(t.Context())
 	up, out := make(chan struct{}), make(chan error, 1)
-	go func() { out <- Run(ctx, c, func() { close(up) }) }()
+	go func() { out <- store.Run(ctx, sync.OnceFunc(func() { close(up) })) }()
 	select {
 	case <-up:
 	case err := <-out:
 		cancel()
 		t.Fatal(err)
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.Endpoint()}, DialTimeout: 10 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
+	client = dial(t, store)
 	return client, func() {
 		t.Helper()
 		if err := client.Close(); err != nil {
@@ -42,7 +60,7 @@ func running(t *testing.T, c Config) (client *clientv3.Client, stop func()) {
 	}
 }
 
-func create(t *testing.T, c *clientv3.Client, key, value string) {
+func create(t testing.TB, c *clientv3.Client, key, value string) {
 	t.Helper()
 	r, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value)).Commit()
 	if err != nil || !r.Succeeded {
@@ -79,7 +97,7 @@ func TestStoreStopStore(t *testing.T) {
 	if _, err := os.Stat(c.File() + "-wal"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the write-ahead log is still there after a stop (%v)", err)
 	}
-	if err := Check(t.Context(), c.File()); err != nil {
+	if err := open(t, c).Check(t.Context()); err != nil {
 		t.Error(err)
 	}
 
@@ -113,8 +131,8 @@ func TestDamage(t *testing.T) {
 			if err := os.WriteFile(c.File(), damage(append([]byte(nil), data...)), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			err := Run(t.Context(), c, func() { t.Error("it was served") })
-			if err == nil || !strings.HasPrefix(err.Error(), c.File()+": is damaged") {
+			err := open(t, c).Run(t.Context(), func() { t.Error("it was served") })
+			if !errors.Is(err, ErrDamaged) || !strings.HasPrefix(err.Error(), c.File()+": is damaged") || !strings.Contains(err.Error(), "snapshot restore") {
 				t.Errorf("Run: %v", err)
 			}
 		})
@@ -123,7 +141,7 @@ func TestDamage(t *testing.T) {
 
 func TestTooLongPath(t *testing.T) {
 	c := Config{Dir: filepath.Join(t.TempDir(), strings.Repeat("x", 100))}
-	if err := Run(t.Context(), c, func() {}); err == nil || !strings.Contains(err.Error(), "use a shorter data directory") {
+	if err := open(t, c).Run(t.Context(), func() {}); err == nil || !strings.Contains(err.Error(), "use a shorter data directory") {
 		t.Errorf("Run: %v", err)
 	}
 }
@@ -138,8 +156,9 @@ func TestAnswersWaitForTheDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h := newHealth(Config{Dir: t.TempDir()})
 	call := func(method string) error {
-		_, err := s.intercept(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
+		_, err := s.intercept(h)(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
 		return err
 	}
 	for _, method := range []string{"/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status"} {

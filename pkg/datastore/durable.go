@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -20,8 +21,9 @@ import (
 // card 20 ms each. Here the commit itself does not wait (NORMAL), the log is synced outside the lock, and all commits of that
 // time share the next sync. A watch may show a write before it is durable; its answer never does.
 type syncer struct {
-	log   *os.File
-	dirty chan struct{} // a batch waits
+	log     *os.File
+	dirty   chan struct{}       // a batch waits
+	observe func(time.Duration) // gets how long each sync took
 
 	mu   sync.Mutex
 	next *batch // what is written now belongs to it, until its sync begins
@@ -41,19 +43,30 @@ func newSyncer(file string) (*syncer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &syncer{log: f, dirty: make(chan struct{}, 1), next: newBatch()}, nil
+	return &syncer{log: f, dirty: make(chan struct{}, 1), observe: func(time.Duration) {}, next: newBatch()}, nil
 }
 
-// intercept waits for the disk where something may have been written: after all of etcd's KV methods but Range.
-func (s *syncer) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	resp, err := handler(ctx, req)
-	if err != nil || !strings.HasPrefix(info.FullMethod, "/etcdserverpb.KV/") || strings.HasSuffix(info.FullMethod, "/Range") {
-		return resp, err
+// intercept waits for the disk where something may have been written: after all of etcd's KV methods but Range. Writers take
+// turns: SQLite has one at a time anyway, and those that find it locked would sleep and wake to find it locked again.
+func (s *syncer) intercept(h *health) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		if !strings.HasPrefix(info.FullMethod, "/etcdserverpb.KV/") || strings.HasSuffix(info.FullMethod, "/Range") {
+			return handler(ctx, req)
+		}
+		var resp any
+		err := h.turn(func() (err error) {
+			resp, err = handler(ctx, req)
+			return err
+		})
+		if err != nil {
+			h.failed(err)
+			return resp, err
+		}
+		if err := s.wait(ctx); err != nil {
+			return nil, status.Error(codes.Unavailable, err.Error())
+		}
+		return resp, nil
 	}
-	if err := s.wait(ctx); err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
-	}
-	return resp, nil
 }
 
 // wait returns once a sync that began after the call has ended.
@@ -81,7 +94,10 @@ func (s *syncer) run() error {
 		b := s.next
 		s.next = newBatch()
 		s.mu.Unlock()
-		if err := unix.Fdatasync(int(s.log.Fd())); err != nil {
+		began := time.Now()
+		err := unix.Fdatasync(int(s.log.Fd()))
+		s.observe(time.Since(began))
+		if err != nil {
 			b.err = fmt.Errorf("%s: making it durable: %w", s.log.Name(), err)
 			s.mu.Lock()
 			s.next.err = b.err

@@ -51,6 +51,10 @@ type Server struct {
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
 	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`
+	DatastoreEndpoint        string   `yaml:"datastore-endpoint" help:"database that keeps the cluster's state, as postgres://USER:PASSWORD@HOST:5432/DATABASE or mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE (default: SQLite in data-dir)"`
+	DatastoreCAFile          string   `yaml:"datastore-cafile" help:"certificate authority of that database, as a PEM file"`
+	DatastoreCertFile        string   `yaml:"datastore-certfile" help:"certificate to show to that database, as a PEM file"`
+	DatastoreKeyFile         string   `yaml:"datastore-keyfile" help:"key of that certificate, as a PEM file"`
 	KubeAPIServerArg         []string `yaml:"kube-apiserver-arg" help:"flag for kube-apiserver, as name=value; repeatable"`
 	KubeControllerManagerArg []string `yaml:"kube-controller-manager-arg" help:"flag for kube-controller-manager, as name=value; repeatable"`
 	KubeSchedulerArg         []string `yaml:"kube-scheduler-arg" help:"flag for kube-scheduler, as name=value; repeatable"`
@@ -258,6 +262,7 @@ func (s *Server) Problems() []Problem {
 			p.addf([]any{"tls-san", i}, "%q is neither an IP address nor a host name", n)
 		}
 	}
+	s.datastoreProblems(&p)
 	p.args("kube-apiserver-arg", s.KubeAPIServerArg)
 	p.args("kube-controller-manager-arg", s.KubeControllerManagerArg)
 	p.args("kube-scheduler-arg", s.KubeSchedulerArg)

@@ -44,10 +44,22 @@ func ServiceIP(serviceCIDR string) (netip.Addr, error) {
 	return first.Masked().Addr().Next(), nil
 }
 
+func (cfg Config) datastore() datastore.Config {
+	s := cfg.Settings
+	return datastore.Config{
+		Dir:      filepath.Join(s.DataDir, "server", "db"),
+		Endpoint: s.DatastoreEndpoint,
+		CAFile:   s.DatastoreCAFile, CertFile: s.DatastoreCertFile, KeyFile: s.DatastoreKeyFile,
+	}
+}
+
 // Services is the control plane in the order it starts. Settings that a component does not take are errors here, before
 // anything runs.
 func Services(cfg Config) ([]supervise.Service, error) {
-	db := datastore.Config{Dir: filepath.Join(cfg.Settings.DataDir, "server", "db")}
+	db, err := datastore.Open(cfg.datastore())
+	if err != nil {
+		return nil, err
+	}
 	api, err := newAPIServer(cfg, db.Endpoint())
 	if err != nil {
 		return nil, err

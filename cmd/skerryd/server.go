@@ -143,7 +143,7 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err := writeKubeconfig(s, files.Admin); err != nil {
 		return nil, err
 	}
-	services, err := server.Services(server.Config{Settings: s, NodeIPs: ips, Files: files, Secrets: secret})
+	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Files: files, Secrets: secret})
 	if err != nil {
 		return nil, settings.Usage(err)
 	}

@@ -24,6 +24,7 @@ tools:     e2e/vm e2e/nodes
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader
 engine:    pkg/podnet
+engine:    pkg/datastore/snapshot
 engine:    pkg/addons
 engine:    pkg/controllers
 engine:    pkg/servicelb pkg/localstorage

@@ -341,6 +341,13 @@ func EngineYAML(c *Config, hostname string) ([]byte, error) {
 		a := fill(c.Agent)
 		pairs = yamlOf(&a, defaultAgent())
 	}
+	return marshal(pairs)
+}
+
+// SettingsYAML gives the settings of s that differ from the defaults.
+func SettingsYAML(s *Server) ([]byte, error) { return marshal(yamlOf(s, defaultServer())) }
+
+func marshal(pairs []*yaml.Node) ([]byte, error) {
 	if len(pairs) == 0 {
 		return []byte("{}\n"), nil
 	}

@@ -40,6 +40,7 @@ type Agent struct {
 // Server holds the engine's settings of a node that runs the control plane; it is a node too.
 type Server struct {
 	Agent                    `yaml:",inline"`
+	Datastore                `yaml:",inline"`
 	HTTPSListenPort          int      `yaml:"https-listen-port" help:"port of the Kubernetes API"`
 	ClusterCIDR              string   `yaml:"cluster-cidr" help:"networks that pods get addresses from"`
 	ServiceCIDR              string   `yaml:"service-cidr" help:"networks that services get addresses from"`
@@ -51,10 +52,6 @@ type Server struct {
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
 	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`
-	DatastoreEndpoint        string   `yaml:"datastore-endpoint" help:"database that keeps the cluster's state, as postgres://USER:PASSWORD@HOST:5432/DATABASE or mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE (default: SQLite in data-dir)"`
-	DatastoreCAFile          string   `yaml:"datastore-cafile" help:"certificate authority of that database, as a PEM file"`
-	DatastoreCertFile        string   `yaml:"datastore-certfile" help:"certificate to show to that database, as a PEM file"`
-	DatastoreKeyFile         string   `yaml:"datastore-keyfile" help:"key of that certificate, as a PEM file"`
 	KubeAPIServerArg         []string `yaml:"kube-apiserver-arg" help:"flag for kube-apiserver, as name=value; repeatable"`
 	KubeControllerManagerArg []string `yaml:"kube-controller-manager-arg" help:"flag for kube-controller-manager, as name=value; repeatable"`
 	KubeSchedulerArg         []string `yaml:"kube-scheduler-arg" help:"flag for kube-scheduler, as name=value; repeatable"`
@@ -67,6 +64,7 @@ func DefaultAgent() Agent { return Agent{DataDir: DataDir} }
 func DefaultServer() Server {
 	return Server{
 		Agent:               DefaultAgent(),
+		Datastore:           defaultDatastore(),
 		HTTPSListenPort:     6443,
 		ClusterCIDR:         "10.42.0.0/16",
 		ServiceCIDR:         "10.43.0.0/16",
@@ -103,6 +101,7 @@ func (s *Server) DNS() (out []netip.Addr) {
 // Field is one setting of an Agent or Server: its name, its text and a *string, *int, *bool or *[]string to its value.
 type Field struct {
 	Name, Help string
+	Also       string // another name that is taken for it, K3s's
 	Ptr        any
 }
 
@@ -116,7 +115,7 @@ func fields(v reflect.Value) []Field {
 			out = append(out, fields(fv)...)
 			continue
 		}
-		out = append(out, Field{Name: f.Tag.Get("yaml"), Help: f.Tag.Get("help"), Ptr: fv.Addr().Interface()})
+		out = append(out, Field{Name: f.Tag.Get("yaml"), Help: f.Tag.Get("help"), Also: f.Tag.Get("also"), Ptr: fv.Addr().Interface()})
 	}
 	return out
 }
@@ -262,7 +261,7 @@ func (s *Server) Problems() []Problem {
 			p.addf([]any{"tls-san", i}, "%q is neither an IP address nor a host name", n)
 		}
 	}
-	s.datastoreProblems(&p)
+	s.Datastore.problems(&p)
 	p.args("kube-apiserver-arg", s.KubeAPIServerArg)
 	p.args("kube-controller-manager-arg", s.KubeControllerManagerArg)
 	p.args("kube-scheduler-arg", s.KubeSchedulerArg)

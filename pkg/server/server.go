@@ -10,6 +10,7 @@
 //	server/tls, server/cred, agent   keys, certificates and kubeconfigs (pkg/pki)
 //	server/db                        the datastore (pkg/datastore)
 //	server/token, server/node-token  the cluster's secret, bare and in K3s's form
+//	server/settings.yaml             the settings it runs with, for the commands beside it
 //	server/encryption.yaml           the key that secrets are stored under
 //	server/authentication.yaml       who may stay anonymous
 package server
@@ -17,7 +18,6 @@ package server
 import (
 	"fmt"
 	"net/netip"
-	"path/filepath"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -30,6 +30,7 @@ import (
 // caller.
 type Config struct {
 	Settings machine.Server
+	NodeName string
 	NodeIPs  []netip.Addr // the first is the one that other nodes and pods are told
 	Files    *pki.Files
 	Secrets  *secrets.Files
@@ -44,23 +45,15 @@ func ServiceIP(serviceCIDR string) (netip.Addr, error) {
 	return first.Masked().Addr().Next(), nil
 }
 
-func (cfg Config) datastore() datastore.Config {
-	s := cfg.Settings
-	return datastore.Config{
-		Dir:      filepath.Join(s.DataDir, "server", "db"),
-		Endpoint: s.DatastoreEndpoint,
-		CAFile:   s.DatastoreCAFile, CertFile: s.DatastoreCertFile, KeyFile: s.DatastoreKeyFile,
-	}
-}
-
 // Services is the control plane in the order it starts. Settings that a component does not take are errors here, before
 // anything runs.
 func Services(cfg Config) ([]supervise.Service, error) {
-	db, err := datastore.Open(cfg.datastore())
+	events := newEvents(cfg.Files.Admin, cfg.NodeName)
+	stored, err := OpenStored(cfg.Settings, cfg.NodeName, events.tell)
 	if err != nil {
 		return nil, err
 	}
-	api, err := newAPIServer(cfg, db.Endpoint())
+	api, err := newAPIServer(cfg, stored.Store.Endpoint())
 	if err != nil {
 		return nil, err
 	}
@@ -76,11 +69,20 @@ func Services(cfg Config) ([]supervise.Service, error) {
 	if err := api.options.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return nil, fmt.Errorf("feature gates: %w", err)
 	}
-	return []supervise.Service{
-		datastore.Service(db),
+	services := []supervise.Service{
+		datastore.Service(stored.Store),
+		events.service(),
 		{Name: "kube-apiserver-config", Run: api.prepare},
 		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},
 		{Name: "kube-controller-manager", Needs: []string{"kube-apiserver"}, Run: controllers.run},
 		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: scheduler.run},
-	}, nil
+	}
+	if !cfg.Settings.DisableSnapshots {
+		snapshots, err := snapshotService(stored, cfg.Settings.SnapshotScheduleCron)
+		if err != nil {
+			return nil, fmt.Errorf("snapshot-schedule-cron: %w", err)
+		}
+		services = append(services, snapshots)
+	}
+	return services, keepSettings(cfg.Settings)
 }

@@ -131,6 +131,7 @@ func (d *Doc) check(n *yaml.Node, t reflect.Type, where string, faults *[]error)
 			return
 		}
 		fields := fieldsOf(t)
+		rename(n, alsoOf(t))
 		d.keys(n, func(k, v *yaml.Node) {
 			f, ok := fields[k.Value]
 			if !ok {
@@ -172,6 +173,31 @@ func (d *Doc) keys(n *yaml.Node, each func(k, v *yaml.Node), fault func(*yaml.No
 		seen[k.Value] = k.Line
 		each(k, v)
 	}
+}
+
+// rename gives keys with a name that is taken too the one that the struct has.
+func rename(n *yaml.Node, also map[string]string) {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if name, ok := also[n.Content[i].Value]; ok {
+			n.Content[i].Value = name
+		}
+	}
+}
+
+// alsoOf maps the also tags of a struct to its yaml keys, inline structs included.
+func alsoOf(t reflect.Type) map[string]string {
+	out := map[string]string{}
+	for f := range t.Fields() {
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if strings.Contains(opts, "inline") {
+			for k, v := range alsoOf(f.Type) {
+				out[k] = v
+			}
+		} else if also := f.Tag.Get("also"); also != "" {
+			out[also] = name
+		}
+	}
+	return out
 }
 
 // fieldsOf maps each yaml key of a struct to its type, inline structs included.

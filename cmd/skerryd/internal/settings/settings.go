@@ -24,6 +24,13 @@ var environment = map[string][]string{
 	"server":                {"SKERRY_URL", "K3S_URL"},
 	"node-name":             {"SKERRY_NODE_NAME", "K3S_NODE_NAME"},
 	"data-dir":              {"SKERRY_DATA_DIR", "K3S_DATA_DIR"},
+	"datastore-endpoint":    {"SKERRY_DATASTORE_ENDPOINT", "K3S_DATASTORE_ENDPOINT"},
+	"datastore-cafile":      {"SKERRY_DATASTORE_CAFILE", "K3S_DATASTORE_CAFILE"},
+	"datastore-certfile":    {"SKERRY_DATASTORE_CERTFILE", "K3S_DATASTORE_CERTFILE"},
+	"datastore-keyfile":     {"SKERRY_DATASTORE_KEYFILE", "K3S_DATASTORE_KEYFILE"},
+	"s3-access-key":         {"SKERRY_S3_ACCESS_KEY"},
+	"s3-secret-key":         {"SKERRY_S3_SECRET_KEY"},
+	"s3-session-token":      {"SKERRY_S3_SESSION_TOKEN"},
 	"write-kubeconfig":      {"SKERRY_KUBECONFIG_OUTPUT", "K3S_KUBECONFIG_OUTPUT"},
 	"write-kubeconfig-mode": {"SKERRY_KUBECONFIG_MODE", "K3S_KUBECONFIG_MODE"},
 }
@@ -44,30 +51,46 @@ type problemer interface{ Problems() []machine.Problem }
 
 // Bind makes a flag of every setting of v, with v's values as defaults, and --config.
 func Bind(flags *pflag.FlagSet, v any) (config *string) {
+	return BindSome(flags, v, func(string) bool { return true })
+}
+
+// BindSome is Bind for the settings that a command needs.
+func BindSome(flags *pflag.FlagSet, v any, wanted func(name string) bool) (config *string) {
 	config = flags.StringP("config", "c", "", "file of settings with the flags' names as keys (default: "+defaultConfig+", if it is there)")
 	for _, f := range machine.Fields(v) {
+		if !wanted(f.Name) {
+			continue
+		}
 		help := f.Help
 		if names := environment[f.Name]; names != nil {
 			help += " [$" + strings.Join(names, ", $") + "]"
 		}
-		switch p := f.Ptr.(type) {
-		case *string:
-			flags.StringVar(p, f.Name, *p, help)
-		case *int:
-			flags.IntVar(p, f.Name, *p, help)
-		case *bool:
-			flags.BoolVar(p, f.Name, *p, help)
-		case *[]string:
-			if strings.HasSuffix(f.Name, "-arg") { // their values have commas of their own
-				flags.StringArrayVar(p, f.Name, *p, help)
-			} else {
-				flags.StringSliceVar(p, f.Name, *p, help)
-			}
-		default:
-			panic(fmt.Sprintf("setting %s has a type that cannot be a flag: %T", f.Name, p))
+		bind(flags, f.Name, f.Ptr, help)
+		if f.Also != "" {
+			bind(flags, f.Also, f.Ptr, help)
+			flags.Lookup(f.Also).Hidden = true
 		}
 	}
 	return config
+}
+
+func bind(flags *pflag.FlagSet, name string, ptr any, help string) {
+	switch p := ptr.(type) {
+	case *string:
+		flags.StringVar(p, name, *p, help)
+	case *int:
+		flags.IntVar(p, name, *p, help)
+	case *bool:
+		flags.BoolVar(p, name, *p, help)
+	case *[]string:
+		if strings.HasSuffix(name, "-arg") { // their values have commas of their own
+			flags.StringArrayVar(p, name, *p, help)
+		} else {
+			flags.StringSliceVar(p, name, *p, help)
+		}
+	default:
+		panic(fmt.Sprintf("setting %s has a type that cannot be a flag: %T", name, p))
+	}
 }
 
 // Load reads the settings in the order of their strength: defaults, file, environment, flags. flags were bound to typed, which
@@ -95,7 +118,7 @@ func Load(flags *pflag.FlagSet, config string, typed any, v problemer, decode fu
 				break
 			}
 		}
-		if flags.Changed(f.Name) {
+		if flags.Changed(f.Name) || f.Also != "" && flags.Changed(f.Also) {
 			reflect.ValueOf(f.Ptr).Elem().Set(reflect.ValueOf(from[i].Ptr).Elem())
 		}
 	}

@@ -176,14 +176,15 @@ func (a *archiver) file(name string, data []byte) {
 	}
 }
 
-func (a *archiver) json(name string, v any) {
+func (a *archiver) marshal(v any) []byte {
 	data, err := json.Marshal(v)
-	if err != nil {
+	if err != nil && a.err == nil {
 		a.err = err
-		return
 	}
-	a.file(name, data)
+	return data
 }
+
+func (a *archiver) json(name string, v any) { a.file(name, a.marshal(v)) }
 
 func (a *archiver) blob(kind string, data []byte) descriptor {
 	d := descriptor{MediaType: kind, Digest: digest(data), Size: len(data)}
@@ -191,14 +192,7 @@ func (a *archiver) blob(kind string, data []byte) descriptor {
 	return d
 }
 
-func (a *archiver) blobJSON(kind string, v any) descriptor {
-	data, err := json.Marshal(v)
-	if err != nil {
-		a.err = err
-		return descriptor{}
-	}
-	return a.blob(kind, data)
-}
+func (a *archiver) blobJSON(kind string, v any) descriptor { return a.blob(kind, a.marshal(v)) }
 
 func (a *archiver) close() error {
 	if a.err != nil {
@@ -208,6 +202,9 @@ func (a *archiver) close() error {
 }
 
 func blobPath(d descriptor) string { return "blobs/sha256/" + d.Digest[len("sha256:"):] }
+
+// Digest names content: sha256:<hex>.
+func Digest(data []byte) string { return digest(data) }
 
 func digest(data []byte) string {
 	sum := sha256.Sum256(data)

@@ -35,7 +35,7 @@ SOURCES := $(filter-out %_test.go %.md,$(shell git ls-files -co --exclude-standa
 help: ## list these targets
 	@echo "Skerry builds signed Kubernetes releases and the disk images that boot them. Begin with: make run"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what builds and tests need (apt, only what is missing)
 	@.ci/setup
@@ -113,6 +113,7 @@ test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
 	@$(STAGE) 'image: nothing is built a second time' $(MAKE) unchanged
 	@$(STAGE) 'native: skerryd as a server on this host' $(MAKE) native
 	@$(STAGE) 'nodes: clusters of several nodes, in namespaces of this host' $(MAKE) nodes
+	@$(STAGE) "conformance: thirty of upstream's tests" $(MAKE) conformance-quick
 	@$(STAGE) 'vm: the image in QEMU, from firmware to a pod that outlives a reboot' $(MAKE) vm
 	@echo; echo 'ok: all stages'
 
@@ -139,6 +140,15 @@ nodes: programs ## several skerryd as one cluster, in namespaces of this host (n
 	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
 	@$(AS_ROOT) $(E2E) -run Nodes $(E2E_ARGS) -nodes
 
+# Upstream's own tests: FOCUS and SKIP are regular expressions over their names, PARALLEL=1 is one by one, FRESH=1 runs what
+# passed before, too. Results are in out/conformance.
+CONFORMANCE := go test -count=1 -v -timeout 12h ./e2e/conformance -run TestConformance -args -conformance -out '$(CURDIR)/$(OUT)'
+conformance: programs ## upstream's [Conformance] tests, hours (needs root; FOCUS=regexp, SKIP=, PARALLEL=, FRESH=1)
+	@$(AS_ROOT) $(CONFORMANCE) $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PARALLEL),-parallel $(PARALLEL)) $(if $(FRESH),-fresh)
+
+conformance-quick: programs ## thirty of upstream's tests, minutes (needs root)
+	@$(AS_ROOT) $(CONFORMANCE) -quick -parallel 8
+
 vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
@@ -156,4 +166,4 @@ golden: ## rewrite the golden files of tests; read the diff before you commit it
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes vm unchanged bench golden clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes conformance conformance-quick vm unchanged bench golden clean FORCE

@@ -29,14 +29,14 @@ import (
 var quickList string
 
 var (
-	enabled    = flag.Bool("conformance", false, "run upstream's tests on this host; needs root and programs in -out")
-	outDir     = flag.String("out", "../../out", "the Makefile's out folder")
-	quick      = flag.Bool("quick", false, "run the tests that quick.txt lists, all of them")
-	focus      = flag.String("focus", "", "run only tests whose names match this regular expression (default: [Conformance])")
-	skip       = flag.String("skip", "", "do not run tests whose names match this regular expression")
-	parallel   = flag.Int("parallel", 4, "how many tests run at once; those called [Serial] run alone, at the end")
-	fresh      = flag.Bool("fresh", false, "run what passed before, too")
-	agents     = flag.Int("agents", 1, "how many nodes join the server")
+	enabled  = flag.Bool("conformance", false, "run upstream's tests on this host; needs root and programs in -out")
+	outDir   = flag.String("out", "../../out", "the Makefile's out folder")
+	quick    = flag.Bool("quick", false, "run the tests that quick.txt lists, all of them")
+	focus    = flag.String("focus", "", "run only tests whose names match this regular expression (default: [Conformance])")
+	skip     = flag.String("skip", "", "do not run tests whose names match this regular expression")
+	parallel = flag.Int("parallel", 4, "how many tests run at once; those called [Serial] run alone, at the end")
+	fresh    = flag.Bool("fresh", false, "run what passed before, too")
+	agents   = flag.Int("agents", 1, "how many nodes join the server")
 )
 
 // TestConformance builds what is missing, starts a cluster, runs what has not passed yet, and writes the reports.
@@ -109,8 +109,8 @@ func remaining(wanted []string, results []journal.Entry) []string {
 // suite is upstream's tests as programs.
 type suite struct {
 	out, dir string
-	program string
-	ginkgo  string
+	program  string
+	ginkgo   string
 }
 
 func build(t *testing.T, out, dir string) (*suite, error) {

@@ -32,7 +32,8 @@ engine:    pkg/server pkg/agent
 test:      pkg/deps
 programs:  cmd/skerryd/internal/settings
 programs:  cmd/skerryd/internal/host
-programs:  init cmd/... e2e
+programs:  e2e/conformance/images e2e/conformance/journal
+programs:  init cmd/... e2e e2e/conformance e2e/conformance/suite
 `
 
 // Never lists what must not be reached, not even through other packages: importer -> imported, and why. Names without a

@@ -128,3 +128,20 @@ func (c cluster) same(before, now string) {
 		c.Errorf("the pods were\n%s\nand are now\n%s", before, now)
 	}
 }
+
+// described asks for the descriptions of the API, which the server makes for the first who asks.
+func (c cluster) described() {
+	c.Helper()
+	for path, want := range map[string]string{
+		"/openapi/v3":              `"apis/apps/v1"`,
+		"/openapi/v3/apis/apps/v1": "io.k8s.api.apps.v1.DeploymentSpec",
+		"/openapi/v2":              "io.k8s.api.apps.v1.DeploymentSpec",
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		out, err := c.try(ctx, "", "get", "--raw", path)
+		cancel()
+		if err != nil || !strings.Contains(out, want) {
+			c.Errorf("%s: %v; %q is not in its %d bytes", path, err, want, len(out))
+		}
+	}
+}

@@ -254,6 +254,7 @@ func TestNativeServer(t *testing.T) {
 	t.Logf("Ready %v after the first start", e.start())
 	c := e.cluster()
 	c.ready()
+	c.described()
 	c.start()
 	before := c.works()
 	holders := e.shims()

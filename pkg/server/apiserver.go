@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ type apiServer struct {
 	cfg     Config
 	options *options.ServerRunOptions
 	config  *app.Config // made by prepare
+	specs   atomic.Pointer[specs]
 }
 
 func newAPIServer(cfg Config, etcd string) (*apiServer, error) {
@@ -108,6 +110,8 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
 		return a.withOurs(chain(h, c))
 	}
+	generic := config.KubeAPIs.ControlPlane.Generic
+	generic.SkipOpenAPIInstallation = true // see specs
 	complete, err := config.Complete()
 	if err != nil {
 		return err
@@ -118,6 +122,11 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	}
 	// Watches never end by themselves, and at a stop the server would wait a minute for them.
 	server.GenericAPIServer.ShutdownTimeout = drain
+	behind, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return fmt.Errorf("the aggregator stands in front of a %T, not of the built-in APIs", server.GenericAPIServer.NextDelegate())
+	}
+	a.specs.Store(newSpecs(behind.Handler, generic.OpenAPIConfig, generic.OpenAPIV3Config))
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return err
@@ -138,6 +147,9 @@ func (a *apiServer) withOurs(kubernetes http.Handler) http.Handler {
 		func() string { return a.cfg.Secrets.Token },
 		func() ([]byte, error) { return os.ReadFile(a.cfg.Files.Admin) },
 	))
+	described := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.specs.Load().clients(kubernetes).ServeHTTP(w, r) })
+	ours.Handle(openAPIV3, described)
+	ours.Handle(openAPIV3+"/", described)
 	ours.Handle("/", kubernetes)
 	return ours
 }

@@ -1,0 +1,76 @@
+package server
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func ask(t *testing.T, h http.Handler, path string) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+	return w.Body.String()
+}
+
+func says(text string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
+}
+
+// stubbed has texts for the descriptions and counts how often each kind was made.
+func stubbed() (s *specs, made map[string]int) {
+	made = map[string]int{}
+	s = &specs{rendered: make(chan struct{})}
+	s.v2 = func() http.Handler { made["v2"]++; return says("two") }
+	s.v3 = func() http.Handler { made["v3"]++; return says("three") }
+	return s, made
+}
+
+// The aggregator looks once a second and finds nothing, until a client asks; the client then waits for what it has found.
+func TestDescriptionsAreMadeWhenAClientAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, made := stubbed()
+		aggregator := ""
+		look := func() { aggregator = ask(t, http.HandlerFunc(s.serve), openAPIV3) }
+		for range 3 {
+			look()
+		}
+		if aggregator != `{"paths":{}}` || made["v3"] != 0 {
+			t.Fatalf("nobody asked, and the aggregator heard %q; made %d times", aggregator, made["v3"])
+		}
+		client := make(chan string)
+		go func() {
+			client <- ask(t, s.clients(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, aggregator) })), openAPIV3)
+		}()
+		synctest.Wait()
+		look()
+		if got := <-client; got != "three" {
+			t.Errorf("the client got %q", got)
+		}
+		start := time.Now()
+		if got := ask(t, s.clients(says("later")), openAPIV3+"/apis/apps/v1"); got != "later" || time.Since(start) != 0 {
+			t.Errorf("the second client got %q after %v", got, time.Since(start))
+		}
+	})
+}
+
+func TestV2IsMadeWhenTheAggregatorIsAsked(t *testing.T) {
+	s, made := stubbed()
+	if got := ask(t, http.HandlerFunc(s.serve), openAPIV2); got != "two" || made["v3"] != 0 {
+		t.Errorf("got %q, v3 was made %d times", got, made["v3"])
+	}
+}
+
+// If the aggregator never comes, a client gets what there is.
+func TestAClientDoesNotWaitForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := stubbed()
+		start := time.Now()
+		if got := ask(t, s.clients(says("empty")), openAPIV3); got != "empty" || time.Since(start) != specWait {
+			t.Errorf("got %q after %v", got, time.Since(start))
+		}
+	})
+}

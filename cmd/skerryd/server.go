@@ -154,7 +154,7 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	services = append(services, addons.Service(addons.Config{
 		Kubeconfig:    files.Admin,
 		Components:    filepath.Join(node.Share, "manifests"),
-		Disable:       s.Disable,
+		Disable:       disabled(s),
 		Manifests:     filepath.Join(s.DataDir, "server", "manifests"),
 		ClusterDNS:    node.ClusterDNS,
 		ClusterDomain: s.ClusterDomain,
@@ -208,6 +208,14 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 		c.NodeExternalIPs = append(c.NodeExternalIPs, ip)
 	}
 	return c, nil
+}
+
+// disabled lists the components not to run, however that was said.
+func disabled(s machine.Server) []string {
+	if s.DisableNetworkPolicy {
+		return append([]string{"network-policy"}, s.Disable...)
+	}
+	return s.Disable
 }
 
 // writeKubeconfig puts the administrator's kubeconfig where people look for it.

@@ -54,6 +54,7 @@ func Services(cfg Config) []supervise.Service {
 		{Name: "containerd", Run: l.runContainerd},
 		{Name: "images", Needs: []string{"containerd"}, Run: l.runImages},
 		{Name: "pod-network", Needs: []string{"kube-apiserver"}, Run: node.runNetwork},
+		{Name: "network-policy", Needs: []string{"kube-apiserver"}, Run: l.runNetworkPolicy},
 		{Name: "kubelet", Needs: []string{"containerd", "images", "kube-apiserver"}, Run: l.runKubelet},
 		{Name: "kube-proxy", Needs: []string{"kube-apiserver", "pod-network"}, Run: l.runKubeProxy},
 		{Name: "node-ready", Needs: []string{"kubelet", "pod-network"}, Run: node.runReady},
@@ -104,8 +105,9 @@ func (l *layout) cniReadDir() string {
 	return l.cniConfDir()
 }
 
-func (l *layout) cniBinDir() string { return filepath.Join(l.Libexec, "cni") }
-func (l *layout) cniConf() string   { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }
+func (l *layout) cniBinDir() string    { return filepath.Join(l.Libexec, "cni") }
+func (l *layout) policySocket() string { return filepath.Join(l.run, "policy.sock") }
+func (l *layout) cniConf() string      { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }
 
 // program finds a helper: beside the other helpers first, then in PATH.
 func (l *layout) program(name string) (string, error) { return findProgram(l.Libexec, name) }

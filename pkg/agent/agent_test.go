@@ -75,7 +75,7 @@ func TestServicesNames(t *testing.T) {
 		}
 		names, known = append(names, s.Name), append(known, s.Name)
 	}
-	if got := strings.Join(names, " "); got != "containerd images pod-network kubelet kube-proxy node-ready" {
+	if got := strings.Join(names, " "); got != "containerd images pod-network network-policy kubelet kube-proxy node-ready" {
 		t.Errorf("services are %s", got)
 	}
 }
@@ -137,7 +137,7 @@ func TestContainerdConfigNeedsItsPrograms(t *testing.T) {
 }
 
 func TestCNIConfig(t *testing.T) {
-	data, err := cniConfig(prefixes("10.42.3.0/24", "fd00:42:0:3::/64"), 1450, "/run/skerry/cni")
+	data, err := cniConfig(prefixes("10.42.3.0/24", "fd00:42:0:3::/64"), 1450, "/run/skerry/cni", "/run/skerry/policy.sock")
 	if err != nil {
 		t.Fatal(err)
 	}

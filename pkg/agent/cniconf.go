@@ -26,7 +26,7 @@ func parsePrefixes(texts []string) ([]netip.Prefix, error) {
 
 // writeCNI writes the configuration when it would change: containerd reloads it each time.
 func (n *node) writeCNI(subnets []netip.Prefix, mtu int) error {
-	want, err := cniConfig(subnets, mtu, n.run+"/cni")
+	want, err := cniConfig(subnets, mtu, n.run+"/cni", n.policySocket())
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (n *node) writeCNI(subnets []netip.Prefix, mtu int) error {
 
 // cniConfig renders the list of plugins that make a pod's network. Addresses in use are remembered below run, because they
 // are as short-lived as the network namespaces that have them.
-func cniConfig(subnets []netip.Prefix, mtu int, run string) ([]byte, error) {
+func cniConfig(subnets []netip.Prefix, mtu int, run, policySocket string) ([]byte, error) {
 	type m = map[string]any
 	var ranges, routes []any
 	for _, s := range subnets {
@@ -72,7 +72,7 @@ func cniConfig(subnets []netip.Prefix, mtu int, run string) ([]byte, error) {
 		"cniVersion": "1.0.0",
 		"name":       "skerry",
 		"plugins": []any{
-			m{"type": "ptp", "mtu": mtu, "ipam": m{"type": "host-local", "dataDir": run, "ranges": ranges, "routes": routes}},
+			m{"type": "ptp", "mtu": mtu, "policySocket": policySocket, "ipam": m{"type": "host-local", "dataDir": run, "ranges": ranges, "routes": routes}},
 			m{"type": "portmap", "backend": "nftables", "capabilities": m{"portMappings": true}},
 		},
 	}, "", "  ")

@@ -21,7 +21,8 @@ import (
 
 type ptpConf struct {
 	types.NetConf
-	MTU int `json:"mtu"`
+	MTU    int    `json:"mtu"`
+	Policy string `json:"policySocket"` // of the engine, which is asked before the pod starts
 }
 
 func parsePTP(args *skel.CmdArgs) (*ptpConf, error) {
@@ -79,6 +80,10 @@ func ptpAdd(args *skel.CmdArgs) (err error) {
 	}
 	if err := configureHost(hostName, result); err != nil {
 		return fmt.Errorf("network %q: node's end: %w", conf.Name, err)
+	}
+	if err := admit(conf.Policy, args.Args, result); err != nil {
+		// The namespace is the caller's, and stays for the next try; the link must not.
+		return errors.Join(fmt.Errorf("network %q: %w", conf.Name, err), pod.Do(func(ns.NetNS) error { return ip.DelLinkByName(args.IfName) }))
 	}
 	if conf.DNS.Nameservers != nil || conf.DNS.Domain != "" || conf.DNS.Search != nil || conf.DNS.Options != nil {
 		result.DNS = conf.DNS

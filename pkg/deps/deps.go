@@ -25,6 +25,7 @@ engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader
 engine:    pkg/podnet
 engine:    pkg/datastore/snapshot
+engine:    pkg/netpol
 engine:    pkg/addons
 engine:    pkg/controllers
 engine:    pkg/servicelb pkg/localstorage

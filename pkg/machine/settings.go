@@ -48,6 +48,7 @@ type Server struct {
 	ClusterDomain            string   `yaml:"cluster-domain" help:"domain of the cluster"`
 	FlannelBackend           string   `yaml:"flannel-backend" help:"how pods reach those of other nodes: vxlan, wireguard-native, host-gw, or none for a network of your own"`
 	FlannelExternalIP        bool     `yaml:"flannel-external-ip" help:"reach the other nodes at their node-external-ip"`
+	DisableNetworkPolicy     bool     `yaml:"disable-network-policy" help:"the same as disable: [network-policy]"`
 	Disable                  []string `yaml:"disable" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`

@@ -19,12 +19,17 @@ import (
 // maxSocketPath is what fits into sockaddr_un, with the final zero.
 const maxSocketPath = 107
 
+// Each SQLite connection has a page cache of its own, each PostgreSQL one a process.
+const (
+	idleConnections = 4
+	idleTime        = time.Minute
+)
+
 // kineConfig is what all of kine's databases have in common.
 func kineConfig(dsn string) *drivers.Config {
 	return &drivers.Config{
-		DataSourceName: dsn,
-		// Each SQLite connection has a page cache of its own, each PostgreSQL one a process.
-		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 4, MaxIdleTime: time.Minute},
+		DataSourceName:       dsn,
+		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: idleConnections, MaxIdleTime: idleTime},
 		CompactInterval:      5 * time.Minute,
 		CompactTimeout:       5 * time.Second,
 		CompactMinRetain:     1000,

@@ -72,9 +72,13 @@ func (s *sqliteStore) runOnce(ctx context.Context, ready func()) (err error) {
 	// kine's connections and loops end with this context, which must outlive the last request.
 	backendCtx, closeBackend := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
+	var statements *sql.DB
 	defer func() {
 		closeBackend()
 		loops.Wait()
+		if statements != nil {
+			err = errors.Join(err, statements.Close())
+		}
 		err = errors.Join(err, checkpoint(s.File()))
 	}()
 	// No VACUUM at every start: it writes the whole file. No FULL checkpoint behind a compaction: it keeps writers waiting for
@@ -82,10 +86,14 @@ func (s *sqliteStore) runOnce(ctx context.Context, ready func()) (err error) {
 	dsn := s.File() + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&_kine_disable_startup_vacuum&_kine_disable_compact_wal_checkpoint"
 	config := kineConfig(dsn)
 	config.CompactBatchSize = compactBatch
-	_, backend, err := kinesqlite.New(backendCtx, &loops, config)
+	backend, dialect, err := kinesqlite.NewVariant(backendCtx, &loops, "sqlite3", config)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.File(), err)
 	}
+	if statements, err = remembering(dialect.DB, s.File()); err != nil {
+		return err
+	}
+	dialect.DB = statements
 	if err := backend.Start(backendCtx); err != nil {
 		return fmt.Errorf("%s: %w", s.File(), err)
 	}

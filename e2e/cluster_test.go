@@ -113,7 +113,7 @@ func (c cluster) works() string {
 	c.Helper()
 	c.eventually(patience, contains("1"), "-n", "e2e", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
 	c.eventually(patience, contains("True"), "-n", "e2e", "get", "pod", "client", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-	c.eventually(patience, contains("with CoreDNS 1.15.0"), "-n", "e2e", "exec", "client", "--", "/coredns", "-version")
+	c.eventually(patience, contains("with CoreDNS 1.15.0"), "-n", "e2e", "exec", "client", "--", "/skerry-addons", "coredns", "-version")
 	c.eventually(patience, contains(".:5353"), "-n", "e2e", "logs", "client")
 	// From inside the pod: a name, CoreDNS, the Service's address, kube-proxy, the other pod.
 	c.eventually(patience, func(out string) bool { return out == "OK" },

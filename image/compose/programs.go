@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/skerry-os/skerry/image/oci"
@@ -31,7 +32,7 @@ var programs = []program{
 	{out: "usr/libexec/skerry/containerd-shim-runc-v2", pkg: "./cmd/skerry-pod", stamped: true},
 	{out: "usr/libexec/skerry/runc", pkg: "github.com/opencontainers/runc", cgo: true},
 	{out: "components/pause", pkg: "./cmd/pause"},
-	{out: "components/coredns", pkg: "./cmd/skerry-coredns"},
+	{out: "components/addons", pkg: "./cmd/skerry-addons"},
 }
 
 // links of the multi-call programs.
@@ -72,7 +73,7 @@ func Programs(ctx context.Context, src *Source, arch, dir string, log Log) (kube
 		return "", err
 	}
 	done := log.Stage("component images and manifests")
-	if err := errors.Join(components(ctx, src, arch, dir), manifests(src, dir)); err != nil {
+	if err := errors.Join(components(arch, dir), manifests(src, dir)); err != nil {
 		return "", err
 	}
 	done()
@@ -199,23 +200,37 @@ func manifests(src *Source, dir string) error {
 // PauseRef names the image whose container holds a pod's namespaces. The number is that of its code: it rises by hand.
 const PauseRef = "skerry.local/pause:1"
 
+// AddonsRef names the image of what runs in pods. The number is that of its code: it rises by hand. Nodes start with another
+// release, and then their containers are made anew from the image that came with it.
+const AddonsRef = "skerry.local/addons:1"
+
 // components writes the component images.
-func components(ctx context.Context, src *Source, arch, dir string) error {
-	dns, err := output(ctx, src.Dir, nil, "go", "list", "-m", "-f", "{{.Version}}", "github.com/coredns/coredns")
-	if err != nil {
-		return err
-	}
+func components(arch, dir string) error {
 	images := filepath.Join(dir, "usr/share/skerry/images")
 	if err := os.MkdirAll(images, 0o755); err != nil {
 		return err
 	}
 	const nobody = "65532:65532"
 	return errors.Join(
+		pruneImages(images, "pause.tar", "addons.tar"),
 		component(dir, "pause", oci.Image{Ref: PauseRef, Arch: arch, Program: "pause", User: nobody}),
-		component(dir, "coredns", oci.Image{
-			Ref: "skerry.local/coredns:" + strings.TrimPrefix(dns, "v"), Arch: arch, Program: "coredns", User: nobody, BindLowPorts: true,
-		}),
+		component(dir, "addons", oci.Image{Ref: AddonsRef, Arch: arch, Program: "skerry-addons", User: nobody, BindLowPorts: true}),
 	)
+}
+
+// pruneImages removes archives of an earlier version that are no more.
+func pruneImages(dir string, keep ...string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, e := range entries {
+		if !slices.Contains(keep, e.Name()) {
+			faults = append(faults, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // component writes one archive, unless the one there was made from the same program in the same way.

@@ -17,14 +17,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func coredns() Image {
-	return Image{Ref: "skerry.local/coredns:1.15.0", Arch: "arm", Program: "coredns", Binary: bytes.Repeat([]byte("elf"), 50_000),
+func addons() Image {
+	return Image{Ref: "skerry.local/addons:1", Arch: "arm", Program: "skerry-addons", Binary: bytes.Repeat([]byte("elf"), 50_000),
 		Args: []string{"-conf", "/x"}, User: "65532:65532", BindLowPorts: true}
 }
 
 // The real reader, containerd's importer, takes the archive and finds in it what was put in.
 func TestContainerdReadsIt(t *testing.T) {
-	i := coredns()
+	i := addons()
 	var one, two bytes.Buffer
 	if err := i.Write(&one); err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func TestContainerdReadsIt(t *testing.T) {
 	}
 	var cfg ocispec.Image
 	read(t, store, m.Config, &cfg)
-	if cfg.Architecture != "arm" || cfg.Config.User != i.User || len(cfg.Config.Entrypoint) != 3 || cfg.Config.Entrypoint[0] != "/coredns" {
+	if cfg.Architecture != "arm" || cfg.Config.User != i.User || len(cfg.Config.Entrypoint) != 3 || cfg.Config.Entrypoint[0] != "/skerry-addons" {
 		t.Errorf("config is %+v", cfg)
 	}
 	if len(m.Layers) != 1 || len(cfg.RootFS.DiffIDs) != 1 {
@@ -98,7 +98,7 @@ func read(t *testing.T, store content.Provider, d ocispec.Descriptor, v any) {
 // Docker's manifest.json stands beside and says the same.
 func TestDockerManifestAgrees(t *testing.T) {
 	var buf bytes.Buffer
-	if err := coredns().Write(&buf); err != nil {
+	if err := addons().Write(&buf); err != nil {
 		t.Fatal(err)
 	}
 	names := map[string]bool{}
@@ -119,7 +119,7 @@ func TestDockerManifestAgrees(t *testing.T) {
 			}
 		}
 	}
-	if len(got) != 1 || got[0].RepoTags[0] != coredns().Ref || !names[got[0].Config] || !names[got[0].Layers[0]] {
+	if len(got) != 1 || got[0].RepoTags[0] != addons().Ref || !names[got[0].Config] || !names[got[0].Layers[0]] {
 		t.Errorf("%+v beside %v", got, names)
 	}
 }
@@ -133,7 +133,7 @@ func TestBadNameIsRefused(t *testing.T) {
 }
 
 func TestErrorsOfTheWriterAreReturned(t *testing.T) {
-	if err := coredns().Write(failing{}); !errors.Is(err, io.ErrShortWrite) {
+	if err := addons().Write(failing{}); !errors.Is(err, io.ErrShortWrite) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -10,6 +10,7 @@ package deps
 const Layers = `
 leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut
+leaves:    pkg/gateway/proxy
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 data:      pkg/slot
 data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
@@ -21,6 +22,7 @@ build:     image image/releasetest
 update:    pkg/repository
 update:    pkg/update
 tools:     e2e/vm e2e/nodes
+tools:     e2e/gatewayapi
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader
 engine:    pkg/podnet
@@ -29,6 +31,8 @@ engine:    pkg/netpol
 engine:    pkg/addons
 engine:    pkg/controllers
 engine:    pkg/servicelb pkg/localstorage
+engine:    pkg/gateway
+engine:    pkg/gateway/controller
 engine:    pkg/server pkg/agent
 test:      pkg/deps
 programs:  cmd/skerryd/internal/settings

@@ -1,5 +1,3 @@
-// Command skerry-coredns is CoreDNS with the plugins a cluster's DNS needs and no others, taken as a library. It understands
-// upstream's -conf flag and Corefile.
 package main
 
 import (
@@ -27,36 +25,42 @@ import (
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
 	_ "github.com/coredns/coredns/plugin/rewrite"
+	_ "github.com/coredns/coredns/plugin/whoami"
 
 	"github.com/skerry-os/skerry/pkg/version"
 )
 
-func main() {
+// coredns is CoreDNS with the plugins a cluster's DNS needs and no others, taken as a library. It understands upstream's -conf
+// flag and Corefile.
+func coredns(args []string) error {
 	// A set of its own: CoreDNS and its libraries put flags of theirs into the process-wide one.
-	flags := flag.NewFlagSet("skerry-coredns", flag.ExitOnError)
+	flags := flag.NewFlagSet("coredns", flag.ExitOnError)
 	conf := flags.String("conf", "Corefile", "Corefile to load")
 	flags.StringVar(&dnsserver.Port, "dns.port", dnsserver.DefaultPort, "port of server blocks that name none")
 	plugins := flags.Bool("plugins", false, "list the plugins and exit")
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	fail(flags.Parse(os.Args[1:]))
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
 	if flags.NArg() > 0 {
-		fail(fmt.Errorf("%q: takes flags only", flags.Args()))
+		return fmt.Errorf("%q: takes flags only", flags.Args())
 	}
 	switch {
 	case *showVersion:
-		fmt.Println(version.String("skerry-coredns"), "with CoreDNS", corednsVersion())
+		fmt.Println(version.String("coredns"), "with CoreDNS", corednsVersion())
+		return nil
 	case *plugins:
 		if err := dnsserver.Register(); err != nil {
-			fail(err)
+			return err
 		}
 		fmt.Println(caddy.DescribePlugins())
-	default:
-		fail(run(*conf))
+		return nil
 	}
+	return serveDNS(*conf)
 }
 
-// run serves until a signal ends the process (caddy's handler stops the servers and exits), so that it returns only errors.
-func run(conf string) error {
+// serveDNS serves until a signal ends the process (caddy's handler stops the servers and exits), so that it returns only errors.
+func serveDNS(conf string) error {
 	caddy.AppName, caddy.AppVersion, caddy.Quiet = "CoreDNS", corednsVersion(), true
 	if err := dnsserver.Register(); err != nil {
 		return err
@@ -92,11 +96,4 @@ func corednsVersion() string {
 		}
 	}
 	return "of unknown version"
-}
-
-func fail(err error) {
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "skerry-coredns: %v\n", err)
-		os.Exit(1)
-	}
 }

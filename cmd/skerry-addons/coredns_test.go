@@ -12,9 +12,9 @@ import (
 	"github.com/miekg/dns"
 )
 
-// TestMain lets the test program stand in for skerry-coredns.
+// TestMain lets the test program stand in for skerry-addons.
 func TestMain(m *testing.M) {
-	if os.Getenv("SKERRY_COREDNS_TEST") != "" {
+	if os.Getenv("SKERRY_ADDONS_TEST") != "" {
 		main()
 		os.Exit(0)
 	}
@@ -28,7 +28,7 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), "SKERRY_COREDNS_TEST=1")
+	cmd.Env = append(os.Environ(), "SKERRY_ADDONS_TEST=1")
 	return cmd
 }
 
@@ -58,7 +58,7 @@ func TestServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := command(t, "-conf", corefile)
+	cmd := command(t, "coredns", "-conf", corefile)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestRefuses(t *testing.T) {
 	if err := os.WriteFile(bad, []byte(".:0 {\n\tgeoip\n}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"-conf", filepath.Join(dir, "none")}, {"-conf", bad}, {"extra"}} {
+	for _, args := range [][]string{{"coredns", "-conf", filepath.Join(dir, "none")}, {"coredns", "-conf", bad}, {"coredns", "extra"}, {"none"}, {}} {
 		if out, err := command(t, args...).CombinedOutput(); err == nil {
 			t.Errorf("%v: ran\n%s", args, out)
 		}

@@ -276,7 +276,8 @@ func TestEngineRefuses(t *testing.T) {
 		"a file as folder":  {[]string{"server", "--data-dir", file}, 1, []string{file}},
 		"address elsewhere": {append([]string{"server", "--node-ip", "198.51.100.1"}, fresh...), 2, []string{"--node-ip: 198.51.100.1"}},
 		"agent to nowhere":  {[]string{"agent"}, 2, []string{"--server"}},
-		"agent":             {[]string{"agent", "--server", "https://192.0.2.1:6443", "--token", "token-token-token"}, 1, []string{"cannot join https://192.0.2.1:6443"}},
+		"agent, no token":   {[]string{"agent", "--server", "https://192.0.2.1:6443", "--data-dir", e.data(), "--node-name", "e2e"}, 1, []string{"the token is empty", "skerryd token create"}},
+		"agent, cut token":  {[]string{"agent", "--server", "https://192.0.2.1:6443", "--token", "K10" + strings.Repeat("0", 64) + "::server"}, 2, []string{"--token: ", "cut or mistyped"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, out := e.once(c.args...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/http/httptest"
 	"os"
@@ -48,7 +49,12 @@ func TestProgressShowsStagesAndStopsAtReady(t *testing.T) {
 func TestKubeconfigCommand(t *testing.T) {
 	const token = "a-token-of-this-tests-own"
 	kubeconfig := `{"apiVersion":"v1","kind":"Config","clusters":[{"name":"skerry","cluster":{"server":"https://10.0.2.15:6443","certificate-authority-data":"QQ=="}}],"users":[]}`
-	s := httptest.NewTLSServer(join.Handler(func() string { return token }, func() ([]byte, error) { return []byte(kubeconfig), nil }))
+	s := httptest.NewTLSServer(&join.Server{
+		Secrets: func(context.Context) ([]join.Secret, error) {
+			return []join.Secret{{ID: "server", Text: token, Server: true}}, nil
+		},
+		Kubeconfig: func() ([]byte, error) { return []byte(kubeconfig), nil },
+	})
 	defer s.Close()
 	addr := s.Listener.Addr().(*net.TCPAddr).String()
 	dir := t.TempDir()

@@ -86,6 +86,8 @@ func newRootCmd() *cobra.Command {
 	root.AddCommand(
 		newServerCmd(),
 		newAgentCmd(),
+		newTokenCmd(),
+		newNodeCmd(),
 		&cobra.Command{Use: "kubectl", Short: "Talk to the cluster of this server", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		&cobra.Command{Use: "ctr", Short: "Talk to this node's containerd", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		newSnapshotCmd(),

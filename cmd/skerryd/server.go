@@ -24,10 +24,10 @@ import (
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server"
+	"github.com/skerry-os/skerry/pkg/server/membership"
 	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/servicelb"
 	"github.com/skerry-os/skerry/pkg/supervise"
-	"github.com/skerry-os/skerry/pkg/version"
 )
 
 // defaultWriteKubeconfig is also where K3s's path leads to on the image.
@@ -62,61 +62,15 @@ func newServerCmd() *cobra.Command {
 	return cmd
 }
 
-// slowStart is when the components' complaints are written although the node may yet become ready.
-const slowStart = 30 * time.Second
-
 // runServer is a server from its settings to its end.
 func runServer(ctx context.Context, s machine.Server) error {
-	began := time.Now()
-	if s.Server != "" {
-		return settings.Usage(fmt.Errorf("--server: this release runs one server per cluster and cannot join %s; leave it out", s.Server))
-	}
-	log, gate, err := setUpLogging(s.Debug)
-	if err != nil {
-		return err
-	}
-	supervisor, err := notify.Take()
-	if err != nil {
-		return err
-	}
-	// What a failed or a slow start was about, the components know best.
-	defer gate.open(true)
-	slow := time.AfterFunc(slowStart, func() { gate.open(true) })
-	defer slow.Stop()
-	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", "server", "data", s.DataDir)
-	release, err := host.Claim(s.DataDir)
-	if err != nil {
-		return err
-	}
-	defer release()
-
-	services, err := serverServices(s)
-	if err != nil {
-		return err
-	}
-	group, err := supervise.New(services)
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, gate.shut)()
-	told := make(chan struct{})
-	tellCtx, stopTelling := context.WithCancel(context.WithoutCancel(ctx))
-	go func() {
-		defer close(told)
-		tell(tellCtx, log, supervisor, group, func() {
-			gate.open(false)
-			settleMemory()
-			log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "cpu", cpuTime().Round(time.Millisecond))
-		})
-	}()
-	err = group.Run(ctx, log)
-	stopTelling()
-	<-told
-	return err
+	return runNode(ctx, "server", &s.Agent, func(ctx context.Context, status func(string)) ([]supervise.Service, error) {
+		return serverServices(ctx, s, status)
+	})
 }
 
 // serverServices prepares the files of a server and joins the two halves of a node.
-func serverServices(s machine.Server) ([]supervise.Service, error) {
+func serverServices(ctx context.Context, s machine.Server, status func(string)) ([]supervise.Service, error) {
 	name, err := host.NodeName(s.NodeName)
 	if err != nil {
 		return nil, err
@@ -125,17 +79,26 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	ips, err := host.NodeIPs(s.NodeIP, serviceIP, s.DNS()...)
+	ips, err := nodeIPs(s)
 	if err != nil {
 		return nil, err
 	}
-	files, err := pki.Ensure(pki.Config{
+	self, err := thisMachine(s.Agent)
+	if err != nil {
+		return nil, err
+	}
+	if err := joinServers(ctx, s, name, self, status); err != nil {
+		return nil, err
+	}
+	certificates := pki.Config{
 		DataDir: s.DataDir, NodeName: name, NodeIPs: ips, ServiceIP: serviceIP, Domain: s.ClusterDomain,
-		Port: s.HTTPSListenPort, SANs: s.TLSSAN, Now: time.Now(),
-	})
+		Port: s.HTTPSListenPort, SANs: s.TLSSAN, Lifetime: s.Lifetime(), Now: time.Now(),
+	}
+	files, err := pki.Ensure(certificates)
 	if err != nil {
 		return nil, err
 	}
+	reloadCertificates(s.Lifetime())
 	secret, err := secrets.Ensure(s.DataDir, s.Token, files.ServerCA)
 	if err != nil {
 		return nil, err
@@ -143,7 +106,8 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err := writeKubeconfig(s, files.Admin); err != nil {
 		return nil, err
 	}
-	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Files: files, Secrets: secret})
+	members := membership.New(membersConfig(s, name, self, ips, files, secret))
+	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Files: files, Secrets: secret, Join: members.Handler()})
 	if err != nil {
 		return nil, settings.Usage(err)
 	}
@@ -151,6 +115,11 @@ func serverServices(s machine.Server) ([]supervise.Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	services = append(services,
+		members.Service(),
+		certificatesService(certificates, func() error { return writeKubeconfig(s, files.Admin) }),
+		addressService(ips, func() ([]netip.Addr, error) { return nodeIPs(s) }),
+	)
 	services = append(services, addons.Service(addons.Config{
 		Kubeconfig:    files.Admin,
 		Components:    filepath.Join(node.Share, "manifests"),
@@ -228,7 +197,7 @@ func writeKubeconfig(s machine.Server, admin string) error {
 	if err != nil {
 		return settings.Usage(fmt.Errorf("--write-kubeconfig-mode: %w", err))
 	}
-	data, err := os.ReadFile(admin)
+	data, err := pki.Embed(admin)
 	if err != nil {
 		return err
 	}

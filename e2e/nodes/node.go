@@ -483,3 +483,10 @@ func (n *Node) Within(limit time.Duration, what string, f func() (done bool, sta
 		}
 	}
 }
+
+// Interrupt asks skerryd to end, with whatever code: one that still waits to join has not succeeded.
+func (n *Node) Interrupt() {
+	n.w.t.Helper()
+	n.signal(syscall.SIGTERM)
+	n.Exited()
+}

@@ -8,8 +8,9 @@ package deps
 // Layers, from what needs nothing to what needs everything. A name ending in /... stands for all packages below it and
 // itself. Packages of one layer do not import each other; where they do, write two layers.
 const Layers = `
-leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/supervise
+leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut
+leaves:    pkg/join pkg/balance
 leaves:    pkg/gateway/proxy
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 data:      pkg/slot
@@ -24,11 +25,11 @@ update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
-engine:    pkg/leader
+engine:    pkg/leader pkg/enrol
 engine:    pkg/podnet
 engine:    pkg/datastore/snapshot
 engine:    pkg/netpol
-engine:    pkg/addons
+engine:    pkg/addons pkg/server/membership
 engine:    pkg/controllers
 engine:    pkg/servicelb pkg/localstorage
 engine:    pkg/gateway

@@ -2,68 +2,166 @@ package join
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/skerry-os/skerry/pkg/token"
 )
 
-// maxBody bounds an answer: a kubeconfig is about 6 KiB.
+// maxBody bounds an answer and a request: a kubeconfig is about 6 KiB, what servers share about 20.
 const maxBody = 1 << 20
+
+// Refusal is a server's no.
+type Refusal struct {
+	Status  int
+	Message string
+	Wait    bool // it may become a yes without anybody changing this node's settings
+}
+
+func (r *Refusal) Error() string { return r.Message }
 
 // FetchKubeconfig asks the server at addr (host:port of the Kubernetes API) for an administrator's kubeconfig. It returns
 // only what a server that knows the token sent.
-func FetchKubeconfig(ctx context.Context, addr, token string) ([]byte, error) {
-	b, err := fetch(ctx, addr, KubeconfigPath, token)
+func FetchKubeconfig(ctx context.Context, addr, text string) ([]byte, error) {
+	t, err := token.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	b, err := exchange{addr: addr, method: http.MethodGet, path: KubeconfigPath, token: t}.do(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", addr, err)
 	}
 	return b, nil
 }
 
-func fetch(ctx context.Context, addr, path, token string) ([]byte, error) {
-	// The certificate is not looked at: the proof below is what tells the right server from a wrong one, and it covers
-	// this very connection, certificate included.
-	dialer := tls.Dialer{Config: &tls.Config{
-		InsecureSkipVerify: true, //nolint:gosec // see above
-		MinVersion:         tls.VersionTLS13,
-		NextProtos:         []string{"http/1.1"},
-	}}
-	c, err := dialer.DialContext(ctx, "tcp", addr)
+// Join asks the server at addr to take this node in. It believes nothing but the answer of a server that knows the token and,
+// if the token names a CA, shows a certificate of it.
+func Join(ctx context.Context, addr string, t token.Token, r Request) (*Answer, error) {
+	return ask(ctx, exchange{addr: addr, method: http.MethodPost, path: Path, token: t}, r)
+}
+
+// Renew asks again, as the node that the pair (certificate and key, PEM) names; the pair may have expired. serverCA is the
+// file whose certificates the server's must be of.
+func Renew(ctx context.Context, addr string, pair, serverCA []byte, r Request) (*Answer, error) {
+	cert, err := tls.X509KeyPair(pair, pair)
 	if err != nil {
 		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(serverCA) {
+		return nil, errors.New("the stored CA holds no certificate")
+	}
+	return ask(ctx, exchange{addr: addr, method: http.MethodPost, path: Path, own: &cert, roots: roots}, r)
+}
+
+func ask(ctx context.Context, e exchange, r Request) (*Answer, error) {
+	var err error
+	if e.body, err = json.Marshal(r); err != nil {
+		return nil, err
+	}
+	b, err := e.do(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.addr, err)
+	}
+	var a Answer
+	if err := json.Unmarshal(b, &a); err != nil {
+		return nil, fmt.Errorf("%s: its answer: %w", e.addr, err)
+	}
+	return &a, nil
+}
+
+// exchange is one connection with one request, proven by a token or by certificates.
+type exchange struct {
+	addr, method, path string
+	body               []byte
+
+	token token.Token
+
+	own   *tls.Certificate
+	roots *x509.CertPool
+}
+
+// serverName is a name that every API server's certificate has, and no kubelet's.
+const serverName = "kubernetes.default.svc"
+
+func (e exchange) tls() *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}, ServerName: serverName}
+	if e.own != nil {
+		c.RootCAs, c.Certificates = e.roots, []tls.Certificate{*e.own}
+		return c
+	}
+	// Whoever has only a token cannot check the certificate the usual way. The proof below is what tells the right server from a
+	// wrong one, and it covers this very connection, certificate included. A pin is checked as well, before a byte is sent.
+	c.InsecureSkipVerify = true //nolint:gosec // see above
+	if e.token.Pin != "" {
+		c.VerifyConnection = func(cs tls.ConnectionState) error { return checkPin(e.token.Pin, cs.PeerCertificates, time.Now()) }
+	}
+	return c
+}
+
+// checkPin accepts a chain whose last certificate is the authority that pin names.
+func checkPin(pin string, chain []*x509.Certificate, now time.Time) error {
+	if len(chain) < 2 {
+		return errors.New("the server shows no CA: it is not a server of the token's cluster")
+	}
+	ca := chain[len(chain)-1]
+	if token.Pin(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})) != pin {
+		return errors.New("the server belongs to another cluster than the token; check --server and --token")
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(ca)
+	for _, c := range chain[1 : len(chain)-1] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, DNSName: serverName})
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return &Refusal{Wait: true, Message: fmt.Sprintf("this machine's clock says %s, and the server's certificate is valid from %s to %s; set the clock",
+			now.Format(time.DateOnly), chain[0].NotBefore.Format(time.DateOnly), chain[0].NotAfter.Format(time.DateOnly))}
+	}
+	return err
+}
+
+func (e exchange) do(ctx context.Context) ([]byte, error) {
+	c, err := (&tls.Dialer{Config: e.tls()}).DialContext(ctx, "tcp", e.addr)
+	if err != nil {
+		return nil, cause(ctx, err)
 	}
 	conn := c.(*tls.Conn)
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	cs := conn.ConnectionState()
-	mine, err := proof(token, clientWord, &cs)
+	req, err := http.NewRequestWithContext(ctx, e.method, "https://"+serverName+e.path, bytes.NewReader(e.body))
 	if err != nil {
 		return nil, err
 	}
-	theirs, err := proof(token, serverWord, &cs)
-	if err != nil {
-		return nil, err
-	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+net.JoinHostPort(host, "")+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Host = addr
 	req.Close = true
-	req.Header.Set(proofHeader, mine)
+	theirs := ""
+	if e.own == nil {
+		cs := conn.ConnectionState()
+		mine, err := proof(e.token.Secret, clientWord, &cs)
+		if err != nil {
+			return nil, err
+		}
+		if theirs, err = proof(e.token.Secret, serverWord, &cs); err != nil {
+			return nil, err
+		}
+		req.Header.Set(proofHeader, mine)
+	}
 	if err := req.Write(conn); err != nil {
-		return nil, err
+		return nil, cause(ctx, err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxBody)), req)
 	if err != nil {
@@ -75,13 +173,17 @@ func fetch(ctx context.Context, addr, path, token string) ([]byte, error) {
 		return nil, cause(ctx, fmt.Errorf("reading the answer: %w", err))
 	}
 	switch {
-	case resp.StatusCode == http.StatusOK && equal(resp.Header.Get(proofHeader), theirs):
+	case resp.StatusCode == http.StatusOK && (e.own != nil || equal(resp.Header.Get(proofHeader), theirs)):
 		return body, nil
 	case resp.StatusCode == http.StatusOK:
-		return nil, fmt.Errorf("the server does not know this cluster's token: it is another cluster, or somebody sits in between; nothing it sent was used")
+		return nil, &Refusal{Message: "the server does not know this cluster's token: it is another cluster, or somebody sits in between; nothing it sent was used"}
 	}
-	// A refusal carries no proof; its text is shown to a person and used for nothing else.
-	return nil, fmt.Errorf("%s: %s", resp.Status, firstLine(body))
+	// A refusal's text is shown to a person and used for nothing else.
+	return nil, &Refusal{
+		Status:  resp.StatusCode,
+		Message: fmt.Sprintf("%s: %s", resp.Status, firstLine(body)),
+		Wait:    resp.Header.Get(waitHeader) != "" || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
+	}
 }
 
 // cause prefers the caller's reason over the deadline error that cutting the connection leaves behind.
@@ -89,12 +191,16 @@ func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	var network *net.OpError
+	if errors.As(err, &network) && network.Op == "dial" {
+		return fmt.Errorf("does not answer: %w", network.Err)
+	}
 	return err
 }
 
 // firstLine makes a stranger's text fit to be printed: one line, no control characters, not endless.
 func firstLine(b []byte) string {
-	line, _, _ := strings.Cut(string(b[:min(len(b), 300)]), "\n")
+	line, _, _ := strings.Cut(string(b[:min(len(b), 500)]), "\n")
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return -1

@@ -1,14 +1,17 @@
 // Package join carries the cluster's secrets over a network that nobody trusts yet. A desk tool or a new node knows one
-// thing, the cluster token; it has no certificate to check the server's against. So both sides prove that they know the
-// token, and neither says it.
+// thing, a token; it has no certificate to check the server's against. So both sides prove that they know the token, and
+// neither says it. A token that names the cluster's CA is checked against the certificate as well.
 //
-// The proof is bound to the TLS connection it travels on: each side sends an HMAC, keyed with the token, of a word of its
-// own and keying material exported from that connection (RFC 5705, RFC 9266's idea). A relay that ends TLS in the middle
-// has two connections with two different keying materials, so a proof heard on one is worthless on the other. The client
-// takes no byte of the answer before it has checked the server's proof.
+// The proof is bound to the TLS connection it travels on: each side sends an HMAC, keyed with the token's secret, of a word
+// of its own and keying material exported from that connection (RFC 5705, RFC 9266's idea). A relay that ends TLS in the
+// middle has two connections with two different keying materials, so a proof heard on one is worthless on the other. The
+// client takes no byte of the answer before it has checked the server's proof.
 //
-// What a listener with a forged server gets is one HMAC to try guesses against, off line. That is why a token has at
-// least 16 characters and `skerry` makes longer ones.
+// What a listener with a forged server gets from a bare token is one HMAC to try guesses against, off line. That is why a
+// token has at least 16 characters and skerryd makes longer ones. A pinned token gives it nothing.
+//
+// A node that has joined asks again with its own certificate, even after that has expired; the key has not. It needs no token
+// ever again.
 //
 // One TLS 1.3 connection, one HTTP/1.1 request. The package knows nothing of Kubernetes.
 package join
@@ -19,13 +22,44 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"fmt"
+	"time"
 )
 
-// KubeconfigPath is where Handler is mounted on the Kubernetes API port.
-const KubeconfigPath = "/v1-skerry/kubeconfig"
+// The paths on the Kubernetes API port.
+const (
+	KubeconfigPath = "/v1-skerry/kubeconfig"
+	Path           = "/v1-skerry/join"
+)
+
+// Request is what a node says of itself.
+type Request struct {
+	Node      string            `json:"node"`
+	Machine   Machine           `json:"machine"`
+	Addresses []string          `json:"addresses"`
+	Time      time.Time         `json:"time"`             // the node's clock
+	Keys      map[string][]byte `json:"keys,omitempty"`   // public, by use; see pkg/pki
+	Server    bool              `json:"server,omitempty"` // it wants to be one
+}
+
+// Machine tells machines apart that have the same name.
+type Machine struct {
+	ID          string `json:"id"`
+	Description string `json:"description,omitempty"` // for a person: make, model, address
+}
+
+// Answer is what a node needs to be one of the cluster.
+type Answer struct {
+	Certificates map[string][]byte `json:"certificates"` // PEM, by use
+	ServerCA     []byte            `json:"serverCA"`
+	ClientCA     []byte            `json:"clientCA"`
+	Settings     map[string]any    `json:"settings"`        // those that all nodes share
+	Servers      []string          `json:"servers"`         // host:port
+	Files        map[string][]byte `json:"files,omitempty"` // for a server: what all of them share, below the data folder
+}
 
 const (
 	proofHeader   = "Skerry-Proof"
+	waitHeader    = "Skerry-Wait" // beside a refusal: asking again later may help
 	exporterLabel = "EXPORTER-skerry-join-v1"
 
 	// Each direction has a word of its own: a proof sent back to where it came from proves nothing.

@@ -32,9 +32,19 @@ func serve(t *testing.T, h http.Handler) string {
 	return s.Listener.Addr().String()
 }
 
+// handler answers for a kubeconfig alone.
+func handler(token string, kubeconfig func() ([]byte, error)) http.Handler {
+	return &join.Server{
+		Secrets: func(context.Context) ([]join.Secret, error) {
+			return []join.Secret{{ID: "server", Text: token, Server: true}}, nil
+		},
+		Kubeconfig: kubeconfig,
+	}
+}
+
 func server(t *testing.T, token string) string {
 	t.Helper()
-	return serve(t, join.Handler(func() string { return token }, func() ([]byte, error) { return []byte(body), nil }))
+	return serve(t, handler(token, func() ([]byte, error) { return []byte(body), nil }))
 }
 
 func wantError(t *testing.T, err error, parts ...string) {
@@ -66,7 +76,7 @@ func TestAWrongTokenIsRefusedWithARemedy(t *testing.T) {
 
 func TestAnEmptyTokenNeverMatches(t *testing.T) {
 	_, err := join.FetchKubeconfig(t.Context(), server(t, ""), token)
-	wantError(t, err, "token is empty")
+	wantError(t, err, "not this cluster's")
 	_, err = join.FetchKubeconfig(t.Context(), server(t, token), "")
 	wantError(t, err, "token is empty")
 }
@@ -141,7 +151,7 @@ func relay(t *testing.T, to string, cert tls.Certificate) (addr string, seen fun
 // The relay holds both ends' plain text, knows everything but the token, and gets neither the kubeconfig nor the token.
 func TestARelayInTheMiddleGetsNothing(t *testing.T) {
 	var asked atomic.Int32
-	s := httptest.NewUnstartedServer(join.Handler(func() string { return token }, func() ([]byte, error) {
+	s := httptest.NewUnstartedServer(handler(token, func() ([]byte, error) {
 		asked.Add(1)
 		return []byte(body), nil
 	}))
@@ -159,7 +169,7 @@ func TestARelayInTheMiddleGetsNothing(t *testing.T) {
 }
 
 func TestPlainAndOldTLSAreRefused(t *testing.T) {
-	h := join.Handler(func() string { return token }, func() ([]byte, error) { return []byte(body), nil })
+	h := handler(token, func() ([]byte, error) { return []byte(body), nil })
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, join.KubeconfigPath, nil))
 	if rec.Code != http.StatusForbidden || !strings.Contains(rec.Body.String(), "TLS 1.3") {
@@ -179,7 +189,7 @@ func TestPlainAndOldTLSAreRefused(t *testing.T) {
 }
 
 func TestANotYetReadyServerSaysSo(t *testing.T) {
-	addr := serve(t, join.Handler(func() string { return token }, func() ([]byte, error) { return nil, errors.New("certificates are being made") }))
+	addr := serve(t, handler(token, func() ([]byte, error) { return nil, errors.New("certificates are being made") }))
 	_, err := join.FetchKubeconfig(t.Context(), addr, token)
 	wantError(t, err, "503", "certificates are being made")
 }

@@ -1,76 +1,193 @@
 package join
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 )
 
-// Handler answers GET KubeconfigPath to whoever proves to know the token. token and kubeconfig are asked at each request,
-// so that both may change while the server runs. It must be served over TLS 1.3, in front of any authentication.
-func Handler(token func() string, kubeconfig func() ([]byte, error)) http.Handler {
-	h := &handler{token: token, body: kubeconfig, failures: failures{window: time.Minute, limit: 10}}
-	return h
+// Secret is one that opens the cluster.
+type Secret struct {
+	ID      string // for people: "server", or a made token's public part
+	Text    string
+	Server  bool // opens everything; else a node may join with it
+	Expired time.Time
 }
 
-type handler struct {
-	token    func() string
-	body     func() ([]byte, error)
+// Caller is who asks to be taken in, as proven.
+type Caller struct {
+	Secret *Secret // or nil, and then:
+	Node   string  // whose certificate was shown
+	Key    []byte  // that certificate's public key
+	Remote netip.Addr
+}
+
+// Server answers the requests of this package. It must be served over TLS 1.3, in front of any authentication.
+type Server struct {
+	Secrets    func(ctx context.Context) ([]Secret, error)
+	Kubeconfig func() ([]byte, error)
+	Admit      func(ctx context.Context, c Caller, r Request) (*Answer, error) // a *Refusal says why not
+	ClientCA   func() (*x509.CertPool, error)
+	NodeUser   string // in front of a node's name in its certificate
+
 	failures failures
 }
 
-func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP answers at KubeconfigPath and Path.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	if r.Method != http.MethodGet {
-		w.Header().Set("Allow", http.MethodGet)
-		http.Error(w, "only GET is answered here", http.StatusMethodNotAllowed)
+	method := map[string]string{KubeconfigPath: http.MethodGet, Path: http.MethodPost}[r.URL.Path]
+	if r.Method != method {
+		w.Header().Set("Allow", method)
+		http.Error(w, fmt.Sprintf("only %s is answered here", method), http.StatusMethodNotAllowed)
 		return
 	}
-	token := h.token()
-	want, err := proof(token, clientWord, r.TLS)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusForbidden)
+	caller, err := s.caller(r)
+	var body []byte
+	if err == nil {
+		if caller.Secret != nil {
+			mine, perr := proof(caller.Secret.Text, serverWord, r.TLS)
+			if perr != nil {
+				http.Error(w, perr.Error(), http.StatusForbidden)
+				return
+			}
+			w.Header().Set(proofHeader, mine)
+		}
+		body, err = s.answer(r, caller)
+	}
+	if err == nil {
+		_, _ = w.Write(body) // a client that went away is its own business
 		return
 	}
-	who := source(r.RemoteAddr)
-	if h.failures.tooMany(who) {
+	refusal := &Refusal{Status: http.StatusServiceUnavailable, Message: err.Error()}
+	errors.As(err, &refusal)
+	if refusal.Wait {
+		w.Header().Set(waitHeader, "1")
+	}
+	if refusal.Status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "60")
-		http.Error(w, "too many wrong tokens from this address; wait a minute and check cluster.token in the node config", http.StatusTooManyRequests)
-		return
 	}
-	if !equal(r.Header.Get(proofHeader), want) {
-		h.failures.add(who)
-		http.Error(w, "the token is not this cluster's; use the cluster.token of the server's node config", http.StatusUnauthorized)
-		return
+	http.Error(w, refusal.Message, refusal.Status)
+}
+
+// caller finds out who asks.
+func (s *Server) caller(r *http.Request) (Caller, error) {
+	who := source(r.RemoteAddr)
+	c := Caller{Remote: who.Addr()}
+	sent := r.Header.Get(proofHeader)
+	if sent == "" && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && r.URL.Path == Path {
+		return s.node(c, r.TLS.PeerCertificates)
 	}
-	mine, err := proof(token, serverWord, r.TLS)
+	if r.TLS == nil || r.TLS.Version < tls.VersionTLS13 {
+		return c, &Refusal{Status: http.StatusForbidden, Message: "the connection is not TLS 1.3, which the proof of the token needs"}
+	}
+	if s.failures.tooMany(who) {
+		return c, &Refusal{Status: http.StatusTooManyRequests, Wait: true,
+			Message: "too many wrong tokens from this address; wait a minute and check cluster.token in the node config, or --token"}
+	}
+	secrets, err := s.Secrets(r.Context())
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusForbidden)
-		return
+		return c, fmt.Errorf("the tokens cannot be read yet: %w", err)
 	}
-	body, err := h.body()
+	for i, secret := range secrets {
+		if secret.Text == "" {
+			continue
+		}
+		want, err := proof(secret.Text, clientWord, r.TLS)
+		if err != nil {
+			return c, &Refusal{Status: http.StatusForbidden, Message: err.Error()}
+		}
+		if equal(sent, want) {
+			c.Secret = &secrets[i]
+		}
+	}
+	switch {
+	case c.Secret == nil:
+		s.failures.add(who)
+		return c, &Refusal{Status: http.StatusUnauthorized, Message: "the token is not this cluster's; use the cluster.token of the server's node config, the text in server/node-token " +
+			"of its data folder, or one that skerryd token create makes (made tokens expire)"}
+	case !c.Secret.Expired.IsZero():
+		return c, &Refusal{Status: http.StatusUnauthorized, Message: fmt.Sprintf("the token %s expired on %s; make another with skerryd token create",
+			c.Secret.ID, c.Secret.Expired.UTC().Format(time.RFC3339))}
+	case r.URL.Path == KubeconfigPath && !c.Secret.Server:
+		return c, &Refusal{Status: http.StatusForbidden, Message: fmt.Sprintf("the token %s lets nodes join and opens nothing else; use the server's", c.Secret.ID)}
+	}
+	return c, nil
+}
+
+// node accepts a certificate of the cluster's whatever the date: the TLS handshake has shown that its key is there.
+func (s *Server) node(c Caller, chain []*x509.Certificate) (Caller, error) {
+	roots, err := s.ClientCA()
 	if err != nil {
-		http.Error(w, fmt.Sprintf("the kubeconfig is not there yet: %v", err), http.StatusServiceUnavailable)
-		return
+		return c, err
 	}
-	w.Header().Set(proofHeader, mine)
-	w.Header().Set("Content-Type", "application/yaml")
-	_, _ = w.Write(body) // a client that went away is its own business
+	cert := chain[0]
+	now := time.Now()
+	if now.After(cert.NotAfter) {
+		now = cert.NotAfter
+	}
+	if now.Before(cert.NotBefore) {
+		now = cert.NotBefore
+	}
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	name, ok := strings.CutPrefix(cert.Subject.CommonName, s.NodeUser)
+	if err != nil || !ok {
+		return c, &Refusal{Status: http.StatusUnauthorized, Message: "the certificate is not one of this cluster's nodes; join again with a token"}
+	}
+	c.Node, c.Key = name, cert.RawSubjectPublicKeyInfo
+	return c, nil
+}
+
+// skew is how far a node's clock may be off: certificates are valid from a day before they are made.
+const skew = 23 * time.Hour
+
+func (s *Server) answer(r *http.Request, c Caller) ([]byte, error) {
+	if r.URL.Path == KubeconfigPath {
+		body, err := s.Kubeconfig()
+		if err != nil {
+			return nil, fmt.Errorf("the kubeconfig is not there yet: %w", err)
+		}
+		return body, nil
+	}
+	var q Request
+	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody)).Decode(&q); err != nil {
+		return nil, &Refusal{Status: http.StatusBadRequest, Message: fmt.Sprintf("the request cannot be read: %v", err)}
+	}
+	if c.Node != "" && q.Node != c.Node {
+		return nil, &Refusal{Status: http.StatusForbidden, Message: fmt.Sprintf("the certificate is node %s's and the request node %q's; to give a node another name, let it join again with a token", c.Node, q.Node)}
+	}
+	if d := time.Since(q.Time); d.Abs() > skew {
+		return nil, &Refusal{Status: http.StatusBadRequest, Wait: true, Message: fmt.Sprintf("the node's clock says %s and this server's %s; set the wrong one",
+			q.Time.UTC().Format(time.RFC3339), time.Now().UTC().Format(time.RFC3339))}
+	}
+	a, err := s.Admit(r.Context(), c, q)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(a)
 }
 
 // failures counts wrong tokens per address in windows of time, so that guessing over the network is slow and a guesser
 // shuts out only itself.
 type failures struct {
-	window time.Duration
-	limit  int
-
 	mu    sync.Mutex
 	until time.Time
 	count map[netip.Prefix]int
 }
+
+const (
+	failureWindow = time.Minute
+	failureLimit  = 10
+)
 
 // manySources bounds the memory an attacker with many addresses can take; past it, newcomers share one count.
 const manySources = 4096
@@ -78,7 +195,7 @@ const manySources = 4096
 func (f *failures) tooMany(who netip.Prefix) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.current()[f.key(who)] >= f.limit
+	return f.current()[f.key(who)] >= failureLimit
 }
 
 func (f *failures) add(who netip.Prefix) {
@@ -89,7 +206,7 @@ func (f *failures) add(who netip.Prefix) {
 
 func (f *failures) current() map[netip.Prefix]int {
 	if now := time.Now(); f.count == nil || now.After(f.until) {
-		f.count, f.until = map[netip.Prefix]int{}, now.Add(f.window)
+		f.count, f.until = map[netip.Prefix]int{}, now.Add(failureWindow)
 	}
 	return f.count
 }

@@ -21,7 +21,7 @@ const MinToken = 16
 var Components = []string{"coredns", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik"}
 
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
-// flag; the help tag is the flag's text. Fields are string, int, bool or []string, so that Fields can offer all of them.
+// flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared). Fields are string, int, bool or []string, so that Fields can offer all of them.
 type Agent struct {
 	DataDir        string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
 	NodeName       string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
@@ -30,8 +30,10 @@ type Agent struct {
 	FlannelIface   string   `yaml:"flannel-iface" help:"interface towards the other nodes (default: the one that has the node's address)"`
 	NodeLabel      []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
 	NodeTaint      []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
-	Token          string   `yaml:"token" help:"shared secret that lets nodes join (default: a server makes one)"`
-	Server         string   `yaml:"server" help:"server to join, as https://HOST:6443"`
+	Token          string   `yaml:"token" help:"secret that lets nodes join, alone or in the form of server/node-token, which also says of which cluster it is (default: a server makes one)"`
+	TokenFile      string   `yaml:"token-file" help:"file with the token, instead of token"`
+	Server         string   `yaml:"server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned"`
+	LBServerPort   int      `yaml:"lb-server-port" help:"port on this machine, of an agent, that leads to a server that works"`
 	KubeletArg     []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
 	KubeProxyArg   []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
 	Debug          bool     `yaml:"debug" help:"log in detail"`
@@ -41,15 +43,16 @@ type Agent struct {
 type Server struct {
 	Agent                    `yaml:",inline"`
 	Datastore                `yaml:",inline"`
+	Membership               `yaml:",inline"`
 	HTTPSListenPort          int      `yaml:"https-listen-port" help:"port of the Kubernetes API"`
-	ClusterCIDR              string   `yaml:"cluster-cidr" help:"networks that pods get addresses from"`
-	ServiceCIDR              string   `yaml:"service-cidr" help:"networks that services get addresses from"`
-	ClusterDNS               string   `yaml:"cluster-dns" help:"addresses of CoreDNS, inside service-cidr (default: the tenth of each network)"`
-	ClusterDomain            string   `yaml:"cluster-domain" help:"domain of the cluster"`
-	FlannelBackend           string   `yaml:"flannel-backend" help:"how pods reach those of other nodes: vxlan, wireguard-native, host-gw, or none for a network of your own"`
-	FlannelExternalIP        bool     `yaml:"flannel-external-ip" help:"reach the other nodes at their node-external-ip"`
-	DisableNetworkPolicy     bool     `yaml:"disable-network-policy" help:"the same as disable: [network-policy]"`
-	Disable                  []string `yaml:"disable" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
+	ClusterCIDR              string   `yaml:"cluster-cidr" shared:"" help:"networks that pods get addresses from"`
+	ServiceCIDR              string   `yaml:"service-cidr" shared:"" help:"networks that services get addresses from"`
+	ClusterDNS               string   `yaml:"cluster-dns" shared:"" help:"addresses of CoreDNS, inside service-cidr (default: the tenth of each network)"`
+	ClusterDomain            string   `yaml:"cluster-domain" shared:"" help:"domain of the cluster"`
+	FlannelBackend           string   `yaml:"flannel-backend" shared:"" help:"how pods reach those of other nodes: vxlan, wireguard-native, host-gw, or none for a network of your own"`
+	FlannelExternalIP        bool     `yaml:"flannel-external-ip" shared:"" help:"reach the other nodes at their node-external-ip"`
+	DisableNetworkPolicy     bool     `yaml:"disable-network-policy" shared:"" help:"the same as disable: [network-policy]"`
+	Disable                  []string `yaml:"disable" shared:"" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
 	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`
@@ -59,7 +62,7 @@ type Server struct {
 }
 
 // DefaultAgent is an Agent with its defaults.
-func DefaultAgent() Agent { return Agent{DataDir: DataDir} }
+func DefaultAgent() Agent { return Agent{DataDir: DataDir, LBServerPort: 6444} }
 
 // DefaultServer is a Server with its defaults.
 func DefaultServer() Server {
@@ -72,6 +75,7 @@ func DefaultServer() Server {
 		FlannelBackend:      "vxlan",
 		ClusterDomain:       "cluster.local",
 		WriteKubeconfigMode: "0600",
+		Membership:          Membership{NodeReplace: "approve", CertificateLifetime: "8760h"},
 	}
 }
 
@@ -103,6 +107,7 @@ func (s *Server) DNS() (out []netip.Addr) {
 type Field struct {
 	Name, Help string
 	Also       string // another name that is taken for it, K3s's
+	Shared     bool   // all nodes of a cluster have the same
 	Ptr        any
 }
 
@@ -116,7 +121,8 @@ func fields(v reflect.Value) []Field {
 			out = append(out, fields(fv)...)
 			continue
 		}
-		out = append(out, Field{Name: f.Tag.Get("yaml"), Help: f.Tag.Get("help"), Also: f.Tag.Get("also"), Ptr: fv.Addr().Interface()})
+		_, shared := f.Tag.Lookup("shared")
+		out = append(out, Field{Name: f.Tag.Get("yaml"), Help: f.Tag.Get("help"), Also: f.Tag.Get("also"), Shared: shared, Ptr: fv.Addr().Interface()})
 	}
 	return out
 }
@@ -190,6 +196,7 @@ func (a *Agent) Problems() []Problem {
 			p.add(msg, "token")
 		}
 	}
+	p.joining(a)
 	if a.Server != "" {
 		if msg := checkServer(a.Server); msg != "" {
 			p.add(msg, "server")
@@ -251,6 +258,7 @@ func (s *Server) Problems() []Problem {
 			p.addf([]any{"disable", i}, "%q is not a component; known are %s", d, strings.Join(Components, ", "))
 		}
 	}
+	p.membership(s)
 	if s.WriteKubeconfig != "" && !strings.HasPrefix(s.WriteKubeconfig, "/") {
 		p.addf([]any{"write-kubeconfig"}, "%q is not an absolute path", s.WriteKubeconfig)
 	}
@@ -325,6 +333,9 @@ func checkHostname(name string) string {
 func checkToken(token string) string {
 	if len(token) < MinToken {
 		return fmt.Sprintf("has %d characters; write at least %d", len(token), MinToken)
+	}
+	if msg := checkTokenForm(token); msg != "" {
+		return msg
 	}
 	if strings.ContainsFunc(token, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
 		return "holds white space or a character that cannot be printed"

@@ -8,11 +8,10 @@ import (
 	"strings"
 
 	"gopkg.in/yaml.v3"
-
-	"github.com/skerry-os/skerry/pkg/atomicfile"
 )
 
-// kubeconfig is as much of Kubernetes' type as is written here.
+// kubeconfig is as much of Kubernetes' type as is written here. A component's names files, which it reads again when they
+// change; a person's holds everything.
 type kubeconfig struct {
 	APIVersion     string         `yaml:"apiVersion"`
 	Kind           string         `yaml:"kind"`
@@ -26,15 +25,18 @@ type namedCluster struct {
 	Name    string `yaml:"name"`
 	Cluster struct {
 		Server string `yaml:"server"`
-		CAData string `yaml:"certificate-authority-data"`
+		CAFile string `yaml:"certificate-authority,omitempty"`
+		CAData string `yaml:"certificate-authority-data,omitempty"`
 	} `yaml:"cluster"`
 }
 
 type namedUser struct {
 	Name string `yaml:"name"`
 	User struct {
-		CertData string `yaml:"client-certificate-data"`
-		KeyData  string `yaml:"client-key-data"`
+		CertFile string `yaml:"client-certificate,omitempty"`
+		KeyFile  string `yaml:"client-key,omitempty"`
+		CertData string `yaml:"client-certificate-data,omitempty"`
+		KeyData  string `yaml:"client-key-data,omitempty"`
 	} `yaml:"user"`
 }
 
@@ -46,69 +48,83 @@ type namedContext struct {
 	} `yaml:"context"`
 }
 
-// ensureKubeconfig writes a kubeconfig for l unless the one that is there still fits. The certificate lives nowhere else.
-func ensureKubeconfig(c Config, name string, serverCA, clientCA *authority, l leaf) error {
-	server := fmt.Sprintf("https://127.0.0.1:%d", c.Port)
-	caData := base64.StdEncoding.EncodeToString(serverCA.certPEM())
-	old, err := readKubeconfig(name)
-	if err == nil && old.server == server && old.caData == caData && l.fits(c.Now, old.pair, clientCA) {
-		return os.Chmod(name, 0o600)
+// pairOf is where the certificate and key of a component's kubeconfig are.
+func pairOf(kubeconfig string) string {
+	return strings.TrimSuffix(kubeconfig, ".kubeconfig") + "-client.pem"
+}
+
+func newKubeconfig() *kubeconfig {
+	k := &kubeconfig{
+		APIVersion: "v1", Kind: "Config", CurrentContext: "default",
+		Clusters: make([]namedCluster, 1), Users: make([]namedUser, 1), Contexts: make([]namedContext, 1),
 	}
-	p, err := newPair(l.template(c.Now), clientCA)
-	if err != nil {
-		return err
-	}
-	var k kubeconfig
-	k.APIVersion, k.Kind = "v1", "Config"
-	k.Clusters = make([]namedCluster, 1)
-	k.Clusters[0].Name = "default"
-	k.Clusters[0].Cluster.Server = server
-	k.Clusters[0].Cluster.CAData = caData
-	k.Users = make([]namedUser, 1)
-	k.Users[0].Name = "default"
-	k.Users[0].User.CertData = base64.StdEncoding.EncodeToString(p.certPEM())
-	k.Users[0].User.KeyData = base64.StdEncoding.EncodeToString(p.keyPEM())
-	k.Contexts = make([]namedContext, 1)
-	k.Contexts[0].Name = "default"
+	k.Clusters[0].Name, k.Users[0].Name, k.Contexts[0].Name = "default", "default", "default"
 	k.Contexts[0].Context.Cluster, k.Contexts[0].Context.User = "default", "default"
-	k.CurrentContext = "default"
+	return k
+}
+
+func (k *kubeconfig) text() ([]byte, error) {
 	var out strings.Builder
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
-	if err := enc.Encode(k); err != nil {
+	err := enc.Encode(k)
+	return []byte(out.String()), err
+}
+
+// writeKubeconfig writes a component's kubeconfig unless it is there.
+func writeKubeconfig(name, server, caFile string) error {
+	k := newKubeconfig()
+	k.Clusters[0].Cluster.Server, k.Clusters[0].Cluster.CAFile = server, caFile
+	k.Users[0].User.CertFile, k.Users[0].User.KeyFile = pairOf(name), pairOf(name)
+	text, err := k.text()
+	if err != nil {
 		return err
 	}
-	return atomicfile.Write(name, []byte(out.String()), 0o600)
+	return writeIfChanged(name, text)
 }
 
-type readBack struct {
-	server, caData string
-	pair           *pair
-}
-
-func readKubeconfig(name string) (*readBack, error) {
+// Embed turns a component's kubeconfig into one that needs no other files, for a person to carry away. It holds the certificate
+// of this moment.
+func Embed(name string) ([]byte, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
 	}
 	var k kubeconfig
 	if err := yaml.Unmarshal(data, &k); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if len(k.Clusters) != 1 || len(k.Users) != 1 {
-		return nil, errors.New("is not ours")
+		return nil, fmt.Errorf("%s: is not ours", name)
 	}
-	cert, err := base64.StdEncoding.DecodeString(k.Users[0].User.CertData)
+	cluster, user := &k.Clusters[0].Cluster, &k.Users[0].User
+	ca, err := os.ReadFile(cluster.CAFile)
 	if err != nil {
 		return nil, err
 	}
-	key, err := base64.StdEncoding.DecodeString(k.Users[0].User.KeyData)
+	p, err := readPair(user.CertFile)
 	if err != nil {
 		return nil, err
 	}
-	p, err := parsePair(cert, key)
+	cluster.CAFile, user.CertFile, user.KeyFile = "", "", ""
+	cluster.CAData = base64.StdEncoding.EncodeToString(ca)
+	user.CertData = base64.StdEncoding.EncodeToString(p.certPEM())
+	user.KeyData = base64.StdEncoding.EncodeToString(p.keyPEM())
+	return k.text()
+}
+
+// ReadServer tells which server a component's kubeconfig leads to.
+func ReadServer(name string) (string, error) {
+	data, err := os.ReadFile(name)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return &readBack{server: k.Clusters[0].Cluster.Server, caData: k.Clusters[0].Cluster.CAData, pair: p}, nil
+	var k kubeconfig
+	if err := yaml.Unmarshal(data, &k); err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	if len(k.Clusters) == 0 {
+		return "", fmt.Errorf("%s: %w", name, errors.New("names no server"))
+	}
+	return k.Clusters[0].Cluster.Server, nil
 }

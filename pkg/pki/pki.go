@@ -1,6 +1,7 @@
 // Package pki makes and keeps the keys and certificates of a cluster: three authorities, the key that signs service-account
 // tokens, what each component shows to the others, and the kubeconfigs made from them. Everything is made on the server's
-// first start and checked at every later one; a certificate that is about to expire, or no longer fits, is made anew.
+// first start, checked at every later one and while it runs; a certificate in the last third of its life, or one that no longer
+// fits, is made anew. The components read the files again when they change, so nothing restarts.
 //
 // A certificate and its key are one PEM file, so that a power cut cannot leave one without the other. Every file is 0600.
 // The package knows nothing of Kubernetes but names.
@@ -26,12 +27,11 @@ const (
 	// Lifetime of a certificate; an authority lives ten times as long.
 	Lifetime = 365 * 24 * time.Hour
 
-	// RenewBefore is the shortest rest of life a certificate may have at a start. A node that restarts three times a year
-	// never runs on an expired one.
-	RenewBefore = 120 * 24 * time.Hour
+	// renewShare is the share of its life at whose beginning a certificate is made anew: a third, four months of a year's.
+	renewShare = 3
 
-	// backdate covers clocks that run behind the server's.
-	backdate = 24 * time.Hour
+	// Backdate covers clocks that run behind the server's.
+	Backdate = 24 * time.Hour
 )
 
 // Config says for which cluster and node.
@@ -39,12 +39,24 @@ type Config struct {
 	DataDir   string
 	NodeName  string
 	NodeIPs   []netip.Addr
-	ServiceIP netip.Addr // of the service "kubernetes", the first of the service network
-	Domain    string     // cluster.local
-	Port      int        // of the API
-	SANs      []string   // more names and addresses of the API
+	ServiceIP netip.Addr    // of the service "kubernetes", the first of the service network
+	Domain    string        // cluster.local
+	Port      int           // of the API
+	SANs      []string      // more names and addresses of the API
+	Lifetime  time.Duration // of certificates; 0 is Lifetime
 	Now       time.Time
 }
+
+// lifetime is the setting or the default.
+func (c Config) lifetime() time.Duration {
+	if c.Lifetime > 0 {
+		return c.Lifetime
+	}
+	return Lifetime
+}
+
+// Margin is the shortest rest of life that a certificate may have before it is made anew.
+func Margin(lifetime time.Duration) time.Duration { return lifetime / renewShare }
 
 // Files are the paths of everything Ensure has made. Those named …CA are certificates alone, safe to hand out; those named
 // …Pair hold a certificate and its key; the others are kubeconfigs.
@@ -127,6 +139,7 @@ func Ensure(c Config) (*Files, error) {
 		{f.AuthProxyPair, headerCA, leaf{cn: AuthProxyName}},
 	}
 	for _, p := range pairs {
+		p.leaf.life = c.lifetime()
 		if _, err := ensureLeaf(c.Now, p.name, p.ca, p.leaf); err != nil {
 			return nil, err
 		}
@@ -142,8 +155,13 @@ func Ensure(c Config) (*Files, error) {
 		{f.Kubelet, leaf{cn: "system:node:" + c.NodeName, org: "system:nodes"}},
 		{f.KubeProxy, leaf{cn: "system:kube-proxy"}},
 	}
+	server := fmt.Sprintf("https://127.0.0.1:%d", c.Port)
 	for _, k := range configs {
-		if err := ensureKubeconfig(c, k.name, serverCA, clientCA, k.leaf); err != nil {
+		k.leaf.life = c.lifetime()
+		if _, err := ensureLeaf(c.Now, pairOf(k.name), clientCA, k.leaf); err != nil {
+			return nil, err
+		}
+		if err := writeKubeconfig(k.name, server, f.ServerCA); err != nil {
 			return nil, err
 		}
 	}
@@ -176,7 +194,7 @@ func ensureCA(now time.Time, pairFile, certFile, name string) (*authority, error
 	case errors.Is(err, fs.ErrNotExist):
 		p, err = newPair(&x509.Certificate{
 			Subject:               pkix.Name{CommonName: name},
-			NotBefore:             now.Add(-backdate),
+			NotBefore:             now.Add(-Backdate),
 			NotAfter:              now.Add(10 * Lifetime),
 			IsCA:                  true,
 			BasicConstraintsValid: true,
@@ -226,13 +244,14 @@ type leaf struct {
 	cn, org string
 	server  bool
 	sans    []string
+	life    time.Duration
 }
 
 func (l leaf) template(now time.Time) *x509.Certificate {
 	t := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: l.cn},
-		NotBefore:   now.Add(-backdate),
-		NotAfter:    now.Add(Lifetime),
+		NotBefore:   now.Add(-Backdate),
+		NotAfter:    now.Add(l.life),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
@@ -259,7 +278,7 @@ func (l leaf) fits(now time.Time, p *pair, ca *authority) bool {
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.cert)
 	_, err := p.cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
-	if err != nil || now.Add(RenewBefore).After(p.cert.NotAfter) || p.cert.Subject.String() != want.Subject.String() {
+	if err != nil || now.Add(Margin(l.life)).After(p.cert.NotAfter) || p.cert.Subject.String() != want.Subject.String() {
 		return false
 	}
 	for _, s := range l.sans {
@@ -279,7 +298,12 @@ func ensureLeaf(now time.Time, name string, ca *authority, l leaf) (*pair, error
 	if err != nil {
 		return nil, err
 	}
-	return p, atomicfile.Write(name, p.pem(), 0o600)
+	data := p.pem()
+	if l.server {
+		// With its authority behind it, a certificate can be checked by who knows no more than the authority's digest.
+		data = append(data, ca.certPEM()...)
+	}
+	return p, atomicfile.Write(name, data, 0o600)
 }
 
 func writeIfChanged(name string, data []byte) error {

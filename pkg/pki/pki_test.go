@@ -117,14 +117,18 @@ func TestIdentities(t *testing.T) {
 		f.Admin: "CN=system:admin,O=system:masters", f.ControllerManager: "CN=system:kube-controller-manager",
 		f.Scheduler: "CN=system:kube-scheduler", f.Kubelet: "CN=system:node:north-1,O=system:nodes", f.KubeProxy: "CN=system:kube-proxy",
 	} {
-		k, err := readKubeconfig(name)
+		server, err := ReadServer(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := k.pair.cert.Subject.String(); got != want || k.server != "https://127.0.0.1:6443" {
-			t.Errorf("%s: is %s at %s, want %s", name, got, k.server, want)
+		p, err := readPair(pairOf(name))
+		if err != nil {
+			t.Fatal(err)
 		}
-		_, err = k.pair.cert.Verify(x509.VerifyOptions{Roots: pool(t, f.ClientCA), CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if got := p.cert.Subject.String(); got != want || server != "https://127.0.0.1:6443" {
+			t.Errorf("%s: is %s at %s, want %s", name, got, server, want)
+		}
+		_, err = p.cert.Verify(x509.VerifyOptions{Roots: pool(t, f.ClientCA), CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -157,11 +161,11 @@ func TestRenewal(t *testing.T) {
 		t.Errorf("a restart changed %q", got)
 	}
 	later := c
-	later.Now = start.Add(Lifetime - RenewBefore - time.Hour)
+	later.Now = start.Add(Lifetime - Margin(Lifetime) - time.Hour)
 	if got := again(later); len(got) > 0 {
-		t.Errorf("a restart with more than %s left changed %q", RenewBefore, got)
+		t.Errorf("a restart with more than %s left changed %q", Margin(Lifetime), got)
 	}
-	later.Now = start.Add(Lifetime - RenewBefore + time.Hour)
+	later.Now = start.Add(Lifetime - Margin(Lifetime) + time.Hour)
 	if got := again(later); len(got) != 9 {
 		t.Errorf("a restart with less left renewed %d, want all 9 certificates: %q", len(got), got)
 	}
@@ -214,5 +218,67 @@ func TestBrokenAuthority(t *testing.T) {
 	c.Now = start.Add(11 * Lifetime)
 	if _, err := Ensure(c); err == nil || !strings.Contains(err.Error(), "expired") {
 		t.Errorf("Ensure with an expired authority: %v", err)
+	}
+}
+
+// A node's keys stay its own, and what a server signs for them says what the server decided.
+func TestANodesCertificates(t *testing.T) {
+	c := config(t)
+	f := ensure(t, c)
+	keys, err := NewNodeKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := map[string][]byte{}
+	for use, k := range keys {
+		public[use] = k.Public
+	}
+	ip := netip.MustParseAddr("192.0.2.7")
+	certs, err := f.SignNode(start, time.Hour, "south-1", []netip.Addr{ip}, public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pairs := map[string][]byte{}
+	for use, k := range keys {
+		pairs[use] = append(certs[use], k.Private...)
+	}
+	read := func(name string) []byte {
+		t.Helper()
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	n, err := NodeFiles(t.TempDir(), "https://127.0.0.1:6444", read(f.ServerCA), read(f.ClientCA), pairs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		pairOf(n.Kubelet): "CN=system:node:south-1,O=system:nodes", pairOf(n.KubeProxy): "CN=system:kube-proxy", n.KubeletPair: "CN=system:node:south-1,O=system:nodes",
+	} {
+		p, err := readPair(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.cert.Subject.String(); got != want || p.cert.NotAfter != start.Add(time.Hour) {
+			t.Errorf("%s: %s until %s", name, got, p.cert.NotAfter)
+		}
+	}
+	p, err := readPair(n.KubeletPair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.cert.Verify(x509.VerifyOptions{DNSName: "192.0.2.7", Roots: pool(t, n.ServerCA), CurrentTime: start}); err != nil {
+		t.Error(err)
+	}
+	if p, err := Embed(n.Kubelet); err != nil || bytes.Contains(p, []byte(n.ServerCA)) || !bytes.Contains(p, []byte("client-key-data")) {
+		t.Errorf("for a person: %v\n%s", err, p)
+	}
+	for _, bad := range [][]byte{nil, []byte("torn")} {
+		public[KubeProxy] = bad
+		if _, err := f.SignNode(start, time.Hour, "south-1", nil, public); err == nil || !strings.Contains(err.Error(), KubeProxy) {
+			t.Errorf("a key %q: %v", bad, err)
+		}
 	}
 }

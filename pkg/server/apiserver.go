@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -143,10 +142,8 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 // withOurs answers what is Skerry's own, in front of Kubernetes' authentication: whoever asks there has no certificate yet.
 func (a *apiServer) withOurs(kubernetes http.Handler) http.Handler {
 	ours := http.NewServeMux()
-	ours.Handle(join.KubeconfigPath, join.Handler(
-		func() string { return a.cfg.Secrets.Token },
-		func() ([]byte, error) { return os.ReadFile(a.cfg.Files.Admin) },
-	))
+	ours.Handle(join.KubeconfigPath, a.cfg.Join)
+	ours.Handle(join.Path, a.cfg.Join)
 	described := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.specs.Load().clients(kubernetes).ServeHTTP(w, r) })
 	ours.Handle(openAPIV3, described)
 	ours.Handle(openAPIV3+"/", described)

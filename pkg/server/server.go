@@ -17,6 +17,7 @@ package server
 
 import (
 	"fmt"
+	"net/http"
 	"net/netip"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
@@ -34,6 +35,7 @@ type Config struct {
 	NodeIPs  []netip.Addr // the first is the one that other nodes and pods are told
 	Files    *pki.Files
 	Secrets  *secrets.Files
+	Join     http.Handler // answers at pkg/join's paths, in front of the API's authentication
 }
 
 // ServiceIP is the address of the service "kubernetes": the first of the service network.

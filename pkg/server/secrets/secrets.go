@@ -4,7 +4,6 @@ package secrets
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/token"
 )
 
 // Files is what Ensure has made.
@@ -48,9 +48,9 @@ resources:
         secret: %s
 `
 
-// Ensure makes what is missing below dataDir and writes token, if one is given, as the cluster's. serverCA is the
+// Ensure makes what is missing below dataDir and writes the given token, if there is one, as the cluster's. serverCA is the
 // file of the authority that node-token names.
-func Ensure(dataDir, token, serverCA string) (*Files, error) {
+func Ensure(dataDir, given, serverCA string) (*Files, error) {
 	dir := filepath.Join(dataDir, "server")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -60,16 +60,10 @@ func Ensure(dataDir, token, serverCA string) (*Files, error) {
 		AuthenticationFile: filepath.Join(dir, "authentication.yaml"),
 	}
 	var err error
-	if s.Token, err = ensureToken(filepath.Join(dir, "token"), token); err != nil {
+	if s.Token, err = ensureToken(filepath.Join(dir, "token"), given); err != nil {
 		return nil, err
 	}
-	ca, err := os.ReadFile(serverCA)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(ca)
-	nodeToken := fmt.Sprintf("K10%s::server:%s\n", hex.EncodeToString(sum[:]), s.Token)
-	if err := writeIfChanged(filepath.Join(dir, "node-token"), nodeToken); err != nil {
+	if err := writeNodeToken(dataDir, s.Token, serverCA); err != nil {
 		return nil, err
 	}
 	if err := writeIfChanged(s.AuthenticationFile, authentication); err != nil {
@@ -78,21 +72,48 @@ func Ensure(dataDir, token, serverCA string) (*Files, error) {
 	return s, ensureEncryption(s.EncryptionFile)
 }
 
+// ReadToken reads the cluster's token from its file.
+func ReadToken(dataDir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dataDir, "server", "token"))
+	return strings.TrimSpace(string(b)), err
+}
+
+// WriteToken replaces the cluster's token in its files.
+func WriteToken(dataDir, secret, serverCA string) error {
+	if err := writeIfChanged(filepath.Join(dataDir, "server", "token"), secret+"\n"); err != nil {
+		return err
+	}
+	return writeNodeToken(dataDir, secret, serverCA)
+}
+
+func writeNodeToken(dataDir, secret, serverCA string) error {
+	ca, err := os.ReadFile(serverCA)
+	if err != nil {
+		return err
+	}
+	t := token.Token{Pin: token.Pin(ca), User: "server", Secret: secret}
+	return writeIfChanged(filepath.Join(dataDir, "server", "node-token"), t.String()+"\n")
+}
+
 func ensureToken(name, given string) (string, error) {
 	old, err := os.ReadFile(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	token := given
-	if token == "" {
-		token = strings.TrimSpace(string(old))
+	secret := strings.TrimSpace(string(old))
+	if given != "" {
+		t, err := token.Parse(given) // it may be another server's, with a pin
+		if err != nil {
+			return "", err
+		}
+		secret = t.Secret
 	}
-	if token == "" {
+	if secret == "" {
 		b := make([]byte, 32)
 		_, _ = rand.Read(b) // never fails
-		token = hex.EncodeToString(b)
+		secret = hex.EncodeToString(b)
 	}
-	return token, writeIfChanged(name, token+"\n")
+	return secret, writeIfChanged(name, secret+"\n")
 }
 
 // ensureEncryption never replaces the file: without its key no stored secret can be read again.

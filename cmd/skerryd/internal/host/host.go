@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -106,6 +107,22 @@ func first(addrs []net.Addr, v6 bool) (netip.Addr, error) {
 	}
 	family := map[bool]string{false: "IPv4", true: "IPv6"}[v6]
 	return netip.Addr{}, fmt.Errorf("no interface has an %s address, which --service-cidr asks for; wait for the network, set --node-ip, or choose other networks for the cluster", family)
+}
+
+// Has says whether one of the addresses is on an interface of this machine.
+func Has(ips ...netip.Addr) bool {
+	here, err := net.InterfaceAddrs()
+	if err != nil {
+		return true // nothing is known, so nothing has changed
+	}
+	for _, a := range here {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok && slices.Contains(ips, ip.Unmap()) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Claim makes the data folder and locks it for this process. The lock goes with the process, however it ends.

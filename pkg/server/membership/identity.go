@@ -1,0 +1,240 @@
+package membership
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skerry-os/skerry/pkg/join"
+)
+
+// Record is what is kept of a node name: whose it is, and who else wants it.
+type Record struct {
+	Node     string        `json:"node"`
+	Machine  join.Machine  `json:"machine"`
+	Joined   string        `json:"joined,omitempty"`
+	Pending  *join.Machine `json:"pending,omitempty"` // another machine that asked for the name
+	Since    string        `json:"since,omitempty"`   // when it last did
+	Approved string        `json:"approved,omitempty"`
+	Removed  bool          `json:"removed,omitempty"`
+}
+
+const (
+	recordSuffix = ".skerry-node"
+	recordType   = corev1.SecretType("skerry.io/node")
+	alive        = time.Minute // after a node's last sign of life; kubelets give one every ten seconds
+
+	// Always is the policy by which a dead machine's name goes to the next that asks.
+	Always = "always"
+	// Approve is the one by which a person decides.
+	Approve = "approve"
+)
+
+var recordKeys = []string{"machine", "description", "joined", "pending", "pending-description", "pending-since", "approved", "removed"}
+
+func (r *Record) fields() []string {
+	pending := join.Machine{}
+	if r.Pending != nil {
+		pending = *r.Pending
+	}
+	removed := ""
+	if r.Removed {
+		removed = "true"
+	}
+	return []string{r.Machine.ID, r.Machine.Description, r.Joined, pending.ID, pending.Description, r.Since, r.Approved, removed}
+}
+
+func (r *Record) write(s *corev1.Secret) {
+	s.Type, s.Data = recordType, map[string][]byte{}
+	for i, v := range r.fields() {
+		if v != "" {
+			s.Data[recordKeys[i]] = []byte(v)
+		}
+	}
+}
+
+func readRecord(s *corev1.Secret) *Record {
+	get := func(i int) string { return string(s.Data[recordKeys[i]]) }
+	r := &Record{
+		Node:    strings.TrimSuffix(s.Name, recordSuffix),
+		Machine: join.Machine{ID: get(0), Description: get(1)}, Joined: get(2), Since: get(5), Approved: get(6), Removed: get(7) != "",
+	}
+	if get(3) != "" {
+		r.Pending = &join.Machine{ID: get(3), Description: get(4)}
+	}
+	return r
+}
+
+// Records reads what is kept of every node.
+func Records(ctx context.Context, client kubernetes.Interface) ([]Record, error) {
+	list, err := client.CoreV1().Secrets(kubeSystem).List(ctx, metav1.ListOptions{FieldSelector: "type=" + string(recordType)})
+	if err != nil {
+		return nil, err
+	}
+	var out []Record
+	for i := range list.Items {
+		out = append(out, *readRecord(&list.Items[i]))
+	}
+	slices.SortFunc(out, func(a, b Record) int { return strings.Compare(a.Node, b.Node) })
+	return out, nil
+}
+
+// change reads a node's record, lets f change it, and writes it, again and again while others do the same. f may refuse.
+func change(ctx context.Context, client kubernetes.Interface, node string, f func(r *Record, fresh bool) (write bool, err error)) error {
+	api := client.CoreV1().Secrets(kubeSystem)
+	for {
+		s, err := api.Get(ctx, node+recordSuffix, metav1.GetOptions{})
+		fresh := apierrors.IsNotFound(err)
+		if err != nil && !fresh {
+			return err
+		}
+		if fresh {
+			s = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: node + recordSuffix, Namespace: kubeSystem}}
+		}
+		r := readRecord(s)
+		write, no := f(r, fresh)
+		if write {
+			r.write(s)
+			if fresh {
+				_, err = api.Create(ctx, s, metav1.CreateOptions{})
+			} else {
+				_, err = api.Update(ctx, s, metav1.UpdateOptions{})
+			}
+			if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return no
+	}
+}
+
+// claim gives the node's name to the machine, or says why not.
+func (m *Members) claim(ctx context.Context, client kubernetes.Interface, c join.Caller, r join.Request) error {
+	if r.Node == "kubernetes" || r.Node == "localhost" || r.Node == "" || strings.HasPrefix(r.Node, "kubernetes.") {
+		return refuse(http.StatusBadRequest, false, "%q cannot be the name of a node; set --node-name", r.Node)
+	}
+	if r.Machine.ID == "" {
+		return refuse(http.StatusBadRequest, false, "the node does not say which machine it is")
+	}
+	now := time.Now().UTC().Format(timeLayout)
+	was, replaced := join.Machine{}, false
+	err := change(ctx, client, r.Node, func(rec *Record, fresh bool) (bool, error) {
+		if rec.Removed && c.Secret == nil {
+			return false, refuse(http.StatusForbidden, false, "node %s was removed from the cluster; to take it in again, delete agent/join.json in its data folder and give it a token", r.Node)
+		}
+		if fresh || rec.Removed || rec.Machine.ID == r.Machine.ID {
+			same := !fresh && !rec.Removed && rec.Machine == r.Machine && rec.Pending == nil
+			*rec = Record{Machine: r.Machine, Joined: now}
+			return !same, nil
+		}
+		is, err := isAlive(ctx, client, r.Node)
+		if err != nil {
+			return false, err
+		}
+		was, replaced = rec.Machine, false
+		rec.Pending, rec.Since = &join.Machine{ID: r.Machine.ID, Description: r.Machine.Description}, now
+		if is {
+			return true, refuse(http.StatusConflict, true, "the node name %s belongs to machine %s, which is alive; this is machine %s: give it another --node-name",
+				r.Node, describe(rec.Machine), describe(r.Machine))
+		}
+		if m.cfg.Replace != Always && rec.Approved != r.Machine.ID && rec.Approved != anyMachine {
+			return true, refuse(http.StatusConflict, true, "the node name %s belongs to machine %s, which is not alive; this is machine %s: if it takes the other's place, "+
+				"run skerryd node approve %s on a server", r.Node, describe(rec.Machine), describe(r.Machine), r.Node)
+		}
+		replaced = true
+		*rec = Record{Machine: r.Machine, Joined: now}
+		return true, nil
+	})
+	switch {
+	case err != nil && was.ID != "":
+		m.event(ctx, client, r.Node, corev1.EventTypeWarning, "DuplicateNode", fmt.Sprintf("machine %s at %s asked to be %s, which is machine %s", describe(r.Machine), c.Remote, r.Node, describe(was)))
+		slog.Warn("node refused", "node", r.Node, "from", c.Remote, "err", err)
+	case replaced:
+		m.event(ctx, client, r.Node, corev1.EventTypeNormal, "NodeReplaced", fmt.Sprintf("machine %s took the place of %s", describe(r.Machine), describe(was)))
+	}
+	return err
+}
+
+// describe names a machine so that a person finds it.
+func describe(m join.Machine) string {
+	id := m.ID[:min(len(m.ID), 12)]
+	if m.Description == "" {
+		return id
+	}
+	return id + " (" + m.Description + ")"
+}
+
+// isAlive says whether a node was heard of lately.
+func isAlive(ctx context.Context, client kubernetes.Interface, node string) (bool, error) {
+	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("the API is not ready: %w", err)
+	}
+	return lease.Spec.RenewTime != nil && time.Since(lease.Spec.RenewTime.Time) < alive, nil
+}
+
+func (m *Members) event(ctx context.Context, client kubernetes.Interface, node, kind, reason, message string) {
+	now := metav1.Now()
+	_, err := client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{GenerateName: node + ".", Namespace: metav1.NamespaceDefault},
+		InvolvedObject: corev1.ObjectReference{Kind: "Node", Name: node, APIVersion: "v1"},
+		Type:           kind, Reason: reason, Message: message,
+		FirstTimestamp: now, LastTimestamp: now, Count: 1, Source: corev1.EventSource{Component: "skerry", Host: m.cfg.NodeName},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		slog.Warn("an event was not recorded", "reason", reason, "err", err)
+	}
+}
+
+// anyMachine approves whichever asks next.
+const anyMachine = "*"
+
+// ApproveNode lets the machine that asked for a node's name have it, or whichever asks next if none has.
+func ApproveNode(ctx context.Context, client kubernetes.Interface, node string) (Record, error) {
+	var out Record
+	err := change(ctx, client, node, func(r *Record, fresh bool) (bool, error) {
+		if fresh {
+			return false, fmt.Errorf("no node %s has joined; skerryd node list shows those that have", node)
+		}
+		r.Approved = anyMachine
+		if r.Pending != nil {
+			r.Approved = r.Pending.ID
+		}
+		out = *r
+		return true, nil
+	})
+	return out, err
+}
+
+// RemoveNode takes a node out of the cluster: its certificate is not renewed any more, and its Node object goes.
+func RemoveNode(ctx context.Context, client kubernetes.Interface, node string) error {
+	err := change(ctx, client, node, func(r *Record, fresh bool) (bool, error) {
+		if fresh {
+			return false, fmt.Errorf("no node %s has joined; skerryd node list shows those that have", node)
+		}
+		*r = Record{Machine: r.Machine, Joined: r.Joined, Removed: true}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := client.CoreV1().Nodes().Delete(ctx, node, metav1.DeleteOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package membership
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skerry-os/skerry/pkg/join"
+	"github.com/skerry-os/skerry/pkg/server/secrets"
+	"github.com/skerry-os/skerry/pkg/supervise"
+)
+
+// follow is how often a server looks whether another has changed the token.
+const follow = time.Minute
+
+// Service keeps this server's own entry and its token files right. The API must be ready for it; nobody waits for it.
+func (m *Members) Service() supervise.Service {
+	return supervise.Service{Name: "membership", Needs: []string{"kube-apiserver"}, Run: func(ctx context.Context, ready func()) error {
+		ready()
+		client, err := m.api()
+		if err != nil {
+			return err
+		}
+		wait := time.Second // the namespace may not be there yet
+		registered := false
+		for {
+			if !registered {
+				registered = m.register(ctx, client)
+			}
+			if m.followToken(ctx, client) && registered {
+				wait = follow
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}}
+}
+
+// register keeps the name of this server's node from others.
+func (m *Members) register(ctx context.Context, client kubernetes.Interface) bool {
+	err := change(ctx, client, m.cfg.NodeName, func(r *Record, fresh bool) (bool, error) {
+		if !fresh && r.Machine == m.cfg.Machine && !r.Removed {
+			return false, nil
+		}
+		if !fresh && r.Machine.ID != m.cfg.Machine.ID {
+			slog.Info("this server's node has another machine than before", "node", m.cfg.NodeName, "before", describe(r.Machine), "now", describe(m.cfg.Machine))
+		}
+		*r = Record{Machine: join.Machine{ID: m.cfg.Machine.ID, Description: m.cfg.Machine.Description}, Joined: time.Now().UTC().Format(timeLayout)}
+		return true, nil
+	})
+	if err != nil && ctx.Err() == nil {
+		slog.Debug("this server's entry", "err", err)
+	}
+	return err == nil
+}
+
+// followToken writes a rotated token into this server's files.
+func (m *Members) followToken(ctx context.Context, client kubernetes.Interface) bool {
+	now, err := ServerToken(ctx, client)
+	if err != nil {
+		slog.Debug("the cluster's token", "err", err)
+		return false
+	}
+	if now == "" || now == m.fileToken() {
+		return true
+	}
+	if m.cfg.Token != "" {
+		slog.Warn("the token in this server's settings is not the cluster's any more: it was rotated; take it out of the settings, or write the new one")
+	}
+	if err := secrets.WriteToken(m.cfg.DataDir, now, m.cfg.Files.ServerCA); err != nil {
+		slog.Warn("the cluster's new token was not written", "err", err)
+		return false
+	}
+	return true
+}

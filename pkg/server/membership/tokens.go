@@ -1,0 +1,220 @@
+package membership
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skerry-os/skerry/pkg/join"
+	"github.com/skerry-os/skerry/pkg/token"
+)
+
+const (
+	serverToken  = "server"       // the ID of the cluster's own token
+	rotated      = "skerry-token" // the Secret with it, once it was rotated
+	madePrefix   = "bootstrap-token-"
+	madeType     = corev1.SecretType("bootstrap.kubernetes.io/token") // as kubeadm and K3s have it
+	kept         = 7 * 24 * time.Hour                                 // an expired token is remembered, for a better answer than "unknown"
+	onceKey      = "skerry-single-use"
+	previousID   = "previous server"
+	timeLayout   = time.RFC3339
+	kubeSystem   = metav1.NamespaceSystem
+	keyToken     = "token"
+	keyPrevious  = "previous"
+	keyUntil     = "previous-until"
+	keyID        = "token-id"
+	keySecret    = "token-secret"
+	keyExpires   = "expiration"
+	keyDescribed = "description"
+)
+
+// Token is one that `skerryd token create` made.
+type Token struct {
+	ID          string     `json:"id"`
+	Secret      string     `json:"-"` // with the ID in front
+	Description string     `json:"description,omitempty"`
+	Expires     *time.Time `json:"expires,omitempty"`
+	SingleUse   bool       `json:"singleUse,omitempty"`
+}
+
+// Expired says whether it no longer opens anything.
+func (t Token) Expired(now time.Time) bool { return t.Expires != nil && now.After(*t.Expires) }
+
+// ListTokens reads the made tokens. Those that expired long ago are removed.
+func ListTokens(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Token, error) {
+	list, err := client.CoreV1().Secrets(kubeSystem).List(ctx, metav1.ListOptions{FieldSelector: "type=" + string(madeType)})
+	if err != nil {
+		return nil, err
+	}
+	var out []Token
+	for _, s := range list.Items {
+		t := Token{
+			ID: string(s.Data[keyID]), Secret: string(s.Data[keyID]) + "." + string(s.Data[keySecret]),
+			Description: string(s.Data[keyDescribed]), SingleUse: string(s.Data[onceKey]) == "true",
+		}
+		if token.ID(t.Secret) == "" {
+			continue // not made by a program
+		}
+		if text := string(s.Data[keyExpires]); text != "" {
+			until, err := time.Parse(timeLayout, text)
+			if err != nil {
+				continue // one whose end cannot be read is no token
+			}
+			t.Expires = &until
+		}
+		if t.Expired(now.Add(-kept)) {
+			err := client.CoreV1().Secrets(kubeSystem).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+				return nil, err
+			}
+			continue
+		}
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b Token) int { return strings.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// CreateToken makes a token. secret may be "", and ttl 0 for one that does not expire.
+func CreateToken(ctx context.Context, client kubernetes.Interface, secret, description string, ttl time.Duration, once bool) (*Token, error) {
+	if secret == "" {
+		secret = token.New()
+	}
+	id := token.ID(secret)
+	if id == "" {
+		return nil, fmt.Errorf("%q is not a token: write six small letters or digits, a dot and sixteen more, or leave it out", secret)
+	}
+	t := &Token{ID: id, Secret: secret, Description: description, SingleUse: once}
+	s := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: madePrefix + id, Namespace: kubeSystem},
+		Type:       madeType,
+		StringData: map[string]string{keyID: id, keySecret: secret[len(id)+1:]},
+	}
+	if description != "" {
+		s.StringData[keyDescribed] = description
+	}
+	if ttl > 0 {
+		until := time.Now().Add(ttl).UTC().Truncate(time.Second)
+		t.Expires = &until
+		s.StringData[keyExpires] = until.Format(timeLayout)
+	}
+	if once {
+		s.StringData[onceKey] = "true"
+	}
+	_, err := client.CoreV1().Secrets(kubeSystem).Create(ctx, s, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("there is a token %s already; delete it first, or leave the token out to get a new one", id)
+	}
+	return t, err
+}
+
+// DeleteToken takes a made token, or its ID.
+func DeleteToken(ctx context.Context, client kubernetes.Interface, id string) error {
+	if t, err := token.Parse(id); err == nil && token.ID(t.Secret) != "" {
+		id = token.ID(t.Secret)
+	}
+	err := client.CoreV1().Secrets(kubeSystem).Delete(ctx, madePrefix+id, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("there is no token %s; skerryd token list shows those there are (the cluster's own is changed with skerryd token rotate)", id)
+	}
+	return err
+}
+
+// Rotate replaces the cluster's own token; the one before goes on opening for as long as overlap says.
+func Rotate(ctx context.Context, client kubernetes.Interface, old, new string, overlap time.Duration) error {
+	api := client.CoreV1().Secrets(kubeSystem)
+	s, err := api.Get(ctx, rotated, metav1.GetOptions{})
+	fresh := apierrors.IsNotFound(err)
+	if err != nil && !fresh {
+		return err
+	}
+	if fresh {
+		s = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: rotated, Namespace: kubeSystem}}
+	} else {
+		old = string(s.Data[keyToken])
+	}
+	if old == new {
+		return fmt.Errorf("the new token is the old one")
+	}
+	s.Data = map[string][]byte{keyToken: []byte(new)}
+	if overlap > 0 {
+		s.Data[keyPrevious], s.Data[keyUntil] = []byte(old), []byte(time.Now().Add(overlap).UTC().Format(timeLayout))
+	}
+	if fresh {
+		_, err = api.Create(ctx, s, metav1.CreateOptions{})
+	} else {
+		_, err = api.Update(ctx, s, metav1.UpdateOptions{}) // another's rotation at the same time is a conflict
+	}
+	return err
+}
+
+// ServerToken is the cluster's own token if it was rotated, and "" if it is still the one of the first server's settings.
+func ServerToken(ctx context.Context, client kubernetes.Interface) (string, error) {
+	s, err := client.CoreV1().Secrets(kubeSystem).Get(ctx, rotated, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return string(s.Data[keyToken]), nil
+}
+
+// readSecrets lists what opens the cluster, and what did a while ago.
+func readSecrets(ctx context.Context, client kubernetes.Interface, now time.Time) ([]join.Secret, error) {
+	var out []join.Secret
+	s, err := client.CoreV1().Secrets(kubeSystem).Get(ctx, rotated, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return nil, err
+	}
+	if err == nil {
+		out = append(out, join.Secret{ID: serverToken, Text: string(s.Data[keyToken]), Server: true})
+		if previous := string(s.Data[keyPrevious]); previous != "" {
+			until, err := time.Parse(timeLayout, string(s.Data[keyUntil]))
+			p := join.Secret{ID: previousID, Text: previous, Server: true}
+			if err != nil || now.After(until) {
+				p.Expired = until
+				if p.Expired.IsZero() {
+					p.Expired = now
+				}
+			}
+			out = append(out, p)
+		}
+	}
+	made, err := ListTokens(ctx, client, now)
+	for _, t := range made {
+		secret := join.Secret{ID: t.ID, Text: t.Secret}
+		if t.Expired(now) {
+			secret.Expired = *t.Expires
+		}
+		out = append(out, secret)
+	}
+	return out, err
+}
+
+// spend removes a token that was for one node.
+func spend(ctx context.Context, client kubernetes.Interface, id string) error {
+	api := client.CoreV1().Secrets(kubeSystem)
+	s, err := api.Get(ctx, madePrefix+id, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) && (id == serverToken || id == previousID || id == "agent") {
+		return nil
+	}
+	if err == nil && string(s.Data[onceKey]) != "true" {
+		return nil
+	}
+	if err == nil {
+		err = api.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
+	}
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return refuse(http.StatusUnauthorized, false, "the token %s was for one node and another has used it; make another with skerryd token create", id)
+	}
+	return err
+}

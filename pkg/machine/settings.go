@@ -23,20 +23,24 @@ var Components = []string{"coredns", "ingress", "local-storage", "metrics-server
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
 // flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared). Fields are string, int, bool or []string, so that Fields can offer all of them.
 type Agent struct {
-	DataDir        string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
-	NodeName       string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
-	NodeIP         string   `yaml:"node-ip" help:"address of this node; an IPv4 and an IPv6 one with a comma between (default: the one that the default route uses)"`
-	NodeExternalIP string   `yaml:"node-external-ip" help:"address of this node as seen from outside its network; an IPv4 and an IPv6 one with a comma between"`
-	FlannelIface   string   `yaml:"flannel-iface" help:"interface towards the other nodes (default: the one that has the node's address)"`
-	NodeLabel      []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
-	NodeTaint      []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
-	Token          string   `yaml:"token" help:"secret that lets nodes join, alone or in the form of server/node-token, which also says of which cluster it is (default: a server makes one)"`
-	TokenFile      string   `yaml:"token-file" help:"file with the token, instead of token"`
-	Server         string   `yaml:"server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned"`
-	LBServerPort   int      `yaml:"lb-server-port" help:"port on this machine, of an agent, that leads to a server that works"`
-	KubeletArg     []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
-	KubeProxyArg   []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
-	Debug          bool     `yaml:"debug" help:"log in detail"`
+	DataDir         string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
+	NodeName        string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
+	NodeIP          string   `yaml:"node-ip" help:"address of this node; an IPv4 and an IPv6 one with a comma between (default: the one that the default route uses)"`
+	NodeExternalIP  string   `yaml:"node-external-ip" help:"address of this node as seen from outside its network; an IPv4 and an IPv6 one with a comma between"`
+	FlannelIface    string   `yaml:"flannel-iface" help:"interface towards the other nodes (default: the one that has the node's address)"`
+	NodeLabel       []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
+	NodeTaint       []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
+	Token           string   `yaml:"token" help:"secret that lets nodes join, alone or in the form of server/node-token, which also says of which cluster it is (default: a server makes one)"`
+	TokenFile       string   `yaml:"token-file" help:"file with the token, instead of token"`
+	Server          string   `yaml:"server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned"`
+	LBServerPort    int      `yaml:"lb-server-port" help:"port on this machine, of an agent, that leads to a server that works"`
+	KubeletArg      []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
+	KubeProxyArg    []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
+	PrivateRegistry string   `yaml:"private-registry" help:"file that says how registries are reached: mirrors, rewrites, users, TLS; read again when it changes"`
+	HTTPProxy       string   `yaml:"http-proxy" help:"proxy for image pulls and Helm charts over http; the cluster itself never goes through it (default: $CONTAINERD_HTTP_PROXY, $HTTP_PROXY)"`
+	HTTPSProxy      string   `yaml:"https-proxy" help:"the same over https"`
+	NoProxy         string   `yaml:"no-proxy" help:"names, addresses and networks to reach directly, with commas between; this machine, the cluster and its nodes always are"`
+	Debug           bool     `yaml:"debug" help:"log in detail"`
 }
 
 // Server holds the engine's settings of a node that runs the control plane; it is a node too.
@@ -62,7 +66,9 @@ type Server struct {
 }
 
 // DefaultAgent is an Agent with its defaults.
-func DefaultAgent() Agent { return Agent{DataDir: DataDir, LBServerPort: 6444} }
+func DefaultAgent() Agent {
+	return Agent{DataDir: DataDir, PrivateRegistry: "/etc/skerry/registries.yaml", LBServerPort: 6444}
+}
 
 // DefaultServer is a Server with its defaults.
 func DefaultServer() Server {
@@ -101,6 +107,21 @@ func (s *Server) DNS() (out []netip.Addr) {
 		out = append(out, ip)
 	}
 	return out
+}
+
+// Networks lists what the cluster has addresses of its own in: the pods' networks and the services'.
+func (s *Server) Networks() ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, list := range []string{s.ClusterCIDR, s.ServiceCIDR} {
+		for text := range strings.SplitSeq(list, ",") {
+			n, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, n)
+		}
+	}
+	return all, nil
 }
 
 // Field is one setting of an Agent or Server: its name, its text and a *string, *int, *bool or *[]string to its value.
@@ -212,6 +233,11 @@ func (a *Agent) Problems() []Problem {
 			p.addf([]any{"node-taint", i}, "%q is not a taint; write key=value:NoSchedule (or PreferNoSchedule, NoExecute)", t)
 		}
 	}
+	if !strings.HasPrefix(a.PrivateRegistry, "/") {
+		p.addf([]any{"private-registry"}, "%q is not an absolute path", a.PrivateRegistry)
+	}
+	p.proxy("http-proxy", a.HTTPProxy)
+	p.proxy("https-proxy", a.HTTPSProxy)
 	p.args("kubelet-arg", a.KubeletArg)
 	p.args("kube-proxy-arg", a.KubeProxyArg)
 	return p.list
@@ -298,6 +324,16 @@ func (p *problems) args(key string, list []string) {
 		if !argument.MatchString(a) {
 			p.addf([]any{key, i}, "%q is not a flag; write name=value, without dashes in front", a)
 		}
+	}
+}
+
+func (p *problems) proxy(key, text string) {
+	if text == "" {
+		return
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
+		p.addf([]any{key}, "%q is not a proxy; write http://HOST:PORT", text)
 	}
 }
 

@@ -1,6 +1,15 @@
 // Package addons applies Kubernetes manifests and keeps them applied: the components of the release, and what a person puts
-// into the server's manifests folder. It uses server-side apply under its own field manager, so that what people and
-// controllers set on other fields stays theirs.
+// into a server's manifests folder. It uses server-side apply under its own field manager, so that what people and controllers
+// set on other fields stays theirs.
+//
+// What it has made is written down in the cluster, a ConfigMap per component, folder or file, before it is made: a file that
+// changes or goes takes with it what it made, also after a restart and when it changed while no server ran. What somebody else
+// changes or deletes is applied again soon: applied objects carry a label and are watched by it. Everything is read and applied
+// again at intervals too.
+//
+// Components are the cluster's: one server applies them, under a lease. A manifests folder is its server's own: each server
+// applies its files, and an object goes when the last file that wants it does. Where two servers' files say different things of
+// one object, what was changed last stands, and a warning is written.
 package addons
 
 import (
@@ -10,20 +19,27 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/skerry-os/skerry/pkg/leader"
 	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
 // Config says what to apply and as whom.
 type Config struct {
 	Kubeconfig string   // file: the administrator's
+	Node       string   // this server's, whose files these are and whom events are about
 	Components string   // folder with a folder of manifests per component
+	InProcess  []string // components that run inside this process, with no manifests or beside them; see While
 	Disable    []string // components to leave out
 	Manifests  string   // a person's folder; made if missing, watched
 
@@ -31,7 +47,9 @@ type Config struct {
 	ClusterDomain string
 }
 
-// Service applies once the API answers, and stays to apply what changes.
+// Service applies once the API answers, and stays to apply what changes. It is ready when the components have been applied, by
+// this server or by the one that holds the lease. A person's broken file must not keep a node from Ready: it is told about and
+// tried again.
 func Service(cfg Config) supervise.Service {
 	return supervise.Service{Name: "addons", Needs: []string{"kube-apiserver"}, Run: func(ctx context.Context, ready func()) error {
 		return run(ctx, cfg, ready)
@@ -43,54 +61,154 @@ const (
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = time.Minute
 	settle     = 200 * time.Millisecond // a file is often written in several steps
+	again      = 5 * time.Minute        // between two looks at what others may have changed in the cluster
+	othersWork = 2 * time.Second        // between two looks at whether another server has the lease
 )
 
-// run is ready when the components have been applied. A person's broken file must not keep a node from Ready: it is told about
-// and tried again.
+// Lease is held by the server that applies the components.
+const Lease = "skerry-components"
+
 func run(ctx context.Context, cfg Config, ready func()) error {
-	client, err := newApplier(cfg.Kubeconfig)
+	config, err := clientcmd.BuildConfigFromFlags("", cfg.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("%s: %w", cfg.Kubeconfig, err)
+	}
+	config.QPS, config.Burst = -1, 0 // a limit that is meant for strangers would make the start wait
+	config.Timeout = 30 * time.Second
+	objects, err := newApplier(config)
+	if err != nil {
+		return err
+	}
+	config.Timeout = 0 // watches have none
+	client, err := newClient(config)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(cfg.Manifests, 0o700); err != nil {
 		return err
 	}
-	watch, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("%s: watching: %w", cfg.Manifests, err)
-	}
-	defer func() { _ = watch.Close() }()
-	if err := watch.Add(cfg.Manifests); err != nil {
-		return fmt.Errorf("%s: watching: %w", cfg.Manifests, err)
-	}
+	tell := newTeller(client, cfg.Node)
+	defer tell.stop()
 
-	k := &keeper{cfg: cfg, apply: client.apply, applied: map[string]string{}}
+	var all errgroup.Group
+	components := newLoop("components", client, cfg, &keeper{
+		kind: ofComponent, units: func() ([]unit, error) { return componentUnits(cfg) }, cluster: objects, records: newConfigMaps(client),
+	}, tell)
+	persons := newLoop("manifests", client, cfg, &keeper{
+		kind: ofManifests, node: cfg.Node, units: func() ([]unit, error) { return manifestUnits(cfg.Manifests) }, cluster: objects,
+		records: newConfigMaps(client),
+	}, tell)
+	for _, l := range []*loop{components, persons} {
+		if l.drift, err = newDrift(config, l.drifted); err != nil {
+			return err
+		}
+		defer l.drift.wait()
+		l.objects = objects
+	}
+	all.Go(func() error {
+		return leader.Run(ctx, client, Lease, cfg.Node, func(ctx context.Context) error { return components.run(ctx, ready) })
+	})
+	all.Go(func() error { return persons.run(ctx, func() {}) })
+	all.Go(func() error { readyElsewhere(ctx, client, cfg.Node, ready); return nil })
+	all.Go(func() error { return watchFolder(ctx, cfg.Manifests, persons.changed, components.changed) })
+	all.Go(func() error {
+		follow(ctx, client, func(State) { persons.changed(); components.changed() })
+		return nil
+	})
+	return all.Wait()
+}
+
+func newClient(config *rest.Config) (kubernetes.Interface, error) {
+	config = rest.CopyConfig(config)
+	config.ContentType, config.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
+	return kubernetes.NewForConfig(config)
+}
+
+// readyElsewhere is for a server that does not apply the components: it is ready when another does.
+func readyElsewhere(ctx context.Context, client kubernetes.Interface, node string, ready func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(othersWork):
+		}
+		if other, err := leader.Other(ctx, client, Lease, node); err == nil && other {
+			ready()
+			return
+		}
+	}
+}
+
+// loop runs a keeper's passes.
+type loop struct {
+	what   string
+	client kubernetes.Interface
+	cfg    Config
+	keeper *keeper
+	tell   *teller
+	wake   chan struct{}
+
+	drift   *drift
+	objects *applier
+	moved   chan struct{} // somebody changed what was applied
+}
+
+func newLoop(what string, client kubernetes.Interface, cfg Config, k *keeper, tell *teller) *loop {
+	return &loop{what: what, client: client, cfg: cfg, keeper: k, tell: tell, wake: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
+}
+
+func (l *loop) drifted() {
+	select {
+	case l.moved <- struct{}{}:
+	default:
+	}
+}
+
+// changed has the files and the cluster's decisions read again.
+func (l *loop) changed() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *loop) run(ctx context.Context, ready func()) error {
 	next := time.NewTimer(0)
 	defer next.Stop()
-	retry := firstRetry
+	defer l.drift.follow(ctx, nil)
+	retry, everything := firstRetry, true
+	pause, lastMove := driftPause, time.Time{}
+	told := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-watch.Events:
-			if !ok {
-				return nil
-			}
+		case <-l.wake:
 			retry = firstRetry
 			next.Reset(settle)
-		case err := <-watch.Errors:
-			slog.Warn("manifests: some changes may have been missed; reading all files again", "folder", cfg.Manifests, "err", err)
-			next.Reset(0)
+		case <-l.moved:
+			if time.Since(lastMove) > 2*pause {
+				pause = driftPause
+			}
+			everything, lastMove = true, time.Now()
+			next.Reset(pause)
+			pause = min(2*pause, again)
 		case <-next.C:
-			components, persons := k.pass(ctx)
-			if ctx.Err() != nil {
+			err := l.pass(ctx, everything)
+			switch {
+			case ctx.Err() != nil:
 				return nil
-			}
-			if components == nil {
+			case err == nil:
 				ready()
-			}
-			if err := errors.Join(components, persons); err != nil {
-				slog.Warn("manifests: not all applied; trying again", "in", retry.String(), "err", err)
+				told = ""
+				retry, everything = firstRetry, true // at the next interval
+				next.Reset(again)
+			default:
+				if err.Error() != told {
+					slog.Warn(l.what+": not all applied; trying again until it is", "err", err)
+				}
+				told = err.Error()
+				everything = false
 				next.Reset(retry)
 				retry = min(2*retry, lastRetry)
 			}
@@ -98,106 +216,92 @@ func run(ctx context.Context, cfg Config, ready func()) error {
 	}
 }
 
-// keeper remembers what it applied, so that a pass costs nothing where nothing changed.
-type keeper struct {
-	cfg     Config
-	apply   func(context.Context, object) error
-	applied map[string]string // file -> its content when it was applied as a whole
-}
-
-// pass applies every file that is new or changed. The two errors are those of the components and of a person's files.
-func (k *keeper) pass(ctx context.Context) (components, persons error) {
-	files, err := componentFiles(k.cfg.Components, k.cfg.Disable)
-	components = errors.Join(err, k.files(ctx, files, render(k.cfg)))
-	files, err = manifestFiles(k.cfg.Manifests)
-	persons = errors.Join(err, k.files(ctx, files, nil))
-	return components, persons
-}
-
-func (k *keeper) files(ctx context.Context, names []string, render func(string, []byte) ([]byte, error)) error {
-	var faults []error
-	for _, name := range names {
-		if err := k.file(ctx, name, render); err != nil {
-			faults = append(faults, err)
-		}
-	}
-	return errors.Join(faults...)
-}
-
-// file applies one file's objects in their order. One that fails does not keep the others back.
-func (k *keeper) file(ctx context.Context, name string, render func(string, []byte) ([]byte, error)) error {
-	data, err := os.ReadFile(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // removed since the folder was read
-	}
-	if err != nil {
-		return err
-	}
-	if render != nil {
-		if data, err = render(name, data); err != nil {
+// pass is one of the keeper's, with the cluster's decisions, and what there is to tell about it.
+func (l *loop) pass(ctx context.Context, everything bool) error {
+	if l.keeper.kind == ofComponent {
+		if err := l.publish(ctx); err != nil {
 			return err
 		}
 	}
-	if k.applied[name] == string(data) {
-		return nil
-	}
-	objects, err := decode(name, data)
+	state, err := ReadState(ctx, l.client)
 	if err != nil {
 		return err
 	}
+	outcomes, err := l.keeper.pass(ctx, state.Off, everything)
+	if errors.Is(err, errNoComponents) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	kinds := map[schema.GroupVersionResource]bool{}
 	var faults []error
-	for _, o := range objects {
-		if err := k.apply(ctx, o); err != nil {
-			faults = append(faults, fmt.Errorf("%s:%d: %s: %w", name, o.line, o, err))
+	for _, o := range outcomes {
+		for _, m := range o.made {
+			if mapping, err := l.objects.mapping(m.ref); err == nil {
+				kinds[mapping.Resource] = true
+			}
 		}
+		l.tell.outcome(l.what, o)
+		faults = append(faults, o.fault)
 	}
-	if len(faults) == 0 {
-		k.applied[name] = string(data)
-		slog.Info("manifest applied", "file", name, "objects", len(objects))
-	}
+	l.drift.follow(ctx, kinds)
 	return errors.Join(faults...)
 }
 
-// componentFiles lists the manifests of the components that are not disabled.
-func componentFiles(dir string, disable []string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+// publish says in the cluster which components this release has, for those who enable and disable.
+func (l *loop) publish(ctx context.Context) error {
+	units, err := componentUnits(l.cfg)
+	if err != nil && !errors.Is(err, errNoComponents) {
+		return err
 	}
-	if err != nil {
-		return nil, err
+	known := slices.Clone(l.cfg.InProcess)
+	for _, u := range units {
+		known = append(known, u.name)
 	}
-	var files []string
-	for _, e := range entries {
-		if !e.IsDir() || slices.Contains(disable, e.Name()) {
-			continue
-		}
-		of, err := manifestFiles(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, of...)
+	known = slices.DeleteFunc(known, essential)
+	slices.Sort(known)
+	var off []string
+	for _, d := range l.cfg.Disable {
+		off = append(off, component(d))
 	}
-	return files, nil
+	slices.Sort(off)
+	return writeState(ctx, l.client, map[string]string{
+		knownKey:  strings.Join(slices.Compact(known), ","),
+		byFlagKey: strings.Join(slices.Compact(off), ","),
+		inProcess: strings.Join(l.cfg.InProcess, ","),
+	})
 }
 
-// manifestFiles lists a folder's manifests by name, which is the order they are applied in. Editors' and half-written files,
-// which begin with a dot, are left out.
-func manifestFiles(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
+// watchFolder calls f when something in a folder or below it changes. What it misses is read at the next interval.
+func watchFolder(ctx context.Context, dir string, changed ...func()) error {
+	watch, err := fsnotify.NewWatcher()
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("%s: watching: %w", dir, err)
 	}
-	var files []string
-	for _, e := range entries {
-		switch ext := filepath.Ext(e.Name()); {
-		case e.IsDir(), strings.HasPrefix(e.Name(), "."), ext != ".yaml" && ext != ".yml" && ext != ".json":
-		default:
-			files = append(files, filepath.Join(dir, e.Name()))
+	defer func() { _ = watch.Close() }()
+	add := func() {
+		for _, f := range folders(dir) {
+			if err := watch.Add(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+				slog.Warn("manifests: changes here are seen late", "folder", f, "err", err)
+			}
 		}
 	}
-	return files, nil
+	add()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-watch.Events:
+			if e.Has(fsnotify.Create) {
+				add() // it may be a folder
+			}
+		case err := <-watch.Errors:
+			slog.Warn("manifests: some changes may have been missed; reading all files again", "folder", dir, "err", err)
+			add()
+		}
+		for _, f := range changed {
+			f()
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"regexp"
 	"strings"
 	"text/template"
 
@@ -18,6 +19,7 @@ import (
 // object is one document of a manifest, and the line it starts at.
 type object struct {
 	*unstructured.Unstructured
+	file string
 	line int
 }
 
@@ -73,7 +75,7 @@ func decode(name string, data []byte) ([]object, error) {
 			return objects, errors.Join(faults...)
 		}
 		if err != nil {
-			return nil, errors.Join(append(faults, fmt.Errorf("%s: %w", name, err))...)
+			return nil, errors.Join(append(faults, syntaxFault(name, err))...)
 		}
 		if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
 			continue // nothing but comments
@@ -85,9 +87,19 @@ func decode(name string, data []byte) ([]object, error) {
 			continue
 		}
 		for _, o := range list {
-			objects = append(objects, object{o, line})
+			objects = append(objects, object{o, name, line})
 		}
 	}
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: line (\d+): (.*)$`)
+
+// syntaxFault puts the line where an editor finds it.
+func syntaxFault(name string, err error) error {
+	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+		return fmt.Errorf("%s:%s: is not YAML: %s", name, m[1], m[2])
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 func toObjects(doc *yaml.Node) ([]*unstructured.Unstructured, error) {

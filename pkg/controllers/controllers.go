@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/skerry-os/skerry/pkg/addons"
 	"github.com/skerry-os/skerry/pkg/leader"
 	"github.com/skerry-os/skerry/pkg/supervise"
 )
@@ -34,7 +34,7 @@ const Lease = "skerry-controllers"
 
 // Controller is a component without pods.
 type Controller struct {
-	Name string // of the component, as --disable knows it
+	Name string // of the component, as --disable and skerryd disable know it
 
 	// Run works until ctx ends. An error is logged, and Run is called again after a pause.
 	Run func(ctx context.Context, k *Kit) error
@@ -46,6 +46,7 @@ type Controller struct {
 
 // Kit is what a controller works with, made for one Run.
 type Kit struct {
+	Config    *rest.Config // of Client
 	Client    kubernetes.Interface
 	Informers informers.SharedInformerFactory // what is asked of it before Start is watched
 	Events    record.EventRecorder
@@ -56,7 +57,6 @@ type Config struct {
 	Kubeconfig  string // file: the administrator's
 	NodeName    string // tells servers apart
 	Controllers []Controller
-	Disable     []string // components to leave out
 }
 
 // Service runs the controllers once the components' manifests are applied, which hold their permissions.
@@ -76,13 +76,13 @@ func Service(cfg Config) supervise.Service {
 			var all sync.WaitGroup
 			for _, c := range cfg.Controllers {
 				all.Go(func() {
-					if slices.Contains(cfg.Disable, c.Name) {
+					addons.While(ctx, client, c.Name, func(ctx context.Context) {
+						again(ctx, c.Name, func(ctx context.Context) error { return c.run(ctx, config) })
+					}, func(ctx context.Context) {
 						if c.Clean != nil {
 							again(ctx, c.Name, func(ctx context.Context) error { return c.Clean(ctx, client) })
 						}
-						return
-					}
-					again(ctx, c.Name, func(ctx context.Context) error { return c.run(ctx, config) })
+					})
 				})
 			}
 			all.Wait()
@@ -130,6 +130,7 @@ func (c Controller) run(ctx context.Context, config *rest.Config) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(Slim))
 	defer func() { cancel(); factory.Shutdown(); events.Shutdown() }()
 	return c.Run(ctx, &Kit{
+		Config:    own,
 		Client:    client,
 		Informers: factory,
 		Events:    events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "skerry-" + c.Name}),

@@ -154,3 +154,19 @@ func awaitNamespace(ctx context.Context, client kubernetes.Interface) error {
 		return err == nil, nil
 	})
 }
+
+// Other says whether another than identity holds the lease now.
+func Other(ctx context.Context, client kubernetes.Interface, name, identity string) (bool, error) {
+	lease, err := client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	s := lease.Spec
+	if s.HolderIdentity == nil || *s.HolderIdentity == "" || *s.HolderIdentity == identity || s.RenewTime == nil {
+		return false, nil
+	}
+	return time.Since(s.RenewTime.Time) < Duration, nil
+}

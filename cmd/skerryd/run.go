@@ -18,6 +18,7 @@ import (
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
+	"github.com/skerry-os/skerry/pkg/outbound"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/version"
 )
@@ -43,6 +44,8 @@ func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ct
 	slow := time.AfterFunc(slowStart, func() { gate.open(true) })
 	defer slow.Stop()
 	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", role, "data", a.DataDir)
+	proxy := outbound.Take(outbound.Settings{HTTP: a.HTTPProxy, HTTPS: a.HTTPSProxy, No: a.NoProxy})
+	a.HTTPProxy, a.HTTPSProxy, a.NoProxy = proxy.HTTP, proxy.HTTPS, proxy.No
 	if err := readToken(a); err != nil {
 		return settings.Usage(err)
 	}

@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +22,10 @@ import (
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/controllers"
+	"github.com/skerry-os/skerry/pkg/helm"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
+	"github.com/skerry-os/skerry/pkg/outbound"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server"
 	"github.com/skerry-os/skerry/pkg/server/membership"
@@ -122,7 +126,9 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	)
 	services = append(services, addons.Service(addons.Config{
 		Kubeconfig:    files.Admin,
+		Node:          name,
 		Components:    filepath.Join(node.Share, "manifests"),
+		InProcess:     []string{"servicelb", helm.Name},
 		Disable:       disabled(s),
 		Manifests:     filepath.Join(s.DataDir, "server", "manifests"),
 		ClusterDNS:    node.ClusterDNS,
@@ -131,10 +137,20 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	services = append(services, controllers.Service(controllers.Config{
 		Kubeconfig:  files.Admin,
 		NodeName:    name,
-		Disable:     s.Disable,
-		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...)},
+		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), helmController(node.Proxy)},
 	}))
 	return append(services, agent.Services(node)...), nil
+}
+
+// helmController is pkg/helm's as one of the server's.
+func helmController(proxy func(*url.URL) (*url.URL, error)) controllers.Controller {
+	return controllers.Controller{Name: helm.Name, Run: func(ctx context.Context, k *controllers.Kit) error {
+		c, err := helm.New(k.Config, k.Client, k.Events, proxy)
+		if err != nil {
+			return err
+		}
+		return c.Run(ctx)
+	}}
 }
 
 // nodePorts are what the engine listens on at the nodes' addresses: the API, kubelet and etcd.
@@ -176,6 +192,12 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 		}
 		c.NodeExternalIPs = append(c.NodeExternalIPs, ip)
 	}
+	networks, err := s.Networks()
+	if err != nil {
+		return c, err
+	}
+	proxy := outbound.Settings{HTTP: s.HTTPProxy, HTTPS: s.HTTPSProxy, No: s.NoProxy}
+	c.Proxy = proxy.Func(outbound.Never(networks, s.ClusterDomain, append(slices.Clone(ips), c.NodeExternalIPs...)))
 	return c, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/podnet"
+	"github.com/skerry-os/skerry/pkg/registries"
 	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
@@ -41,6 +43,8 @@ type Config struct {
 	KubeletKubeconfig   string // file: system:node:<name>
 	KubeProxyKubeconfig string // file: system:kube-proxy
 
+	Proxy func(*url.URL) (*url.URL, error) // for image pulls; nil: none
+
 	Libexec string // folder with containerd-shim-runc-v2, runc and cni/
 	Share   string // folder with images/
 }
@@ -51,11 +55,12 @@ func Services(cfg Config) []supervise.Service {
 	l := newLayout(cfg)
 	node := newNode(l)
 	return []supervise.Service{
+		{Name: "registries", Run: l.registries().Run},
 		{Name: "containerd", Run: l.runContainerd},
 		{Name: "images", Needs: []string{"containerd"}, Run: l.runImages},
 		{Name: "pod-network", Needs: []string{"kube-apiserver"}, Run: node.runNetwork},
 		{Name: "network-policy", Needs: []string{"kube-apiserver"}, Run: l.runNetworkPolicy},
-		{Name: "kubelet", Needs: []string{"containerd", "images", "kube-apiserver"}, Run: l.runKubelet},
+		{Name: "kubelet", Needs: []string{"containerd", "images", "registries", "kube-apiserver"}, Run: l.runKubelet},
 		{Name: "kube-proxy", Needs: []string{"kube-apiserver", "pod-network"}, Run: l.runKubeProxy},
 		{Name: "node-ready", Needs: []string{"kubelet", "pod-network"}, Run: node.runReady},
 	}
@@ -105,9 +110,14 @@ func (l *layout) cniReadDir() string {
 	return l.cniConfDir()
 }
 
+func (l *layout) certsDir() string     { return filepath.Join(l.data, "certs.d") }
 func (l *layout) cniBinDir() string    { return filepath.Join(l.Libexec, "cni") }
 func (l *layout) policySocket() string { return filepath.Join(l.run, "policy.sock") }
 func (l *layout) cniConf() string      { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }
+
+func (l *layout) registries() *registries.Server {
+	return registries.New(registries.Config{File: l.Settings.PrivateRegistry, Hosts: l.certsDir(), Proxy: l.Proxy})
+}
 
 // program finds a helper: beside the other helpers first, then in PATH.
 func (l *layout) program(name string) (string, error) { return findProgram(l.Libexec, name) }

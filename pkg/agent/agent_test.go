@@ -75,7 +75,7 @@ func TestServicesNames(t *testing.T) {
 		}
 		names, known = append(names, s.Name), append(known, s.Name)
 	}
-	if got := strings.Join(names, " "); got != "containerd images pod-network network-policy kubelet kube-proxy node-ready" {
+	if got := strings.Join(names, " "); got != "registries containerd images pod-network network-policy kubelet kube-proxy node-ready" {
 		t.Errorf("services are %s", got)
 	}
 }
@@ -349,5 +349,25 @@ func TestArchiveImages(t *testing.T) {
 	}
 	if _, err := archiveImages(strings.NewReader("this is not a tar archive at all" + strings.Repeat("\n", 600))); err == nil {
 		t.Error("rubbish was taken for an archive")
+	}
+}
+
+// A list may have what people write; what is no image is told, with its place, and keeps nothing else back.
+func TestReadList(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "list.txt")
+	if err := os.WriteFile(file, []byte("# images\n\nbusybox\n  example.org/a/b:1  \nUPPER CASE\nx@sha256:1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names, err := readList(file)
+	if want := []string{"docker.io/library/busybox:latest", "example.org/a/b:1"}; !slices.Equal(names, want) {
+		t.Errorf("%q, want %q", names, want)
+	}
+	if err == nil || !strings.Contains(err.Error(), "list.txt:5: ") || !strings.Contains(err.Error(), "list.txt:6: ") {
+		t.Errorf("%v", err)
+	}
+	for name, want := range map[string]bool{"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.txt": false, "tar": false, "a.tar.gz.part": false} {
+		if isArchive(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
 	}
 }

@@ -98,9 +98,11 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 			"io.containerd.server.v1.grpc":  map[string]any{"address": l.socket()},
 			"io.containerd.server.v1.ttrpc": map[string]any{"address": l.socket() + ".ttrpc"},
 			"io.containerd.cri.v1.images": map[string]any{
-				"snapshotter":   snapshotter,
-				"pinned_images": map[string]any{"sandbox": PauseImage},
-				"registry":      map[string]any{"config_path": filepath.Join(l.data, "certs.d")},
+				"snapshotter": snapshotter,
+				// A layer that is unpacked is not kept packed too: flash is small, and it is never packed again.
+				"discard_unpacked_layers": true,
+				"pinned_images":           map[string]any{"sandbox": PauseImage},
+				"registry":                map[string]any{"config_path": l.certsDir()},
 			},
 			"io.containerd.cri.v1.runtime": map[string]any{
 				"restrict_oom_score_adj":       !mayLowerOOMScore("/proc/self/status"),
@@ -130,7 +132,7 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 				},
 			},
 			"io.containerd.transfer.v1.local": map[string]any{
-				"config_path": filepath.Join(l.data, "certs.d"),
+				"config_path": l.certsDir(),
 				"unpack_config": []any{
 					map[string]any{"platform": "linux/" + runtime.GOARCH, "snapshotter": snapshotter, "differ": "walking"},
 				},

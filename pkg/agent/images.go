@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -50,31 +52,33 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 	if err := work.Wait(); err != nil {
 		return err
 	}
+	lists := l.importPersons(ctx, c)
 	ready()
+	l.pullLists(ctx, c, lists)
 	<-ctx.Done()
 	return nil
 }
 
 // importImages loads one archive, unless containerd has its images already. What it has is asked, not remembered: a file that
-// says so could outlive an image.
+// says so could outlive an image. The archive may be compressed by gzip or zstd. Once a layer is unpacked its packed form is not
+// kept: that would be the same bytes twice on the data partition.
 func importImages(ctx context.Context, c *client.Client, snapshotter, file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	wanted, err := archiveImages(f)
+	wanted, err := archiveFile(file, archiveImages)
 	if err != nil {
 		return err
 	}
 	if present, err := haveImages(ctx, c, snapshotter, wanted); err != nil || present {
 		return err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
+	start := time.Now()
+	ctx, done, err := c.WithLease(ctx) // nothing goes before it is unpacked
+	if err != nil {
 		return err
 	}
-	start := time.Now()
-	got, err := c.Import(ctx, f, client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}))
+	defer func() { _ = done(context.WithoutCancel(ctx)) }()
+	got, err := archiveFile(file, func(r io.Reader) ([]images.Image, error) {
+		return c.Import(ctx, r, client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}), client.WithDiscardUnpackedLayers())
+	})
 	if err != nil {
 		return err
 	}
@@ -88,6 +92,21 @@ func importImages(ctx context.Context, c *client.Client, snapshotter, file strin
 		slog.Info("image imported", "image", image.Name, "took", time.Since(start).Round(time.Millisecond).String())
 	}
 	return nil
+}
+
+// archiveFile has an archive read, unpacked if it is compressed.
+func archiveFile[T any](file string, read func(io.Reader) (T, error)) (out T, err error) {
+	f, err := os.Open(filepath.Clean(file))
+	if err != nil {
+		return out, err
+	}
+	defer func() { _ = f.Close() }()
+	plain, err := compression.DecompressStream(f)
+	if err != nil {
+		return out, err
+	}
+	defer func() { _ = plain.Close() }()
+	return read(plain)
 }
 
 // haveImages says whether containerd has all the images, the same ones, pinned and unpacked.
@@ -133,7 +152,7 @@ func (a archived) configDigest() string {
 }
 
 // archiveImages lists an archive's images; none when it has no manifest.json. Layers are skipped, not read.
-func archiveImages(f io.ReadSeeker) ([]archived, error) {
+func archiveImages(f io.Reader) ([]archived, error) {
 	for r := tar.NewReader(f); ; {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) {

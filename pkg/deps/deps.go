@@ -25,7 +25,7 @@ update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
-engine:    pkg/leader pkg/enrol
+engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm
 engine:    pkg/podnet
 engine:    pkg/datastore/snapshot
 engine:    pkg/netpol

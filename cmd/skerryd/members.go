@@ -14,6 +14,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/join"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/server"
 	"github.com/skerry-os/skerry/pkg/server/membership"
 	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/supervise"
@@ -90,7 +91,7 @@ func certificatesService(c pki.Config, renewed func() error) supervise.Service {
 
 // alone says why no other server can join; "" if one can.
 func alone(s machine.Server) string {
-	if s.Multiple() {
+	if s.Multiple() || server.UsesEtcd(s) {
 		return ""
 	}
 	return "this cluster's datastore is a file on this server (SQLite), so it has one server; a cluster of several begins with --cluster-init or --datastore-endpoint"

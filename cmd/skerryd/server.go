@@ -68,6 +68,9 @@ func newServerCmd() *cobra.Command {
 
 // runServer is a server from its settings to its end.
 func runServer(ctx context.Context, s machine.Server) error {
+	if s.ClusterReset {
+		return resetCluster(ctx, s)
+	}
 	return runNode(ctx, "server", &s.Agent, func(ctx context.Context, status func(string)) ([]supervise.Service, error) {
 		return serverServices(ctx, s, status)
 	})

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +17,8 @@ import (
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/host"
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
+	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/datastore/snapshot"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/server"
@@ -43,17 +47,64 @@ func stored(cmd *cobra.Command, run func(cmd *cobra.Command, s machine.Server, a
 		if err != nil {
 			return err
 		}
-		node, err := host.NodeName(s.NodeName)
+		at, err := openStored(s)
 		if err != nil {
 			return err
-		}
-		at, err := server.OpenStored(s, node, nil)
-		if err != nil {
-			return settings.Usage(err)
 		}
 		return run(cmd, s, at, args)
 	}
 	return cmd
+}
+
+func openStored(s machine.Server) (*server.Stored, error) {
+	node, err := host.NodeName(s.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	c := server.StoredConfig{Settings: s, NodeName: node}
+	if server.UsesEtcd(s) { // what is restored is a member at this address
+		ip, err := server.ServiceIP(s.ServiceCIDR)
+		if err != nil {
+			return nil, err
+		}
+		ips, err := host.NodeIPs(s.NodeIP, ip, s.DNS()...)
+		if err != nil {
+			return nil, err
+		}
+		c.NodeIP = ips[0]
+	}
+	at, err := server.OpenStored(c)
+	return at, settings.Usage(err)
+}
+
+// resetCluster does what --cluster-reset says, and ends.
+func resetCluster(ctx context.Context, s machine.Server) error {
+	_, gate, err := setUpLogging(s.Debug)
+	if err != nil {
+		return err
+	}
+	gate.open(true)
+	release, err := host.Claim(s.DataDir)
+	if err != nil {
+		return err
+	}
+	defer release()
+	s.Server = "" // it begins again by itself
+	at, err := openStored(s)
+	if err != nil {
+		return err
+	}
+	if name := s.ClusterResetRestorePath; name != "" {
+		return restore(ctx, os.Stdout, at, name)
+	}
+	if at.Store.Kind() != datastore.Etcd {
+		return settings.Usage(fmt.Errorf("--cluster-reset: this server uses %s, which has no members; name a snapshot with --cluster-reset-restore-path", at.Store.Kind()))
+	}
+	err = at.Store.Run(ctx, func() {})
+	if errors.Is(err, etcd.ErrReset) {
+		_, err = fmt.Println(err)
+	}
+	return err
 }
 
 // usedSettings is the file in which the server of a data folder keeps the settings it runs with, if there is one.
@@ -160,18 +211,18 @@ func newSnapshotRestoreCmd() *cobra.Command {
 			return fmt.Errorf("%w; or restore with --at-next-start", err)
 		}
 		defer release()
-		return restore(cmd, at, name)
+		return restore(cmd.Context(), cmd.OutOrStdout(), at, name)
 	})
 }
 
-func restore(cmd *cobra.Command, at *server.Stored, name string) error {
-	m, aside, err := at.Snapshots.Restore(cmd.Context(), at.Store, name)
+func restore(ctx context.Context, out io.Writer, at *server.Stored, name string) error {
+	m, aside, err := at.Snapshots.Restore(ctx, at.Store, name)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s of %s restored\n", m.Name, m.Created.Format(time.RFC3339))
+	_, err = fmt.Fprintf(out, "%s of %s restored\n", m.Name, m.Created.Format(time.RFC3339))
 	if err == nil && aside != "" {
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "what was there before is kept as %s; remove it when all is well\n", aside)
+		_, err = fmt.Fprintf(out, "what was there before is kept as %s; remove it when all is well\n", aside)
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // A snapshot of every kind that kine translates is a SQLite file with kine's table and one row for each live object, so that a
@@ -169,4 +170,26 @@ func syncFile(name string) error {
 		return fmt.Errorf("%s: making it durable: %w", name, err)
 	}
 	return nil
+}
+
+// EachObject calls f for every object of a SQLite store that does not run, and returns the revision it had.
+func EachObject(ctx context.Context, c Config, f func(key string, value []byte, ttl int64) error) (Revision, error) {
+	if err := checkFile(ctx, c.File()); err != nil {
+		return 0, err
+	}
+	db, err := openSQLite(c.File())
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close() //nolint:errcheck // only read
+	rev, err := latest(ctx, db)
+	if err != nil {
+		return 0, err
+	}
+	return rev, eachLive(ctx, db, func(r row) error {
+		if !strings.HasPrefix(r.name, "/") { // kine's own
+			return nil
+		}
+		return f(r.name, r.value, r.lease.Int64)
+	})
 }

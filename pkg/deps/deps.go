@@ -27,7 +27,7 @@ tools:     e2e/gatewayapi
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
 engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm
 engine:    pkg/podnet
-engine:    pkg/datastore/snapshot
+engine:    pkg/datastore/snapshot pkg/datastore/etcd
 engine:    pkg/netpol
 engine:    pkg/addons pkg/server/membership
 engine:    pkg/controllers

@@ -133,14 +133,14 @@ func NodeFiles(dataDir, server string, serverCA, clientCA []byte, pairs map[stri
 // Shared are the files that all servers of a cluster have in common, below the data folder: one that joins must bring them
 // before it makes anything itself.
 func Shared() []string {
-	return []string{
+	return append(EtcdAuthorities(),
 		"server/tls/server-ca.pem",
 		"server/tls/client-ca.pem",
 		"server/tls/request-header-ca.pem",
 		"server/tls/service-account.key",
 		"server/encryption.yaml",
 		"server/token",
-	}
+	)
 }
 
 // Status is what can be said of one certificate.

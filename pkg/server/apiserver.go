@@ -16,6 +16,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
+	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/join"
 	"github.com/skerry-os/skerry/pkg/pki"
 )
@@ -31,7 +32,7 @@ type apiServer struct {
 	specs   atomic.Pointer[specs]
 }
 
-func newAPIServer(cfg Config, etcd string) (*apiServer, error) {
+func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 	s, f := cfg.Settings, cfg.Files
 	issuer := "https://kubernetes.default.svc." + s.ClusterDomain
 	ours := []arg{
@@ -67,14 +68,22 @@ func newAPIServer(cfg Config, etcd string) (*apiServer, error) {
 
 		{"service-cluster-ip-range", s.ServiceCIDR},
 		{"encryption-provider-config", cfg.Secrets.EncryptionFile},
-		{"etcd-servers", etcd},
-		{"etcd-compaction-interval", "0"}, // the datastore compacts itself
+		{"etcd-servers", store.Endpoint()},
+		{"etcd-compaction-interval", compaction(store)},
 	}
 	o := options.NewServerRunOptions()
 	if err := parse("kube-apiserver-arg", o.Flags(), ours, s.KubeAPIServerArg); err != nil {
 		return nil, err
 	}
 	return &apiServer{cfg: cfg, options: o}, nil
+}
+
+// compaction is how often the API tells its datastore to compact. kine does so by itself.
+func compaction(store datastore.Store) string {
+	if store.Kind() == datastore.Etcd {
+		return "5m"
+	}
+	return "0"
 }
 
 // prepare does what needs no datastore yet; half of it is the making of RSA keys for the server's calls to itself. It runs

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,8 +14,10 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/datastore/snapshot"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/version"
 )
@@ -24,9 +28,26 @@ type Stored struct {
 	Snapshots *snapshot.Snapshots
 }
 
-// OpenStored reads the settings; it does not touch the data. tell gets what an operator should see, and may be nil.
-func OpenStored(s machine.Server, node string, tell func(datastore.Event)) (*Stored, error) {
-	dir := filepath.Join(s.DataDir, "server", "db")
+// StoredConfig says whose datastore it is.
+type StoredConfig struct {
+	Settings machine.Server
+	NodeName string
+	NodeIP   netip.Addr
+	Tell     func(datastore.Event) // gets what an operator should see; may be nil
+}
+
+// UsesEtcd reports whether a server with these settings runs a member of etcd: it is told to begin a cluster or to join one, or it
+// has one from before.
+func UsesEtcd(s machine.Server) bool {
+	return s.DatastoreEndpoint == "" && (s.ClusterInit || s.Server != "" || etcd.Exists(databaseDir(s)))
+}
+
+func databaseDir(s machine.Server) string { return filepath.Join(s.DataDir, "server", "db") }
+
+// OpenStored reads the settings; it does not touch the data.
+func OpenStored(c StoredConfig) (*Stored, error) {
+	s, node, tell := c.Settings, c.NodeName, c.Tell
+	dir := databaseDir(s)
 	timeout, err := time.ParseDuration(s.S3Timeout)
 	if err != nil {
 		return nil, err
@@ -50,6 +71,13 @@ func OpenStored(s machine.Server, node string, tell func(datastore.Event)) (*Sto
 	if err != nil {
 		return nil, err
 	}
+	if UsesEtcd(s) {
+		store, err := openEtcd(c)
+		if err != nil {
+			return nil, err
+		}
+		return &Stored{store, snapshots}, nil
+	}
 	store, err := datastore.Open(datastore.Config{
 		Dir:      dir,
 		Endpoint: s.DatastoreEndpoint,
@@ -61,6 +89,25 @@ func OpenStored(s machine.Server, node string, tell func(datastore.Event)) (*Sto
 		return nil, err
 	}
 	return &Stored{store, snapshots}, nil
+}
+
+func openEtcd(c StoredConfig) (datastore.Store, error) {
+	files, err := pki.EnsureEtcd(pki.Config{DataDir: c.Settings.DataDir, NodeName: c.NodeName, NodeIPs: []netip.Addr{c.NodeIP}, Now: time.Now()})
+	if err != nil {
+		return nil, err
+	}
+	host := ""
+	if c.Settings.Server != "" {
+		u, err := url.Parse(c.Settings.Server)
+		if err != nil {
+			return nil, err
+		}
+		host = u.Hostname()
+	}
+	return etcd.New(etcd.Config{
+		Dir: databaseDir(c.Settings), Name: c.NodeName, IP: c.NodeIP, TLS: etcd.TLS(*files),
+		Join: host, Reset: c.Settings.ClusterReset, Tell: c.Tell,
+	}), nil
 }
 
 // snapshotService saves snapshots by the clock. It never fails: a server lives without them, and events tell of it.

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server/secrets"
@@ -51,11 +52,11 @@ func ServiceIP(serviceCIDR string) (netip.Addr, error) {
 // anything runs.
 func Services(cfg Config) ([]supervise.Service, error) {
 	events := newEvents(cfg.Files.Admin, cfg.NodeName)
-	stored, err := OpenStored(cfg.Settings, cfg.NodeName, events.tell)
+	stored, err := OpenStored(StoredConfig{Settings: cfg.Settings, NodeName: cfg.NodeName, NodeIP: cfg.NodeIPs[0], Tell: events.tell})
 	if err != nil {
 		return nil, err
 	}
-	api, err := newAPIServer(cfg, stored.Store.Endpoint())
+	api, err := newAPIServer(cfg, stored.Store)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +77,8 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		events.service(),
 		{Name: "kube-apiserver-config", Run: api.prepare},
 		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},
-		{Name: "kube-controller-manager", Needs: []string{"kube-apiserver"}, Run: controllers.run},
-		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: scheduler.run},
+		{Name: "kube-controller-manager", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "controller-manager", controllers.run)},
+		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "scheduler", scheduler.run)},
 	}
 	if !cfg.Settings.DisableSnapshots {
 		snapshots, err := snapshotService(stored, cfg.Settings.SnapshotScheduleCron)
@@ -85,6 +86,9 @@ func Services(cfg Config) ([]supervise.Service, error) {
 			return nil, fmt.Errorf("snapshot-schedule-cron: %w", err)
 		}
 		services = append(services, snapshots)
+	}
+	if member, ok := stored.Store.(*etcd.Store); ok {
+		services = append(services, memberService(cfg, member))
 	}
 	return services, keepSettings(cfg.Settings)
 }

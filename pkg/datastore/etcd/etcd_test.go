@@ -1,0 +1,332 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/pki"
+)
+
+// server is one of several on this host, each at an address of its own.
+type server struct {
+	t     *testing.T
+	store *Store
+	stop  context.CancelFunc
+	out   chan error
+	up    chan struct{}
+}
+
+// newServer shares the authorities of first, as a join does.
+func newServer(t *testing.T, n int, first *server) *server {
+	t.Helper()
+	base, err := os.MkdirTemp("", "sk") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	if err := os.MkdirAll(filepath.Join(base, "server/tls"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Dir: filepath.Join(base, "server/db"), Name: fmt.Sprintf("node-%d", n), IP: netip.AddrFrom4([4]byte{127, 0, 88, byte(n)})}
+	if first != nil {
+		c.Join = first.store.IP.String()
+		for _, f := range pki.EtcdAuthorities() {
+			data, err := os.ReadFile(filepath.Join(first.base(), f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(base, f), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	f, err := pki.EnsureEtcd(pki.Config{DataDir: base, NodeName: c.Name, NodeIPs: []netip.Addr{c.IP}, Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.TLS = TLS(*f)
+	s := &server{t: t, store: New(c)}
+	t.Cleanup(func() {
+		if s.stop != nil {
+			s.stop()
+			<-s.out
+		}
+	})
+	return s
+}
+
+func (s *server) base() string { return filepath.Dir(filepath.Dir(s.store.Dir)) }
+
+func (s *server) start() *server {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+	s.stop, s.out, s.up = cancel, make(chan error, 1), make(chan struct{})
+	up := s.up
+	go func() { s.out <- s.store.Run(ctx, sync.OnceFunc(func() { close(up) })) }()
+	return s
+}
+
+func (s *server) ready() *server {
+	s.t.Helper()
+	select {
+	case <-s.up:
+	case err := <-s.out:
+		s.stop = nil
+		s.t.Fatalf("%s: %v", s.store.Name, err)
+	case <-time.After(time.Minute):
+		s.t.Fatalf("%s is not ready", s.store.Name)
+	}
+	return s
+}
+
+func (s *server) end() {
+	s.t.Helper()
+	s.stop()
+	if err := <-s.out; err != nil {
+		s.t.Errorf("%s: %v", s.store.Name, err)
+	}
+	s.stop = nil
+}
+
+func (s *server) client() *clientv3.Client {
+	s.t.Helper()
+	c, err := s.store.Client()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func (s *server) put(key, value string) {
+	s.t.Helper()
+	eventually(s.t, func(ctx context.Context) error {
+		_, err := s.client().Put(ctx, key, value)
+		return err
+	})
+}
+
+func (s *server) get(key string) (value string) {
+	s.t.Helper()
+	eventually(s.t, func(ctx context.Context) error {
+		r, err := s.client().Get(ctx, key)
+		if err == nil && len(r.Kvs) == 1 {
+			value = string(r.Kvs[0].Value)
+		}
+		return err
+	})
+	return value
+}
+
+func eventually(t *testing.T, f func(context.Context) error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := f(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// Three servers become one cluster; it goes on when one is away, takes it back, forgets one that was removed, survives the loss
+// of two by a reset, and comes back from a snapshot.
+func TestCluster(t *testing.T) {
+	a := newServer(t, 1, nil).start().ready()
+	a.put("/registry/a", "one")
+	b := newServer(t, 2, a).start().ready()
+	c := newServer(t, 3, a).start().ready()
+	if got := c.get("/registry/a"); got != "one" {
+		t.Errorf("the third server has %q", got)
+	}
+	if names, err := b.store.Members(t.Context()); err != nil || len(names) != 3 {
+		t.Errorf("members: %v, %v", names, err)
+	}
+	if info, err := os.Stat(a.store.socket()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info, err)
+	}
+	stranger := *a.store
+	stranger.TLS.ClientPair = stranger.TLS.PeerPair // signed by the authority that is for members among themselves
+	if c, err := stranger.others(b.store.clientURL()); err == nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if r, err := c.Get(ctx, "/registry/a"); err == nil {
+			t.Errorf("a stranger reads %v", r)
+		}
+		cancel()
+		_ = c.Close()
+	}
+
+	c.end()
+	a.put("/registry/a", "two")
+	c.start().ready()
+	if got := c.get("/registry/a"); got != "two" {
+		t.Errorf("back again, the third server has %q", got)
+	}
+
+	// The machine is replaced: a new disk, the same name and address.
+	c.end()
+	again := newServer(t, 3, a)
+	again.start().ready()
+	if names, err := a.store.Members(t.Context()); err != nil || len(names) != 3 {
+		t.Errorf("members with a replaced one: %v, %v", names, err)
+	}
+
+	// Its node is deleted.
+	// etcd removes nobody until the others have been together for some seconds.
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3") })
+	select {
+	case err := <-again.out:
+		again.stop = nil
+		if err == nil || !strings.Contains(err.Error(), "was removed from the cluster") {
+			t.Errorf("the removed server: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the removed server goes on")
+	}
+	again.start().ready() // it still knows whom to join
+	again.end()
+	// etcd removes nobody until the others have been together for some seconds.
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3") })
+
+	file := filepath.Join(t.TempDir(), "snapshot")
+	rev, err := a.store.Snapshot(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size, err := a.store.Size(t.Context()); err != nil || size == 0 {
+		t.Errorf("size: %d, %v", size, err)
+	}
+	if err := a.store.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	a.put("/registry/b", "later")
+	a.end()
+	b.stop() // alone it cannot even stop properly
+	<-b.out
+	b.stop = nil
+
+	// Half of the servers are lost: the other one is alone and waits, until it is told to forget them.
+	a.start()
+	select {
+	case <-a.up:
+		t.Fatal("one of two servers works alone")
+	case err := <-a.out:
+		t.Fatal(err)
+	case <-time.After(3 * time.Second):
+	}
+	a.stop()
+	<-a.out
+	a.store.Reset = true
+	if err := a.store.Run(t.Context(), func() {}); !errors.Is(err, ErrReset) {
+		t.Fatalf("reset: %v", err)
+	}
+	a.store.Reset = false
+	a.start().ready()
+	if got := a.get("/registry/b"); got != "later" {
+		t.Errorf("after a reset: %q", got)
+	}
+	a.end()
+
+	aside, err := a.store.Restore(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(aside, "member")); err != nil {
+		t.Error(err)
+	}
+	a.start().ready()
+	if one, two := a.get("/registry/a"), a.get("/registry/b"); one != "two" || two != "" {
+		t.Errorf("restored: %q, %q", one, two)
+	}
+	r, err := a.client().Get(t.Context(), "/registry/a")
+	if err != nil || r.Header.Revision < int64(rev)+datastore.RevisionGap {
+		t.Errorf("restored at revision %v (%v), the snapshot had %d", r.Header, err, rev)
+	}
+}
+
+// A server that has SQLite takes its data along to etcd, with later revisions, and keeps the file.
+func TestConvert(t *testing.T) {
+	s := newServer(t, 9, nil)
+	lite, err := datastore.Open(datastore.Config{Dir: s.store.Dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	up, out := make(chan struct{}), make(chan error, 1)
+	go func() { out <- lite.Run(ctx, func() { close(up) }) }()
+	select {
+	case <-up:
+	case err := <-out:
+		t.Fatal(err)
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{lite.Endpoint()}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close() //nolint:errcheck // the test is over
+	lease, err := client.Grant(ctx, 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last int64
+	for i := range 250 {
+		key := fmt.Sprintf("/registry/%03d", i)
+		var options []clientv3.OpOption
+		if i == 7 {
+			options = append(options, clientv3.WithLease(lease.ID))
+		}
+		r, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, strings.Repeat("v", i), options...)).Commit()
+		if err != nil || !r.Succeeded {
+			t.Fatal(err)
+		}
+		last = r.Header.Revision
+	}
+	cancel()
+	if err := <-out; err != nil {
+		t.Fatal(err)
+	}
+
+	s.start().ready()
+	r, err := s.client().Get(t.Context(), "/registry/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, kv := range r.Kvs {
+		if string(kv.Key) == "/registry/health" {
+			continue
+		}
+		if want := fmt.Sprintf("/registry/%03d", n); string(kv.Key) != want || len(kv.Value) != n || (kv.Lease != 0) != (n == 7) {
+			t.Errorf("%s: %d bytes, lease %d; want %s", kv.Key, len(kv.Value), kv.Lease, want)
+		}
+		n++
+	}
+	if n != 250 || r.Header.Revision <= last {
+		t.Errorf("%d objects at revision %d, SQLite had %d", n, r.Header.Revision, last)
+	}
+	s.end()
+	if _, err := os.Stat(filepath.Join(s.store.Dir, "state.db.moved")); err != nil {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(s.store.Dir, "move-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

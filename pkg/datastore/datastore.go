@@ -111,7 +111,7 @@ func (c Config) socket() string { return filepath.Join(c.Dir, "kine.sock") }
 func Open(c Config) (Store, error) {
 	scheme, rest, _ := strings.Cut(c.Endpoint, "://")
 	if c.Endpoint == "" || (scheme == "sqlite" && rest == "") {
-		return &sqliteStore{c}, nil
+		return &sqliteStore{Config: c}, nil
 	}
 	switch scheme {
 	case "postgres", "postgresql":

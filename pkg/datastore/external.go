@@ -205,7 +205,7 @@ func (e *external) Run(ctx context.Context, ready func()) error {
 	defer beside.Wait()
 	defer stop()
 	beside.Go(func() { h.watchSize(serveCtx, e) })
-	return serve(serveCtx, e.Config, backend, nil, nil, ready)
+	return serve(serveCtx, e.Config, verified{backend}, nil, nil, ready)
 }
 
 func (e *external) refusal(why string, err error) error {

@@ -116,7 +116,7 @@ func (h *health) watch(ctx context.Context) {
 	defer disk.Stop()
 	defer size.Stop()
 	defer shrink.Stop()
-	store := &sqliteStore{h.Config}
+	store := &sqliteStore{Config: h.Config}
 	h.disk(false)
 	h.size(ctx, store)
 	for {

@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,6 +13,9 @@ import (
 	"time"
 
 	kinesqlite "github.com/k3s-io/kine/pkg/drivers/sqlite"
+	"github.com/k3s-io/kine/pkg/logstructured"
+	"github.com/k3s-io/kine/pkg/logstructured/sqllog"
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -27,7 +31,10 @@ const (
 // ErrDamaged is in the error of a check that found the data itself at fault, not the way to it.
 var ErrDamaged = errors.New("is damaged")
 
-type sqliteStore struct{ Config }
+type sqliteStore struct {
+	Config
+	compactEvery time.Duration // 0 is kine's usual interval
+}
 
 func (s *sqliteStore) Kind() string     { return SQLite }
 func (s *sqliteStore) Endpoint() string { return "unix://" + s.socket() }
@@ -42,7 +49,7 @@ func (s *sqliteStore) Run(ctx context.Context, ready func()) error {
 	told := false
 	for {
 		err := s.runOnce(ctx, ready)
-		if !isFull(err) || ctx.Err() != nil {
+		if !s.noRoom(err) || ctx.Err() != nil {
 			return err
 		}
 		if !told {
@@ -86,7 +93,8 @@ func (s *sqliteStore) runOnce(ctx context.Context, ready func()) (err error) {
 	dsn := s.File() + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&_kine_disable_startup_vacuum&_kine_disable_compact_wal_checkpoint"
 	config := kineConfig(dsn)
 	config.CompactBatchSize = compactBatch
-	backend, dialect, err := kinesqlite.NewVariant(backendCtx, &loops, "sqlite3", config)
+	config.CompactInterval = cmp.Or(s.compactEvery, config.CompactInterval)
+	_, dialect, err := kinesqlite.NewVariant(backendCtx, &loops, "sqlite3", config)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.File(), err)
 	}
@@ -94,6 +102,7 @@ func (s *sqliteStore) runOnce(ctx context.Context, ready func()) (err error) {
 		return err
 	}
 	dialect.DB = statements
+	backend := honest{logstructured.New(logOf{sqllog.New(dialect, &loops, config)})}
 	if err := backend.Start(backendCtx); err != nil {
 		return fmt.Errorf("%s: %w", s.File(), err)
 	}
@@ -308,6 +317,12 @@ func code(err error) int {
 func isDamage(err error) bool {
 	c := code(err)
 	return c == sqlite3.SQLITE_CORRUPT || c == sqlite3.SQLITE_NOTADB
+}
+
+// noRoom is isFull, and knows that a full disk may look like a broken one: SQLite's index of the log is mapped memory.
+func (s *sqliteStore) noRoom(err error) bool {
+	var st unix.Statfs_t
+	return isFull(err) || code(err) == sqlite3.SQLITE_IOERR && unix.Statfs(s.Dir, &st) == nil && int64(st.Bavail)*int64(st.Bsize) < 1<<20
 }
 
 func isFull(err error) bool {

@@ -159,7 +159,7 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err != nil || e == nil {
 		return err
 	}
-	defer e.Close()
+	defer shut(e)
 	if err := os.Chmod(s.socket(), 0o600); err != nil {
 		return err
 	}
@@ -178,6 +178,16 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	case <-e.Server.StopNotify():
 		return s.stopped(e)
 	}
+}
+
+// shut closes a member. Its Close waits for listeners that begin once the member is ready, so one that is not is stopped first.
+func shut(e *embed.Etcd) {
+	select {
+	case <-e.Server.ReadyNotify():
+	default:
+		e.Server.HardStop()
+	}
+	e.Close()
 }
 
 // config is what etcd is told at every start.

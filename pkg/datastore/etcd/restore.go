@@ -118,7 +118,7 @@ func (s *Store) convert(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer e.Close()
+	defer shut(e)
 	select {
 	case <-e.Server.ReadyNotify():
 	case <-ctx.Done():

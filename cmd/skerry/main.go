@@ -52,6 +52,7 @@ func newRootCmd() *cobra.Command {
 	root.AddCommand(
 		newBoardCmd(),
 		newConfigCmd(),
+		newFlashCmd(),
 		newImageCmd(),
 		newKeysCmd(),
 		newKubeconfigCmd(),

@@ -143,3 +143,12 @@ func SizeOf(r io.ReaderAt, size int64) int64 {
 	}
 	return int64(last+1) * Sector
 }
+
+// ReadFirst reads the copy at the start alone, of a disk of size bytes whose end is not at hand.
+func ReadFirst(r io.ReaderAt, size int64) (*Table, error) {
+	head := make([]byte, HeadSize)
+	if _, err := r.ReadAt(head, 0); err != nil {
+		return nil, fmt.Errorf("reading the GPT: %w", err)
+	}
+	return parse("the first GPT", head[Sector:2*Sector], head[2*Sector:], Sector, 2*Sector, size)
+}

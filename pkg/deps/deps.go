@@ -19,7 +19,7 @@ data:      image/initramfs
 data:      pkg/keys boards pkg/machine
 system:    pkg/linux pkg/network
 build:     image/compose overlays
-build:     image image/releasetest
+build:     image image/releasetest image/flash
 update:    pkg/repository
 update:    pkg/update
 tools:     e2e/vm e2e/nodes

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-os/skerry/image/flash"
+	"github.com/skerry-os/skerry/pkg/size"
+)
+
+func newFlashCmd() *cobra.Command {
+	var yes, fixed, list, asJSON, quiet bool
+	cmd := &cobra.Command{
+		Use:   "flash IMAGE DEVICE...",
+		Short: "Write an image to sticks, cards or disks, and read it back",
+		Long: "Write an image (raw, or raw and compressed by zstd) to one or more sticks, cards or disks, and read it back. Only what\n" +
+			"is used is written. What is mounted is refused, and so is what is no stick and no card, unless told.",
+		Example: "  skerry flash --list\n  skerry flash north-1.img /dev/sdb\n  skerry flash --yes node.img /dev/sdb /dev/sdc /dev/mmcblk0",
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case list && len(args) == 0, !list && len(args) >= 2:
+				return nil
+			case list:
+				return errors.New("--list takes no image and no device")
+			}
+			return errors.New("name the image and at least one device; skerry flash --list shows the devices")
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			disks, err := flash.Disks(os.DirFS("/"))
+			if err != nil {
+				return err
+			}
+			if list {
+				return printDisks(cmd.OutOrStdout(), disks, asJSON)
+			}
+			f := &flasher{image: args[0], fixed: fixed, terminal: isTerminal(cmd.ErrOrStderr()), err: cmd.ErrOrStderr(), quiet: quiet || asJSON}
+			targets, err := f.open(args[1:], disks)
+			defer closeAll(targets)
+			if err != nil {
+				return err
+			}
+			if !yes {
+				if err := confirm(cmd.InOrStdin(), cmd.OutOrStdout(), args[0], targets); err != nil {
+					return err
+				}
+			}
+			results, err := f.run(cmd, targets)
+			if asJSON {
+				return errors.Join(printJSON(cmd.OutOrStdout(), results), err)
+			}
+			if !quiet {
+				for _, r := range results {
+					_, _ = fmt.Fprintln(cmd.OutOrStdout(), r)
+				}
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&list, "list", false, "list this computer's disks, and write nothing")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&fixed, "any-disk", false, "take disks that are neither sticks nor cards")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing but errors")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the list, or what was written, as JSON")
+	return cmd
+}
+
+func printDisks(w io.Writer, disks []flash.Disk, asJSON bool) error {
+	if asJSON {
+		return printJSON(w, disks)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "DEVICE\tSIZE\tBUS\tMODEL\tMAY BE WRITTEN")
+	for _, d := range disks {
+		state := "yes"
+		if err := d.Refuse(false); err != nil {
+			state = "no: " + strings.TrimPrefix(err.Error(), d.String()+": ")
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", d.Path, size.Bytes(d.Size).Rounded(), d.Transport, d.Model, state)
+	}
+	return t.Flush()
+}
+
+// target is a device that is open and may be written.
+type target struct {
+	name, what string
+	device     *flash.File
+}
+
+func closeAll(targets []target) {
+	for _, t := range targets {
+		_ = t.device.Close()
+	}
+}
+
+type flasher struct {
+	image           string
+	fixed, terminal bool
+	quiet           bool
+	err             io.Writer
+}
+
+// open checks all devices before any is written.
+func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, err error) {
+	seen := map[string]bool{}
+	for _, name := range names {
+		real, err := filepath.EvalSymlinks(name) // /dev/disk/by-id/…
+		if err != nil {
+			return targets, err
+		}
+		if seen[real] {
+			return targets, fmt.Errorf("%s: is named twice", name)
+		}
+		seen[real] = true
+		what := name
+		for _, d := range disks {
+			switch {
+			case d.Path == real:
+				if err := d.Refuse(f.fixed); err != nil {
+					return targets, err
+				}
+				what = d.String()
+			case strings.HasPrefix(real, d.Path) && strings.HasPrefix(real, "/dev/"):
+				return targets, fmt.Errorf("%s: is a partition; an image is a whole disk and goes to %s", name, d.Path)
+			}
+		}
+		device, err := flash.OpenDevice(real)
+		if err != nil {
+			return targets, err
+		}
+		targets = append(targets, target{name, what, device})
+	}
+	return targets, nil
+}
+
+// confirm asks once for all.
+func confirm(in io.Reader, out io.Writer, image string, targets []target) error {
+	_, _ = fmt.Fprintf(out, "Everything on these is lost when %s is written to them:\n", image)
+	for _, t := range targets {
+		_, _ = fmt.Fprintln(out, "  "+t.what)
+	}
+	_, _ = fmt.Fprint(out, "Write yes to go on: ")
+	if answer, _ := bufio.NewReader(in).ReadString('\n'); strings.TrimSpace(answer) != "yes" {
+		return errors.New("nothing was written")
+	}
+	return nil
+}
+
+// flashed is what became of one device.
+type flashed struct {
+	Device string `json:"device"`
+	flash.Report
+	Seconds float64 `json:"seconds"`
+	Error   string  `json:"error,omitempty"`
+	ejected bool
+}
+
+func (r flashed) String() string {
+	if r.Error != "" {
+		return fmt.Sprintf("%s: FAILED: %s", r.Device, r.Error)
+	}
+	text := fmt.Sprintf("%s: %s written and read back in %.1f s", r.Device, size.Bytes(r.Written).Rounded(), r.Seconds)
+	if r.ejected {
+		text += "; you can take it out"
+	}
+	return text
+}
+
+// run writes all devices at the same time; one that fails does not stop the others.
+func (f *flasher) run(cmd *cobra.Command, targets []target) ([]flashed, error) {
+	results := make([]flashed, len(targets))
+	errs := make([]error, len(targets))
+	show := newBars(f.err, f.terminal, f.quiet, len(targets))
+	var all sync.WaitGroup
+	for n, t := range targets {
+		all.Go(func() {
+			start := time.Now()
+			r, ejected, err := f.one(cmd, t, func(verifying bool, done, total int64) { show.tell(n, t.name, verifying, done, total) })
+			results[n] = flashed{Device: t.name, Report: r, Seconds: time.Since(start).Seconds(), ejected: ejected}
+			if err != nil {
+				results[n].Error = err.Error()
+				errs[n] = fmt.Errorf("%s: %w", t.name, err)
+			}
+		})
+	}
+	all.Wait()
+	show.end()
+	return results, errors.Join(errs...)
+}
+
+func (f *flasher) one(cmd *cobra.Command, t target, tell flash.Progress) (r flash.Report, ejected bool, err error) {
+	file, err := os.Open(f.image)
+	if err != nil {
+		return r, false, err
+	}
+	defer file.Close() //nolint:errcheck // read only
+	i, err := flash.Open(file)
+	if err != nil {
+		return r, false, fmt.Errorf("%s: %w", f.image, err)
+	}
+	defer i.Close() //nolint:errcheck // read only
+	if r, err = i.Write(cmd.Context(), t.device, tell); err != nil {
+		return r, false, err
+	}
+	t.device.Reread()
+	return r, t.device.Eject(), nil
+}
+
+// bars shows how far each device is: on a terminal one line that is overwritten, elsewhere a line each ten percent.
+type bars struct {
+	mu       sync.Mutex
+	w        io.Writer
+	terminal bool
+	quiet    bool
+	start    []time.Time
+	line     []string
+	step     []int64
+	last     time.Time
+}
+
+func newBars(w io.Writer, terminal, quiet bool, n int) *bars {
+	return &bars{w: w, terminal: terminal, quiet: quiet, start: make([]time.Time, n), line: make([]string, n), step: make([]int64, n)}
+}
+
+func (b *bars) tell(n int, name string, verifying bool, done, total int64) {
+	if b.quiet || total == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	phase := int64(0)
+	verb := "writing"
+	if verifying {
+		phase, verb = 100, "reading back"
+	}
+	if b.start[n].IsZero() || verifying && b.step[n] < 100 {
+		b.start[n] = now
+	}
+	percent := done * 100 / total
+	took := now.Sub(b.start[n])
+	text := fmt.Sprintf("%s %s %d %%", name, verb, percent)
+	if took > time.Second && done > 0 && done < total {
+		left := time.Duration(float64(took) * float64(total-done) / float64(done))
+		text += fmt.Sprintf(", %s left", left.Round(time.Second))
+	}
+	b.line[n] = text
+	switch {
+	case b.terminal && now.Sub(b.last) > 100*time.Millisecond:
+		b.last = now
+		_, _ = fmt.Fprintf(b.w, "\r\x1b[K%.*s", 150, strings.Join(b.line, " | "))
+	case !b.terminal && (phase+percent)/10 > b.step[n]/10:
+		_, _ = fmt.Fprintln(b.w, text)
+	}
+	b.step[n] = phase + percent
+}
+
+func (b *bars) end() {
+	if b.terminal && !b.quiet {
+		_, _ = fmt.Fprint(b.w, "\r\x1b[K")
+	}
+}

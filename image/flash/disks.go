@@ -1,0 +1,167 @@
+package flash
+
+import (
+	"bufio"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/skerry-os/skerry/pkg/size"
+)
+
+// Disk is a whole block device of this host.
+type Disk struct {
+	Name      string   `json:"name"` // as the kernel calls it: sdb, mmcblk0
+	Path      string   `json:"path"` // /dev/sdb
+	Size      int64    `json:"sizeBytes"`
+	Model     string   `json:"model,omitempty"`
+	Transport string   `json:"transport,omitempty"` // usb, mmc, nvme, ata, virtio, …
+	Removable bool     `json:"removable"`           // a card or stick: what the kernel calls removable, and what hangs on USB or in a card slot
+	ReadOnly  bool     `json:"readOnly,omitempty"`
+	InUse     []string `json:"inUse,omitempty"` // mount points, swap, or the device on top of it
+}
+
+// String is what a person recognises it by.
+func (d Disk) String() string {
+	parts := []string{d.Path, size.Bytes(d.Size).Rounded()}
+	for _, p := range []string{d.Transport, d.Model} {
+		if p != "" {
+			parts = append(parts, p)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Disks lists the host's disks by name, from its sysfs and procfs. Loop devices, RAM disks and what is stacked on others are
+// left out.
+func Disks(root fs.FS) ([]Disk, error) {
+	entries, err := fs.ReadDir(root, "sys/block")
+	if err != nil {
+		return nil, err
+	}
+	used := inUse(root)
+	var disks []Disk
+	for _, e := range entries {
+		d, ok := readDisk(root, e.Name(), used)
+		if ok && d.Size > 0 {
+			disks = append(disks, d)
+		}
+	}
+	slices.SortFunc(disks, func(a, b Disk) int { return strings.Compare(a.Name, b.Name) })
+	return disks, nil
+}
+
+var virtual = []string{"loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"}
+
+func readDisk(root fs.FS, name string, used map[string][]string) (Disk, bool) {
+	if slices.ContainsFunc(virtual, func(p string) bool { return strings.HasPrefix(name, p) }) {
+		return Disk{}, false
+	}
+	dir := path.Join("sys/block", name)
+	sectors, err := strconv.ParseInt(word(root, path.Join(dir, "size")), 10, 64)
+	if err != nil {
+		return Disk{}, false
+	}
+	d := Disk{
+		Name: name, Path: "/dev/" + name, Size: sectors * 512,
+		Removable: word(root, path.Join(dir, "removable")) == "1",
+		ReadOnly:  word(root, path.Join(dir, "ro")) == "1",
+	}
+	d.Model = strings.Join(strings.Fields(word(root, path.Join(dir, "device/vendor"))+" "+word(root, path.Join(dir, "device/model"))+" "+word(root, path.Join(dir, "device/name"))), " ")
+	if link, err := fs.ReadLink(root, dir); err == nil {
+		d.Transport = transport(link)
+	}
+	d.Removable = d.Removable || d.Transport == "usb" || d.Transport == "mmc"
+	// The disk itself and its partitions, which are folders of its own.
+	parts := []string{name}
+	if entries, err := fs.ReadDir(root, dir); err == nil {
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), name) {
+				parts = append(parts, e.Name())
+			}
+		}
+	}
+	for _, p := range parts {
+		number := word(root, path.Join(dir, p, "dev"))
+		holders := path.Join(dir, p, "holders")
+		if p == name {
+			number, holders = word(root, path.Join(dir, "dev")), path.Join(dir, "holders")
+		}
+		d.InUse = append(d.InUse, used[number]...)
+		d.InUse = append(d.InUse, used["/dev/"+p]...)
+		if entries, err := fs.ReadDir(root, holders); err == nil {
+			for _, e := range entries {
+				d.InUse = append(d.InUse, "/dev/"+e.Name())
+			}
+		}
+	}
+	return d, true
+}
+
+// transport reads it off the device's place in the tree of devices.
+func transport(link string) string {
+	for _, t := range []struct{ part, name string }{{"/usb", "usb"}, {"/mmc_host/", "mmc"}, {"/nvme", "nvme"}, {"/ata", "ata"}, {"/virtio", "virtio"}, {"/xen", "xen"}} {
+		if strings.Contains(link, t.part) {
+			return t.name
+		}
+	}
+	return ""
+}
+
+func word(root fs.FS, name string) string {
+	b, err := fs.ReadFile(root, name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// inUse maps device numbers (8:1) to mount points, and device files to "swap".
+func inUse(root fs.FS) map[string][]string {
+	used := map[string][]string{}
+	lines(root, "proc/self/mountinfo", func(f []string) {
+		if len(f) > 4 {
+			used[f[2]] = append(used[f[2]], unescape(f[4]))
+		}
+	})
+	lines(root, "proc/swaps", func(f []string) {
+		if len(f) > 0 && strings.HasPrefix(f[0], "/dev/") {
+			used[f[0]] = append(used[f[0]], "swap")
+		}
+	})
+	return used
+}
+
+func lines(root fs.FS, name string, each func(fields []string)) {
+	f, err := root.Open(name)
+	if err != nil {
+		return
+	}
+	defer f.Close() //nolint:errcheck // read only
+	for s := bufio.NewScanner(f); s.Scan(); {
+		each(strings.Fields(s.Text()))
+	}
+}
+
+// unescape reads the kernel's octal escapes of blanks (proc_pid_mountinfo(5)).
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// Refuse says why the image must not go there, or nothing. fixed allows disks that are not removable.
+func (d Disk) Refuse(fixed bool) error {
+	switch {
+	case slices.Contains(d.InUse, "/"):
+		return fmt.Errorf("%s: this system runs from it", d)
+	case len(d.InUse) > 0:
+		return fmt.Errorf("%s: is in use (%s); unmount it first", d, strings.Join(d.InUse, ", "))
+	case d.ReadOnly:
+		return fmt.Errorf("%s: is read-only; a card may have a switch", d)
+	case !d.Removable && !fixed:
+		return fmt.Errorf("%s: is not a stick or a card; add --any-disk if you mean it", d)
+	}
+	return nil
+}

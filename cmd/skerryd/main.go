@@ -88,6 +88,7 @@ func newRootCmd() *cobra.Command {
 		newAgentCmd(),
 		newTokenCmd(),
 		newNodeCmd(),
+		newCertificateCmd(),
 		&cobra.Command{Use: "kubectl", Short: "Talk to the cluster of this server", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		&cobra.Command{Use: "ctr", Short: "Talk to this node's containerd", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		newSnapshotCmd(),

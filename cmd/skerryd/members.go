@@ -69,7 +69,7 @@ func joinServers(ctx context.Context, s machine.Server, name string, self join.M
 func certificatesService(c pki.Config, renewed func() error) supervise.Service {
 	return supervise.Service{Name: "certificates", Run: func(ctx context.Context, ready func()) error {
 		ready()
-		tick := time.NewTicker(min(time.Hour, c.Lifetime/50))
+		tick := time.NewTicker(min(time.Minute, c.Lifetime/50)) // skerryd certificate rotate takes files away
 		defer tick.Stop()
 		for {
 			select {

@@ -113,11 +113,11 @@ func (e exchange) tls() *tls.Config {
 // checkPin accepts a chain whose last certificate is the authority that pin names.
 func checkPin(pin string, chain []*x509.Certificate, now time.Time) error {
 	if len(chain) < 2 {
-		return errors.New("the server shows no CA: it is not a server of the token's cluster")
+		return &Refusal{Message: "the server shows no CA: it is not a server of the token's cluster; check --server"}
 	}
 	ca := chain[len(chain)-1]
 	if token.Pin(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})) != pin {
-		return errors.New("the server belongs to another cluster than the token; check --server and --token")
+		return &Refusal{Message: "the server belongs to another cluster than the token; check --server and --token"}
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(ca)

@@ -184,3 +184,23 @@ func List(dataDir string) ([]Status, error) {
 	slices.SortFunc(out, func(a, b Status) int { return a.Until.Compare(b.Until) })
 	return out, nil
 }
+
+// Expire takes a server's certificates away, so that Ensure makes them anew; authorities and what a kubelet shows stay until
+// then. It returns how many there were.
+func Expire(dataDir string) (int, error) {
+	n := 0
+	for _, pattern := range []string{"server/tls/kube-apiserver*.pem", "server/tls/auth-proxy.pem", "server/cred/*-client.pem", "agent/*-client.pem", "agent/kubelet.pem"} {
+		names, err := filepath.Glob(filepath.Join(dataDir, pattern))
+		if err != nil {
+			return n, err
+		}
+		for _, name := range names {
+			// What uses the file goes on with what it has read.
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return n, err
+			}
+			n++
+		}
+	}
+	return n, nil
+}

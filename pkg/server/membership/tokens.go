@@ -96,18 +96,18 @@ func CreateToken(ctx context.Context, client kubernetes.Interface, secret, descr
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: madePrefix + id, Namespace: kubeSystem},
 		Type:       madeType,
-		StringData: map[string]string{keyID: id, keySecret: secret[len(id)+1:]},
+		Data:       map[string][]byte{keyID: []byte(id), keySecret: []byte(secret[len(id)+1:])},
 	}
 	if description != "" {
-		s.StringData[keyDescribed] = description
+		s.Data[keyDescribed] = []byte(description)
 	}
 	if ttl > 0 {
 		until := time.Now().Add(ttl).UTC().Truncate(time.Second)
 		t.Expires = &until
-		s.StringData[keyExpires] = until.Format(timeLayout)
+		s.Data[keyExpires] = []byte(until.Format(timeLayout))
 	}
 	if once {
-		s.StringData[onceKey] = "true"
+		s.Data[onceKey] = []byte("true")
 	}
 	_, err := client.CoreV1().Secrets(kubeSystem).Create(ctx, s, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {

@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skerry-os/skerry/e2e/nodes"
 )
@@ -13,7 +15,7 @@ import (
 func holderOn(n *nodes.Node) string {
 	return `{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web","namespace":"default"},"data":{"Corefile":".:5353 {\n errors\n}\n"}},
 {"apiVersion":"v1","kind":"Pod","metadata":{"name":"on-` + n.Name + `","namespace":"default"},"spec":{"nodeName":"` + n.Name + `","terminationGracePeriodSeconds":0,
-"containers":[{"name":"c","image":"skerry.local/coredns:1.15.0","imagePullPolicy":"Never","args":["-conf","/etc/coredns/Corefile"],
+"containers":[{"name":"c","image":"skerry.local/addons:1","imagePullPolicy":"Never","args":["coredns","-conf","/etc/coredns/Corefile"],
 "volumeMounts":[{"name":"conf","mountPath":"/etc/coredns"}]}],"volumes":[{"name":"conf","configMap":{"name":"web"}}]}}]}`
 }
 
@@ -49,7 +51,7 @@ func TestNodesJoin(t *testing.T) {
 			out, err := s.Try("", "logs", "on-"+n.Name)
 			return err == nil && out != "", out
 		})
-		if out := s.Kubectl("exec", "on-"+n.Name, "--", "/coredns", "-version"); !strings.Contains(out, "CoreDNS") {
+		if out := s.Kubectl("exec", "on-"+n.Name, "--", "/skerry-addons", "coredns", "-version"); !strings.Contains(out, "CoreDNS") {
 			t.Errorf("exec on %s: %q", n.Name, out)
 		}
 	}
@@ -124,4 +126,75 @@ func TestNodesJoin(t *testing.T) {
 		n.Stop()
 	}
 	s.Stop()
+}
+
+// Certificates that live for minutes, and a server whose address changes: what runs goes on, without a restart for the first,
+// and after one by itself for the second.
+func TestNodesRenewAndMove(t *testing.T) {
+	w := newWire(t)
+	s, a, off := w.Node("s1"), w.Node("a1"), w.Node("a2")
+	server := func() { s.Start("server", "--certificate-lifetime", "3m", "--tls-san", "api.test") }
+	join := []string{"--server", s.URL()}
+	server()
+	s.Ready()
+	a.Start("agent", append(join, "--token", s.Token())...)
+	off.Start("agent", append(join, "--token", s.Token())...)
+	a.Ready()
+	off.Ready()
+	off.Stop()
+	first, err := os.ReadFile(filepath.Join(a.DataDir(), "agent", "join.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for _, n := range []*nodes.Node{s, a} {
+		if code, out := n.Skerryd("certificate", "check", "--data-dir", n.DataDir()); code != 0 || !strings.Contains(out, "system:node:"+n.Name) {
+			t.Errorf("certificate check on %s: %d %s", n.Name, code, out)
+		}
+	}
+	s.Within(nodes.Patience, "the certificates of the start have ended", func() (bool, string) { return time.Since(began) > 200*time.Second, "" })
+	now, err := os.ReadFile(filepath.Join(a.DataDir(), "agent", "join.json"))
+	if err != nil || string(now) == string(first) || !a.Running() || !s.Running() {
+		t.Fatalf("after the certificates' life: renewed %v, running %v %v, %v", string(now) != string(first), a.Running(), s.Running(), err)
+	}
+	if code, out := off.Skerryd("certificate", "check", "--data-dir", off.DataDir()); code == 0 || !strings.Contains(out, "ended on") {
+		t.Errorf("certificate check of a node that was off: %d %s", code, out)
+	}
+	// A node that says something new with its certificate, and an administrator who does.
+	lease := s.Kubectl("-n", "kube-node-lease", "get", "lease", "a1", "-o", "jsonpath={.spec.renewTime}")
+	s.Eventually("a1's kubelet reports with a renewed certificate", func() (bool, string) {
+		out, err := s.Try("", "-n", "kube-node-lease", "get", "lease", "a1", "-o", "jsonpath={.spec.renewTime}")
+		return err == nil && out != lease, out
+	})
+	off.Start("agent", join...) // without a token
+	t.Logf("Ready %v after its certificates had ended", off.Ready())
+	s.ReadyInAPI(s, a, off)
+}
+
+// The address of the only server changes while it runs. Agents were given a name that leads to it.
+func TestNodesServerMoves(t *testing.T) {
+	w := newWire(t)
+	s, a := w.Node("s1"), w.Node("a1")
+	hosts := filepath.Join(a.Dir, "hosts")
+	lead := func() {
+		t.Helper()
+		if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n"+s.IP.String()+" api.test\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lead()
+	if out, err := a.Command(t.Context(), "mount", "--bind", hosts, "/etc/hosts").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s.Start("server")
+	s.Ready()
+	a.Start("agent", "--server", "https://api.test:6443", "--token", s.Token())
+	a.Ready()
+	s.SetIP(netip.MustParseAddr("10.98.9.9"))
+	lead()
+	says(s, "this machine's address has changed; starting again")
+	s.Becomes("10.98.9.9", "get", "node", "s1", "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+	s.Becomes("10.98.9.9", "get", "endpointslice", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}")
+	says(a, "10.98.9.9:6443")
+	s.ReadyInAPI(s, a)
 }

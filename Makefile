@@ -51,7 +51,11 @@ $(SKERRY): FORCE # go build itself knows whether there is something to do
 $(KEYS): | setup $(SKERRY)
 	@$(SKERRY) keys new $@
 
-$(RELEASE)/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS)
+# Key folders of before there were updates get the keys for those.
+$(KEYS)/repository/root.json: | $(KEYS)
+	@test -e $@ || $(SKERRY) keys roles $(KEYS)
+
+$(RELEASE)/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS) $(KEYS)/repository/root.json
 	@$(SKERRY) release build --arch $(ARCH) --keys $(KEYS) -o $(RELEASE)
 
 $(RUN)/node.yaml: # a server with a token of its own

@@ -178,7 +178,7 @@ func readChoice(u slot.UEFI) (c choice, err error) {
 	if c.secureBoot, err = u.SecureBoot(); err != nil {
 		return c, err
 	}
-	c.esp, err = u.ESP()
+	c.esp, err = u.ESPID()
 	if errors.Is(err, slot.ErrNotNamed) {
 		err = nil
 	}

@@ -57,6 +57,7 @@ func newRootCmd() *cobra.Command {
 		newKeysCmd(),
 		newKubeconfigCmd(),
 		newReleaseCmd(),
+		newUpdateCmd(),
 		newVersionCmd(),
 		newVMCmd(),
 	)

@@ -183,7 +183,7 @@ func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (re
 	}
 	first, err := initramfs.Content{
 		Init: filepath.Join(b.programs, "usr/sbin/init"), Kernel: k.release, Modules: sub, ModuleDir: k.modules,
-		Load: board.Modules.Boot.Load, PublicKey: pub, Time: b.Source.Time,
+		Load: board.Modules.Boot.Load, PublicKey: pub, Root: b.Keys.Root, Time: b.Source.Time,
 	}.Tree()
 	if err != nil {
 		return release.Board{}, err

@@ -18,7 +18,8 @@ import (
 // Where init finds what is for it.
 const (
 	KeyFile     = "etc/skerry/keys/release.pub"
-	ModulesLoad = "etc/skerry/modules.load" // names, one a line: loaded in this order before any device is asked
+	RootFile    = "etc/skerry/keys/root.json" // whom updates are believed from; missing in releases without a repository
+	ModulesLoad = "etc/skerry/modules.load"   // names, one a line: loaded in this order before any device is asked
 	ModulesDir  = "usr/lib/modules"
 )
 
@@ -30,6 +31,7 @@ type Content struct {
 	ModuleDir string      // folder of the host that the index describes
 	Load      []string    // modules to load by name
 	PublicKey []byte      // PEM
+	Root      []byte      // of the repository of updates; nil for none
 	Time      time.Time   // of every file
 }
 
@@ -53,6 +55,11 @@ func (c Content) Tree() (*rootfs.Tree, error) {
 	}
 	if err := t.AddBytes(ModulesLoad, []byte(strings.Join(c.Load, "\n")+"\n"), 0o644); err != nil {
 		return nil, err
+	}
+	if len(c.Root) > 0 {
+		if err := t.AddBytes(RootFile, c.Root, 0o644); err != nil {
+			return nil, err
+		}
 	}
 	return t, t.AddBytes(KeyFile, c.PublicKey, 0o644)
 }

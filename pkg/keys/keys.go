@@ -6,6 +6,7 @@
 //	KEK.key, KEK.crt                   key exchange key: who may change db
 //	db.key, db.crt                     what may boot: signs boot loaders and unified kernel images
 //	guid                               the owner GUID of the three
+//	repository/                        the keys of the repository of updates, if there are any: see pkg/repository
 package keys
 
 import (
@@ -46,7 +47,11 @@ type Set struct {
 	PK      Pair
 	KEK     Pair
 	DB      Pair
+	Root    []byte // metadata of the repository's root role, nil for none: what machines begin to trust updates by
 }
+
+// RepositoryDir is the folder of role keys in a key folder.
+const RepositoryDir = "repository"
 
 // Pair is a Secure Boot key and its self-signed certificate.
 type Pair struct {
@@ -197,6 +202,11 @@ func Load(dir string) (*Set, error) {
 	}
 	s := new(Set)
 	errs := []error{s.loadRelease(dir), s.loadGUID(dir)}
+	root, err := os.ReadFile(filepath.Join(dir, RepositoryDir, "root.json"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	s.Root = root
 	for _, p := range []struct {
 		pair *Pair
 		name string

@@ -17,9 +17,13 @@ const loaderGUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 // ErrNotNamed means that the firmware left no word of which slot it started: the kernel was started by something else.
 var ErrNotNamed = errors.New("the firmware names no slot")
 
-// UEFI reads what systemd-boot left in the EFI variables.
+// UEFI is the Selector of machines with UEFI firmware and systemd-boot, which counts the tries of an entry in its file name:
+// os-b+3-0.efi has three tries left. The zero values of all but Vars serve for reading what the loader left.
 type UEFI struct {
 	Vars fs.FS // efivarfs, /sys/firmware/efi/efivars
+	Set  Variables
+	ESP  Volume
+	Disk DiskPath // where the ESP is, for boot entries
 }
 
 // entry matches the file names of the two boot entries: os-a.efi, os-b.efi, and with systemd-boot's counters of tries left
@@ -47,9 +51,9 @@ func (u UEFI) Booted() (id ID, trial bool, err error) {
 	return ID(m[1]), m[2] != "" || err == nil, nil
 }
 
-// ESP gives the PARTUUID, in small letters, of the partition that the boot loader was started from. It tells the disk the
+// ESPID gives the PARTUUID, in small letters, of the partition that the boot loader was started from. It tells the disk the
 // machine was started from where several hold Skerry.
-func (u UEFI) ESP() (string, error) {
+func (u UEFI) ESPID() (string, error) {
 	id, err := u.text("LoaderDevicePartUUID")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", ErrNotNamed

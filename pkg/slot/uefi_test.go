@@ -55,7 +55,7 @@ func TestUEFINotNamed(t *testing.T) {
 	if _, _, err := u.Booted(); !errors.Is(err, slot.ErrNotNamed) {
 		t.Errorf("slot: %v", err)
 	}
-	if _, err := u.ESP(); !errors.Is(err, slot.ErrNotNamed) {
+	if _, err := u.ESPID(); !errors.Is(err, slot.ErrNotNamed) {
 		t.Errorf("esp: %v", err)
 	}
 }
@@ -71,7 +71,7 @@ func TestUEFIDamaged(t *testing.T) {
 
 func TestUEFIESP(t *testing.T) {
 	u := slot.UEFI{Vars: fstest.MapFS{"LoaderDevicePartUUID" + guid: variable("C12A7328-F81F-11D2-BA4B-00A0C93EC93B")}}
-	if id, err := u.ESP(); err != nil || id != "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" {
+	if id, err := u.ESPID(); err != nil || id != "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" {
 		t.Errorf("got %q, %v", id, err)
 	}
 }

@@ -1,0 +1,435 @@
+package update_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/image/releasetest"
+	"github.com/skerry-os/skerry/image/uki"
+	"github.com/skerry-os/skerry/image/verity"
+	"github.com/skerry-os/skerry/pkg/powercut"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/repository"
+	"github.com/skerry-os/skerry/pkg/slot"
+	"github.com/skerry-os/skerry/pkg/slot/slottest"
+	"github.com/skerry-os/skerry/pkg/update"
+	"github.com/skerry-os/skerry/pkg/update/record"
+)
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var now = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+
+// rootSize is that of the bench's root partitions.
+const rootSize = 2 << 20
+
+// bench is a machine that runs release 1 in both slots, and a repository.
+type bench struct {
+	t     testing.TB
+	one   *releasetest.Bench
+	roles *repository.Roles
+	root  []byte
+	repo  string
+	dir   string
+	disk  *powercut.Disk
+	store *store
+	src   repository.Source
+}
+
+// part is the disk of a machine: the ESP, then both roots.
+type disk interface {
+	ReadAt([]byte, int64) (int, error)
+	WriteAt([]byte, int64) (int, error)
+	Sync() error
+}
+
+func esp(d disk) powercut.Part { return powercut.Part{D: d, Len: slottest.VolumeSize} }
+
+func rootOf(d disk, id slot.ID) powercut.Part {
+	return powercut.Part{D: d, At: slottest.VolumeSize + int64(slices.Index(slot.IDs[:], id))*rootSize, Len: rootSize}
+}
+
+// store is a record that becomes durable at a known moment of the disk's life.
+type store struct {
+	disk *powercut.Disk
+	data string
+}
+
+func (s *store) Load() (r record.Record, err error) {
+	if s.data != "" {
+		err = json.Unmarshal([]byte(s.data), &r)
+	}
+	return r, err
+}
+
+func (s *store) Save(r record.Record) error {
+	b, err := json.Marshal(r)
+	s.data = string(b)
+	if s.disk != nil {
+		s.disk.Mark(s.data)
+	}
+	return err
+}
+
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	b := &bench{t: t, one: releasetest.New(t, 256<<10), repo: filepath.Join(t.TempDir(), "repo"), dir: t.TempDir()}
+	var err error
+	b.roles, err = repository.NewRoles(filepath.Join(t.TempDir(), "roles"), now)
+	check(t, err)
+	b.root, err = b.roles.Root()
+	check(t, err)
+	b.src, err = repository.NewSource(b.repo, nil)
+	check(t, err)
+	version(t, b.one, "1.0.0")
+	kernel, err := os.ReadFile(filepath.Join(b.one.Release, "boot/x86-uefi.efi"))
+	check(t, err)
+	img := slottest.Volume(t, map[string][]byte{
+		"EFI/BOOT/BOOTX64.EFI": []byte("loader"), "EFI/Linux/os-a.efi": kernel, "EFI/Linux/os-b.efi": kernel,
+		"loader/loader.conf": []byte("timeout 0\ndefault os-a.efi\neditor no\n"),
+	})
+	root, err := os.ReadFile(filepath.Join(b.one.Release, "root.img"))
+	check(t, err)
+	tail, err := b.one.Signed.Tail()
+	check(t, err)
+	for range slot.IDs {
+		p := make([]byte, rootSize)
+		copy(p, root)
+		copy(p[rootSize-release.TailSize:], tail)
+		img = append(img, p...)
+	}
+	b.disk = powercut.New(img)
+	b.store = &store{disk: b.disk}
+	return b
+}
+
+func version(t testing.TB, b *releasetest.Bench, v string) {
+	t.Helper()
+	m := *b.Signed.Manifest()
+	m.Version = v
+	b.Sign(t, &m)
+}
+
+// publish puts a release of another content into the repository.
+func (b *bench) publish(v string, size int) *releasetest.Bench {
+	b.t.Helper()
+	two := releasetest.New(b.t, size)
+	version(b.t, two, v)
+	b.put(two)
+	return two
+}
+
+func (b *bench) put(r *releasetest.Bench) {
+	b.t.Helper()
+	_, err := repository.Publish(b.repo, b.roles, r.Signed, os.DirFS(r.Release), repository.PublishOptions{Now: now})
+	check(b.t, err)
+}
+
+// updater is for the OS that boots from a disk as it is.
+func (b *bench) updater(d disk, booted slottest.Boot, st record.Store) *update.Updater {
+	b.t.Helper()
+	ver, err := bootable(d, booted, b.one)
+	check(b.t, err)
+	return &update.Updater{
+		Machine: update.Machine{
+			Arch: "amd64", Board: "x86-uefi", Version: ver, Seed: "machine", Booted: booted.Slot,
+			Selector: slottest.UEFI{}.Selector(esp(d), booted),
+			Roots:    map[slot.ID]update.Device{slot.A: rootOf(d, slot.A), slot.B: rootOf(d, slot.B)},
+			Trusted:  b.one.Trusted(),
+		},
+		Store: st, Source: b.src, Root: b.root, Dir: b.dir, Now: func() time.Time { return now },
+	}
+}
+
+func (b *bench) boot() slottest.Boot { return slottest.UEFI{}.Boot(esp(b.disk), "", everyKernel) }
+
+func everyKernel([]byte) bool { return true }
+
+// bootable is what kernel and stage 1 would find of what the firmware started: it gives the version that runs.
+func bootable(d disk, booted slottest.Boot, keys *releasetest.Bench) (string, error) {
+	if booted.Slot == "" {
+		return "", errors.New("nothing boots")
+	}
+	sections, err := uki.Sections([]byte(booted.Kernel))
+	if err != nil {
+		return "", fmt.Errorf("kernel of slot %s: %w", booted.Slot, err)
+	}
+	p := rootOf(d, booted.Slot)
+	rel, err := release.ReadTail(p, p.Size(), keys.Trusted())
+	if err != nil {
+		return "", fmt.Errorf("slot %s: %w", booted.Slot, err)
+	}
+	m := rel.Manifest()
+	if !strings.Contains(string(sections[".cmdline"]), "skerry.roothash="+m.Root.RootHash) {
+		return "", fmt.Errorf("slot %s: kernel and root do not belong together", booted.Slot)
+	}
+	sum := m.Boards["x86-uefi"].Boot
+	if err := sum.Check(strings.NewReader(booted.Kernel)); err != nil {
+		return "", fmt.Errorf("slot %s: %w", booted.Slot, err)
+	}
+	return m.Version, verity.Verify(p, m.Root.DataSize, m.Root.RootHash, m.Root.Salt)
+}
+
+func (b *bench) apply() error {
+	b.t.Helper()
+	u := b.updater(b.disk, b.boot(), b.store)
+	p, err := u.Check(context.Background(), false)
+	if err != nil {
+		return err
+	}
+	return u.Apply(context.Background(), p)
+}
+
+func healthy(context.Context, *record.Before) error { return nil }
+
+func (b *bench) judge(booted slottest.Boot, verdict func(context.Context, *record.Before) error) error {
+	b.t.Helper()
+	ver, err := bootable(b.disk, booted, b.one)
+	check(b.t, err)
+	return record.Judge(b.t.Context(), b.store, slottest.UEFI{}.Selector(esp(b.disk), booted), booted.Slot, ver, func() time.Time { return now }, verdict)
+}
+
+func (b *bench) runs(booted slottest.Boot, id slot.ID, trial bool, ver string) {
+	b.t.Helper()
+	got, err := bootable(b.disk, booted, b.one)
+	if err != nil || booted.Slot != id || booted.Trial != trial || got != ver {
+		b.t.Fatalf("runs %v, release %q (%v); want slot %s (trial %v), %s", booted, got, err, id, trial, ver)
+	}
+}
+
+func TestUpdateToKeep(t *testing.T) {
+	b := newBench(t)
+	b.publish("1.1.0", 300<<10)
+	check(t, b.apply())
+	booted := b.boot()
+	b.runs(booted, slot.B, true, "1.1.0")
+	u := b.updater(b.disk, booted, b.store)
+	if err := u.Rollback(t.Context()); !errors.Is(err, update.ErrTrial) {
+		t.Errorf("during the trial: %v", err)
+	}
+	check(t, b.judge(booted, healthy))
+	b.runs(b.boot(), slot.B, false, "1.1.0")
+	r, err := b.store.Load()
+	check(t, err)
+	if r.Current != "1.1.0" || r.Previous != "1.0.0" || r.Floor != "1.0.0" || r.Phase != record.Idle || r.Fetched == 0 {
+		t.Errorf("record %+v", r)
+	}
+	if err := b.apply(); !errors.Is(err, repository.ErrUpToDate) {
+		t.Errorf("once more: %v", err)
+	}
+	// And back by hand: the update is not brought again.
+	check(t, b.updater(b.disk, b.boot(), b.store).Rollback(t.Context()))
+	booted = b.boot()
+	b.runs(booted, slot.A, true, "1.0.0")
+	check(t, b.judge(booted, healthy))
+	b.runs(b.boot(), slot.A, false, "1.0.0")
+	if err := b.apply(); !errors.Is(err, repository.ErrUpToDate) {
+		t.Errorf("what somebody went back from: %v", err)
+	}
+	b.publish("1.2.0", 200<<10)
+	check(t, b.apply())
+	b.runs(b.boot(), slot.B, true, "1.2.0")
+}
+
+// A release that starts and is not healthy is left at once; one that dies is left by the firmware. Neither is tried again.
+func TestAFailedTrialGoesBack(t *testing.T) {
+	for name, fail := range map[string]func(b *bench) string{
+		"not healthy": func(b *bench) string {
+			err := b.judge(b.boot(), func(context.Context, *record.Before) error { return errors.New("the node is not Ready") })
+			if !errors.Is(err, record.ErrVerdict) {
+				b.t.Fatalf("verdict %v", err)
+			}
+			return "the node is not Ready"
+		},
+		"dies early": func(b *bench) string {
+			for range slot.Tries {
+				b.runs(b.boot(), slot.B, true, "1.1.0")
+			}
+			return "before it reached the data partition"
+		},
+		"does not load": func(b *bench) string {
+			slottest.UEFI{}.Boot(esp(b.disk), "", func(k []byte) bool { return bytes.Contains(k, []byte(b.one.Signed.Manifest().Root.RootHash)) })
+			return "or was refused"
+		},
+		"hangs later": func(b *bench) string {
+			for range slot.Tries {
+				booted := b.boot()
+				b.runs(booted, slot.B, true, "1.1.0")
+				func() {
+					defer func() { _ = recover() }()
+					_ = b.judge(booted, func(context.Context, *record.Before) error { panic("the watchdog bites") })
+				}()
+			}
+			return `it started 3 times and got as far as "judge slot"`
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.publish("1.1.0", 300<<10)
+			check(t, b.apply())
+			why := fail(b)
+			booted := b.boot()
+			b.runs(booted, slot.A, false, "1.0.0")
+			_, err := record.Settle(b.store, slottest.UEFI{}.Selector(esp(b.disk), booted), booted.Slot, "1.0.0", now)
+			check(t, err)
+			r, err := b.store.Load()
+			check(t, err)
+			if !r.HasFailed("1.1.0") || !strings.Contains(r.Reason, why) || r.Phase != record.Idle {
+				t.Errorf("record %+v; want %q", r, why)
+			}
+			if err := b.apply(); !errors.Is(err, repository.ErrUpToDate) {
+				t.Errorf("tried again: %v", err)
+			}
+			b.runs(b.boot(), slot.A, false, "1.0.0")
+		})
+	}
+}
+
+// Whatever a server sends: the machine runs on as it was, the idle slot does not boot, and the reason is told.
+func TestBadContentIsRefused(t *testing.T) {
+	spoil := func(suffix string, change func([]byte) []byte) func(t *testing.T, b *bench) {
+		return func(t *testing.T, b *bench) {
+			t.Helper()
+			found := 0
+			check(t, filepath.Walk(filepath.Join(b.repo, "targets"), func(name string, fi os.FileInfo, err error) error {
+				if err == nil && strings.HasSuffix(name, suffix) {
+					found++
+					data, rerr := os.ReadFile(name)
+					return errors.Join(rerr, os.WriteFile(name, change(data), 0o644))
+				}
+				return err
+			}))
+			if found == 0 {
+				t.Fatalf("no %s", suffix)
+			}
+		}
+	}
+	flip := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
+	cut := func(b []byte) []byte { return b[:len(b)/2] }
+	for name, attack := range map[string]func(t *testing.T, b *bench){
+		"root": func(t *testing.T, b *bench) {
+			spoil(".root.img", flip)(t, b)
+			spoil(".root.img.zst", flip)(t, b)
+		},
+		"root cut short": func(t *testing.T, b *bench) {
+			spoil(".root.img", cut)(t, b)
+			spoil(".root.img.zst", cut)(t, b)
+		},
+		"kernel":    spoil(".x86-uefi.efi", flip),
+		"index":     spoil(".root.idx", flip),
+		"manifest":  spoil(".manifest.json", flip),
+		"signature": spoil(".manifest.sig", flip),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.publish("1.1.0", 300<<10)
+			attack(t, b)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // a cut file is asked for again, in vain
+			defer cancel()
+			u := b.updater(b.disk, b.boot(), b.store)
+			p, err := u.Check(ctx, false)
+			if err == nil {
+				err = u.Apply(ctx, p)
+			}
+			if err == nil {
+				t.Fatal("was taken")
+			}
+			b.runs(b.boot(), slot.A, false, "1.0.0")
+			r, lerr := b.store.Load()
+			check(t, lerr)
+			if r.Problem == "" && r.Reason == "" {
+				t.Errorf("no reason in %+v", r)
+			}
+			if err := slottestTry(b); p != nil && !errors.Is(err, slot.ErrEmpty) {
+				t.Errorf("the idle slot could be tried: %v", err)
+			}
+		})
+	}
+}
+
+func slottestTry(b *bench) error {
+	_, err := slottest.UEFI{}.Selector(esp(b.disk), b.boot()).TryOnce(slot.B)
+	return err
+}
+
+func TestPreflight(t *testing.T) {
+	b := newBench(t)
+	b.publish("1.1.0", 3<<20)
+	before := bytes.Clone(b.disk.Bytes())
+	if err := b.apply(); !errors.Is(err, update.ErrRoom) || !strings.Contains(err.Error(), "root-b") {
+		t.Errorf("got %v", err)
+	}
+	if !bytes.Equal(before, b.disk.Bytes()) {
+		t.Error("something was written although it could not fit")
+	}
+}
+
+// A connection that breaks again and again costs time, not bytes: what came stays.
+func TestDownloadGoesOn(t *testing.T) {
+	b := newBench(t)
+	b.publish("1.1.0", 900<<10)
+	files := http.FileServer(http.Dir(b.repo))
+	broken := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".zst") || strings.HasSuffix(r.URL.Path, "root.img") && broken < 2 {
+			broken++
+			files.ServeHTTP(&breaking{ResponseWriter: w, left: 100 << 10}, r)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	var err error
+	b.src, err = repository.NewSource(server.URL, server.Client())
+	check(t, err)
+	check(t, b.apply())
+	b.runs(b.boot(), slot.B, true, "1.1.0")
+	r, err := b.store.Load()
+	check(t, err)
+	if broken < 2 || r.Fetched > r.Whole+1<<20 {
+		t.Errorf("broken %d times, %d of %d bytes travelled", broken, r.Fetched, r.Whole)
+	}
+}
+
+type breaking struct {
+	http.ResponseWriter
+	left int
+}
+
+func (b *breaking) Write(p []byte) (int, error) {
+	if b.left -= len(p); b.left < 0 {
+		panic(http.ErrAbortHandler)
+	}
+	return b.ResponseWriter.Write(p)
+}
+
+// What is there already does not travel: a release with the same root fetches the kernel alone.
+func TestOnlyWhatChangedTravels(t *testing.T) {
+	b := newBench(t)
+	same := releasetest.New(t, 256<<10)
+	version(t, same, "1.1.0")
+	b.put(same)
+	check(t, b.apply())
+	r, err := b.store.Load()
+	check(t, err)
+	if want := same.Signed.Manifest().Boards["x86-uefi"].Boot.Size; r.Fetched != want {
+		t.Errorf("%d bytes travelled; the kernel is %d", r.Fetched, want)
+	}
+}

@@ -1,0 +1,136 @@
+// Package record is what a machine remembers of its updates, on the data partition: which one is under way and how far, how
+// healthy the node was before, what failed and why. It holds no promise that the machine comes back: slots and firmware keep
+// that even if this file is lost.
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
+)
+
+// Phase is how far an update is.
+type Phase string
+
+// The phases.
+const (
+	Idle    Phase = ""        // none is under way
+	Writing Phase = "writing" // the idle slot is being written; it does not boot
+	Trying  Phase = "trying"  // the firmware was told to try it
+)
+
+// Failure is a version that was tried and is not tried again.
+type Failure struct {
+	Version string    `json:"version"`
+	Reason  string    `json:"reason"`
+	Time    time.Time `json:"time"`
+}
+
+// Before is how the node was before the update: what it is to be again.
+type Before struct {
+	Ready     bool     `json:"ready"`          // the node
+	Pods      []string `json:"pods,omitempty"` // that were ready on it, as namespace/name
+	Reachable bool     `json:"reachable"`      // the update source
+}
+
+// Record is the whole file.
+type Record struct {
+	Phase   Phase     `json:"phase,omitempty"`
+	Slot    slot.ID   `json:"slot,omitempty"` // the one that is written or tried
+	From    string    `json:"from,omitempty"` // version
+	To      string    `json:"to,omitempty"`
+	Armed   bool      `json:"armed,omitempty"` // the firmware knows
+	Boots   int       `json:"boots,omitempty"` // of the trial that got as far as this file
+	Reached string    `json:"reached,omitempty"`
+	Before  *Before   `json:"before,omitempty"`
+	Changed time.Time `json:"changed,omitzero"`
+	Fetched int64     `json:"fetched,omitempty"` // bytes that travelled for the update
+	Whole   int64     `json:"whole,omitempty"`   // of what there is
+
+	Current  string    `json:"current,omitempty"`  // the version that was kept last
+	Previous string    `json:"previous,omitempty"` // that of the slot to go back to
+	Floor    string    `json:"floor,omitempty"`    // nothing older is taken
+	Failed   []Failure `json:"failed,omitempty"`   // the newest last
+	Reason   string    `json:"reason,omitempty"`   // why the last attempt ended, if it did not end well
+	Checked  time.Time `json:"checked,omitzero"`
+	Offered  string    `json:"offered,omitempty"` // newest version that the last check found for this machine
+	Problem  string    `json:"problem,omitempty"` // what went wrong with the last check
+}
+
+// maxFailures is how many failures are remembered.
+const maxFailures = 16
+
+// Store keeps the record.
+type Store interface {
+	Load() (Record, error)
+	Save(Record) error
+}
+
+// File is a Store in a file.
+type File string
+
+// Load reads the record; without a file it is empty. A file that cannot be read as one is put aside: the machine must go on.
+func (f File) Load() (Record, error) {
+	var r Record
+	data, err := os.ReadFile(string(f))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		_ = os.Rename(string(f), string(f)+".damaged")
+		return Record{Reason: fmt.Sprintf("%s was damaged and is put aside: %v", filepath.Base(string(f)), err)}, nil
+	}
+	return r, nil
+}
+
+// Save writes the record.
+func (f File) Save(r Record) error {
+	if err := os.MkdirAll(filepath.Dir(string(f)), 0o700); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(string(f), append(data, '\n'), 0o600)
+}
+
+// HasFailed says whether a version was tried and failed.
+func (r *Record) HasFailed(version string) bool {
+	return slices.ContainsFunc(r.Failed, func(f Failure) bool { return f.Version == version })
+}
+
+// End ends what is under way; reason is "" if it ended well.
+func (r *Record) End(reason string, now time.Time) {
+	r.Phase, r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reached, r.Before = Idle, "", "", "", false, 0, "", nil
+	r.Reason, r.Changed = reason, now
+}
+
+// Fail ends a trial that failed.
+func (r *Record) Fail(reason string, now time.Time) {
+	r.Failed = append(slices.DeleteFunc(r.Failed, func(f Failure) bool { return f.Version == r.To }), Failure{r.To, reason, now})
+	r.Failed = r.Failed[max(0, len(r.Failed)-maxFailures):]
+	r.End(reason, now)
+}
+
+// Kept ends a trial that went well. The floor rises to the version of the slot to go back to, never above it: that one must
+// stay allowed.
+func (r *Record) Kept(version string, now time.Time) {
+	r.Previous, r.Current = r.From, version
+	if r.From != "" && (r.Floor == "" || release.CompareVersions(r.From, r.Floor) > 0) && release.CompareVersions(r.From, version) < 0 {
+		r.Floor = r.From
+	}
+	r.End("", now)
+}

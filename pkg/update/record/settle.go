@@ -1,0 +1,75 @@
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/skerry-os/skerry/pkg/slot"
+)
+
+// Settle is for a boot that is not on trial: it draws the conclusion from how the last update ended. news is "" if there is
+// none to tell.
+func Settle(st Store, sel slot.Selector, booted slot.ID, version string, now time.Time) (news string, err error) {
+	r, err := st.Load()
+	if err != nil {
+		return "", err
+	}
+	if r.Current == "" {
+		r.Current = version
+	}
+	switch {
+	case r.Phase == Trying && r.Slot == booted:
+		// Keep was done, and the note of it was not.
+		r.Kept(version, now)
+		return fmt.Sprintf("release %s is kept", version), st.Save(r)
+	case r.Phase == Trying && (r.Armed || r.Boots > 0):
+		reason := fmt.Sprintf("release %s in slot %s did not come up: ", r.To, r.Slot)
+		if r.Boots == 0 {
+			reason += "its kernel or init ended, or was refused, before it reached the data partition"
+		} else {
+			reason += fmt.Sprintf("it started %d times and got as far as %q", r.Boots, r.Reached)
+		}
+		reason += fmt.Sprintf("; the firmware went back to slot %s", booted)
+		id := r.Slot
+		r.Fail(reason, now)
+		return reason, errors.Join(st.Save(r), sel.Clear(id))
+	case r.Phase == Trying:
+		id, to := r.Slot, r.To
+		r.End(fmt.Sprintf("the power failed before release %s could be tried", to), now)
+		return r.Reason, errors.Join(sel.Clear(id), st.Save(r))
+	}
+	return "", nil
+}
+
+// ErrVerdict is in the error of a trial that did not go well: the machine is to restart, into the slot of before.
+var ErrVerdict = errors.New("the trial failed")
+
+// Judge is for a boot on trial. healthy waits until the node is as healthy as it was and returns nil, or says why it never
+// will be; ctx bounds it. Whatever the verdict, it is written before it is told.
+func Judge(ctx context.Context, st Store, sel slot.Selector, booted slot.ID, version string, now func() time.Time, healthy func(context.Context, *Before) error) error {
+	r, err := st.Load()
+	if err != nil {
+		return err
+	}
+	if r.Phase != Trying || r.Slot != booted { // the record was lost; the firmware's word counts
+		r.Phase, r.Slot, r.To = Trying, booted, version
+	}
+	r.Boots++
+	r.Reached = "judge slot"
+	if err := st.Save(r); err != nil {
+		return err
+	}
+	herr := healthy(ctx, r.Before)
+	if herr == nil {
+		if err := sel.Keep(booted); err != nil {
+			return fmt.Errorf("keeping slot %s: %w", booted, err)
+		}
+		r.Kept(version, now())
+		return st.Save(r)
+	}
+	reason := fmt.Sprintf("release %s in slot %s was not as healthy as the one before: %v", version, booted, herr)
+	r.Fail(reason, now())
+	return errors.Join(fmt.Errorf("%w: %s", ErrVerdict, reason), st.Save(r), sel.Keep(booted.Other()))
+}

@@ -1,0 +1,363 @@
+// Package update brings a release onto a machine that runs another one, and never leaves it without a slot that boots.
+//
+// Apply writes the slot that does not run: it first takes away what makes it bootable, then writes the root, block by block
+// from wherever a block is cheapest, reads everything back from the medium and holds it against the signed manifest, and only
+// then brings kernel and manifest. At any instant the slot that runs is untouched and the one the firmware boots. The last step
+// tells the firmware to try the new slot; whether it is kept is judged by that slot itself, in its own boot (package record).
+package update
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"time"
+
+	"github.com/skerry-os/skerry/image/verity"
+	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/repository"
+	"github.com/skerry-os/skerry/pkg/size"
+	"github.com/skerry-os/skerry/pkg/slot"
+	"github.com/skerry-os/skerry/pkg/update/record"
+)
+
+// Why an update is refused.
+var (
+	// ErrTrial means that the running slot is on trial itself.
+	ErrTrial = errors.New("this slot is on trial; wait for its verdict")
+	// ErrRoom means that something does not fit.
+	ErrRoom = errors.New("does not fit")
+)
+
+// Device is a partition. After Sync, what was written survives a power cut and ReadAt gives what the medium holds.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+	Size() int64
+}
+
+// Machine is what an update needs to know of the machine it is for.
+type Machine struct {
+	Arch, Board, Version, Channel string
+	Seed                          string // see repository.Machine
+	Booted                        slot.ID
+	Selector                      slot.Selector
+	Roots                         map[slot.ID]Device
+	Trusted                       []ed25519.PublicKey // who signs releases
+}
+
+// Hooks are what others do around an update; each may be nil.
+type Hooks struct {
+	Before   func(context.Context) (*record.Before, error) // how healthy the node is
+	Snapshot func(context.Context) error                   // of the datastore
+	Drain    func(context.Context) error
+	Restart  func(arg string) error
+	Say      func(string) // progress, a line each
+}
+
+// Updater updates one machine.
+type Updater struct {
+	Machine
+	Hooks
+	Store  record.Store
+	Source repository.Source
+	Root   []byte // the repository's root metadata that the image was built with
+	Dir    string // for the repository's metadata
+	Now    func() time.Time
+}
+
+func (u *Updater) say(format string, a ...any) {
+	if u.Say != nil {
+		u.Say(fmt.Sprintf(format, a...))
+	}
+}
+
+// Check looks for a release that this machine should run and fetches its manifest. repository.ErrUpToDate means there is none.
+// What it finds, or why it does not, is in the record.
+func (u *Updater) Check(ctx context.Context, force bool) (*repository.Package, error) {
+	r, err := u.Store.Load()
+	if err != nil {
+		return nil, err
+	}
+	p, err := u.check(ctx, &r, force)
+	r.Checked, r.Problem = u.Now(), ""
+	if err != nil && !errors.Is(err, repository.ErrUpToDate) {
+		r.Problem = err.Error()
+	}
+	return p, errors.Join(err, u.Store.Save(r))
+}
+
+func (u *Updater) check(ctx context.Context, r *record.Record, force bool) (*repository.Package, error) {
+	k, err := (&repository.Client{Source: u.Source, Root: u.Root, Dir: u.Dir, Now: u.Now()}).Look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	failed := map[string]bool{}
+	for _, f := range r.Failed {
+		failed[f.Version] = true
+	}
+	o, err := repository.Choose(k.Offers, repository.Machine{
+		Arch: u.Arch, Board: u.Board, Channel: u.Channel, Version: u.Version, Seed: u.Seed, Failed: failed, Force: force,
+	}, u.Now())
+	if err != nil {
+		return nil, err
+	}
+	r.Offered = o.Version
+	return k.Package(ctx, o, func(manifest, sig []byte) (*release.Release, error) {
+		rel, err := release.Verify(manifest, sig, u.Trusted)
+		if err != nil {
+			return nil, err
+		}
+		m := rel.Manifest()
+		if _, ok := m.Boards[u.Board]; !ok || m.Arch != u.Arch {
+			return nil, fmt.Errorf("release %s: is not for board %s (%s)", m.Version, u.Board, u.Arch)
+		}
+		if r.Floor != "" && release.CompareVersions(m.Version, r.Floor) < 0 {
+			return nil, fmt.Errorf("release %s: %w: %s", m.Version, release.ErrRollback, r.Floor)
+		}
+		return rel, nil
+	})
+}
+
+// idle gives the slot to write, after making sure that it is not needed.
+func (u *Updater) idle() (slot.ID, error) {
+	booted, trial, err := u.Selector.Booted()
+	if err != nil {
+		return "", err
+	}
+	if trial {
+		return "", fmt.Errorf("slot %s: %w", booted, ErrTrial)
+	}
+	kept, err := u.Selector.Kept()
+	if err != nil {
+		return "", err
+	}
+	if booted != u.Booted || kept != booted {
+		return "", fmt.Errorf("slot %s runs and slot %s is the one for the next boot: the other may be the only good one; restart first", u.Booted, kept)
+	}
+	return booted.Other(), nil
+}
+
+// Apply writes the release into the idle slot and restarts into it. When it fails, the machine is as it was and the idle slot
+// does not boot; the record says why.
+func (u *Updater) Apply(ctx context.Context, p *repository.Package) error {
+	id, err := u.idle()
+	if err != nil {
+		return err
+	}
+	r, err := u.Store.Load()
+	if err != nil {
+		return err
+	}
+	m := p.Release.Manifest()
+	if err := u.preflight(id, m); err != nil {
+		return err
+	}
+	r.Phase, r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reason, r.Changed = record.Writing, id, u.Version, m.Version, false, 0, "", u.Now()
+	r.Fetched, r.Whole = 0, m.Root.Size+m.Boards[u.Board].Boot.Size
+	if err := u.Store.Save(r); err != nil {
+		return err
+	}
+	arg, err := u.install(ctx, id, p, &r)
+	if err != nil {
+		reason := fmt.Sprintf("release %s: %v (slot %s runs on, unchanged)", m.Version, err, u.Booted)
+		r.End(reason, u.Now())
+		// Whatever it was, the slot must not boot half written; an error here changes nothing about that: TryOnce came last.
+		return errors.Join(err, u.Selector.Clear(id), u.Store.Save(r))
+	}
+	u.say("restarting into slot %s, release %s, on trial", id, m.Version)
+	if u.Restart == nil {
+		return nil
+	}
+	return u.Restart(arg)
+}
+
+// preflight makes sure that everything fits before anything is written.
+func (u *Updater) preflight(id slot.ID, m *release.Manifest) error {
+	dev, ok := u.Roots[id]
+	if !ok {
+		return fmt.Errorf("slot %s: has no root partition here", id)
+	}
+	if room := dev.Size() - release.TailSize; m.Root.Size > room {
+		return fmt.Errorf("release %s: its root of %v %w: partition %s has room for %v; write a new image", m.Version, size.Bytes(m.Root.Size).Rounded(), ErrRoom, id.RootLabel(), size.Bytes(room).Rounded())
+	}
+	kernel := m.Boards[u.Board].Boot.Size
+	room, err := u.Selector.Room(id)
+	if err != nil {
+		return err
+	}
+	if kernel > room {
+		return fmt.Errorf("release %s: its kernel image of %v %w: the boot partition has %v free; remove what does not belong there", m.Version, size.Bytes(kernel).Rounded(), ErrRoom, size.Bytes(room).Rounded())
+	}
+	return nil
+}
+
+// install does the work, and gives the argument of the restart.
+func (u *Updater) install(ctx context.Context, id slot.ID, p *repository.Package, r *record.Record) (string, error) {
+	dev, m := u.Roots[id], p.Release.Manifest()
+	u.say("writing release %s into slot %s", m.Version, id)
+	if err := u.Selector.Clear(id); err != nil {
+		return "", err
+	}
+	tailAt := dev.Size() - release.TailSize
+	if err := write(dev, make([]byte, release.TailSize), tailAt); err != nil {
+		return "", fmt.Errorf("slot %s: %w", id, err)
+	}
+	w := &writer{ctx: ctx, p: p, dev: dev, other: u.Roots[u.Booted], now: u.Now}
+	err := w.root()
+	r.Fetched = w.fetched
+	if err != nil {
+		return "", err
+	}
+	if err := checkRoot(dev, m); err != nil {
+		return "", fmt.Errorf("slot %s: reading back: %w", id, err)
+	}
+	if err := u.kernel(ctx, id, p, r); err != nil {
+		return "", err
+	}
+	tail, err := p.Release.Tail()
+	if err != nil {
+		return "", err
+	}
+	if err := write(dev, tail, tailAt); err != nil {
+		return "", fmt.Errorf("slot %s: %w", id, err)
+	}
+	got, err := release.ReadTail(dev, dev.Size(), u.Trusted)
+	if err != nil {
+		return "", fmt.Errorf("slot %s: reading back: %w", id, err)
+	}
+	if got.Manifest().Root.RootHash != m.Root.RootHash {
+		return "", fmt.Errorf("slot %s: reading back: the manifest is that of release %s", id, got.Manifest().Version)
+	}
+	u.say("slot %s holds release %s: %.1f of %.1f MB travelled", id, m.Version, float64(r.Fetched)/1e6, float64(r.Whole)/1e6)
+	return u.arm(ctx, id, r)
+}
+
+// arm asks the others and then tells the firmware.
+func (u *Updater) arm(ctx context.Context, id slot.ID, r *record.Record) (string, error) {
+	if u.Before != nil {
+		var err error
+		if r.Before, err = u.Before(ctx); err != nil {
+			return "", fmt.Errorf("how the node is before the update: %w", err)
+		}
+	}
+	if u.Snapshot != nil {
+		if err := u.Snapshot(ctx); err != nil {
+			return "", fmt.Errorf("datastore snapshot before the update: %w", err)
+		}
+	}
+	if u.Drain != nil {
+		if err := u.Drain(ctx); err != nil {
+			return "", fmt.Errorf("draining before the update: %w", err)
+		}
+	}
+	r.Phase, r.Changed = record.Trying, u.Now()
+	if err := u.Store.Save(*r); err != nil {
+		return "", err
+	}
+	arg, err := u.Selector.TryOnce(id)
+	if err != nil {
+		return "", err
+	}
+	r.Armed = true
+	// The firmware tries it whether or not this note is kept.
+	return arg, u.Store.Save(*r)
+}
+
+// Rollback asks for the other slot as it is: a trial like any other.
+func (u *Updater) Rollback(ctx context.Context) error {
+	id, err := u.idle()
+	if err != nil {
+		return err
+	}
+	dev := u.Roots[id]
+	rel, err := release.ReadTail(dev, dev.Size(), u.Trusted)
+	if err != nil {
+		return fmt.Errorf("slot %s: %w", id, err)
+	}
+	m := rel.Manifest()
+	if err := checkRoot(dev, m); err != nil {
+		return fmt.Errorf("slot %s: %w", id, err)
+	}
+	r, err := u.Store.Load()
+	if err != nil {
+		return err
+	}
+	if r.Floor != "" && release.CompareVersions(m.Version, r.Floor) < 0 {
+		return fmt.Errorf("slot %s: release %s %w: %s", id, m.Version, release.ErrRollback, r.Floor)
+	}
+	r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reason = id, u.Version, m.Version, false, 0, ""
+	// Or the next check would bring back what somebody goes away from.
+	r.Failed = append(r.Failed, record.Failure{Version: u.Version, Reason: "somebody went back from it", Time: u.Now()})
+	arg, err := u.arm(ctx, id, &r)
+	if err != nil {
+		r.End(fmt.Sprintf("going back to release %s: %v", m.Version, err), u.Now())
+		return errors.Join(err, u.Store.Save(r))
+	}
+	u.say("restarting into slot %s, release %s, on trial", id, m.Version)
+	if u.Restart == nil {
+		return nil
+	}
+	return u.Restart(arg)
+}
+
+// kernel brings the board's kernel image to where the firmware reads.
+func (u *Updater) kernel(ctx context.Context, id slot.ID, p *repository.Package, r *record.Record) error {
+	return retry(ctx, func() error {
+		src, f, err := p.Kernel(ctx, u.Board)
+		if err != nil {
+			return err
+		}
+		defer src.Close()
+		n := &checked{r: src, left: f.Size, want: f.SHA256, h: sha256.New()}
+		err = u.Selector.Stage(id, n, f.Size)
+		r.Fetched += f.Size - n.left
+		if err != nil {
+			return fmt.Errorf("kernel image: %w", err)
+		}
+		return nil
+	})
+}
+
+// checked ends with an error instead of the last bytes if the content is not the right one.
+type checked struct {
+	r    io.Reader
+	left int64
+	want string
+	h    hash.Hash
+}
+
+func (c *checked) Read(b []byte) (int, error) {
+	if int64(len(b)) > c.left {
+		b = b[:c.left]
+	}
+	n, err := c.r.Read(b)
+	_, _ = c.h.Write(b[:n])
+	c.left -= int64(n)
+	if c.left == 0 && n > 0 {
+		if got := hex.EncodeToString(c.h.Sum(nil)); got != c.want {
+			return 0, fmt.Errorf("sha256 is %.8s; the release says %.8s", got, c.want)
+		}
+	}
+	return n, err
+}
+
+// checkRoot reads a root from the medium and holds it against its digest and its hash tree.
+func checkRoot(dev Device, m *release.Manifest) error {
+	if err := m.Root.Check(io.NewSectionReader(dev, 0, m.Root.Size)); err != nil {
+		return err
+	}
+	return verity.Verify(dev, m.Root.DataSize, m.Root.RootHash, m.Root.Salt)
+}
+
+func write(dev Device, b []byte, at int64) error {
+	if _, err := dev.WriteAt(b, at); err != nil {
+		return err
+	}
+	return dev.Sync()
+}

@@ -286,3 +286,40 @@ func TestStatusDisplay(t *testing.T) {
 		t.Errorf("screen ends with\n%s", last)
 	}
 }
+
+// The verdict waits for what skerryd says, and tells at the deadline what the node still waited for.
+func TestHealth(t *testing.T) {
+	h := newHealth()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.wait(ctx, nil); err == nil || !strings.Contains(err.Error(), "skerryd to start") {
+		t.Errorf("nothing was heard: %v", err)
+	}
+	h.heard("pod default/web")
+	h.heard("")
+	if err := h.wait(ctx, nil); err == nil || !strings.Contains(err.Error(), "pod default/web") {
+		t.Errorf("waiting for a pod: %v", err)
+	}
+	h.heard("good")
+	h.heard("good")
+	if err := h.wait(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTrustIsHandedOver(t *testing.T) {
+	from, to := t.TempDir(), filepath.Join(t.TempDir(), "run", "trust")
+	for _, name := range []string{"release.pub", "root.json"} {
+		if err := os.WriteFile(filepath.Join(from, name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := handTrustOver(from, to); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"release.pub", "root.json"} {
+		if data, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(data) != name {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+	}
+}

@@ -53,6 +53,7 @@ var stage2 = []step{
 	may("apply kernel settings", applySysctls, 5*time.Second),
 	may("bring up network", startNetwork, 30*time.Second), // keeps trying behind us
 	must("start node", startNode, 30*time.Second),         // server or agent, as the config says
+	must("judge slot", judgeSlot, judgeLimit),             // only on trial; a kept slot is never judged again
 }
 
 func main() {

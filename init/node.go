@@ -40,6 +40,10 @@ func startNode(_ context.Context, s *system) error {
 	if err := atomicfile.Write(engineYAML, conf, 0o600); err != nil {
 		return err
 	}
+	if err := tellUpdates(s.config); err != nil {
+		return err
+	}
+	hearHealth(s)
 	listener, err := notify.Listen(notifySocket)
 	if err != nil {
 		return err

@@ -294,6 +294,9 @@ func openRoot(_ context.Context, s *system) error {
 
 // switchRoot hands over to stage 2: the facts in /run, the watchdog as an open file.
 func switchRoot(_ context.Context, s *system) error {
+	if err := handTrustOver(keysDir, "/"+machine.TrustDir); err != nil {
+		return err
+	}
 	data, err := json.Marshal(s.boot)
 	if err != nil {
 		return err

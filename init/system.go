@@ -48,6 +48,7 @@ type system struct {
 	hostname string
 	network  *network.Manager
 	screen   *screen
+	health   *health
 
 	// life ends when the machine is to stop; what runs in the background ends with it.
 	life       context.Context
@@ -56,7 +57,7 @@ type system struct {
 }
 
 func newSystem() *system {
-	s := &system{console: new(console), reaper: process.NewReaper()}
+	s := &system{console: new(console), reaper: process.NewReaper(), health: newHealth()}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.console.open([]string{"/dev/console"})
 	return s

@@ -53,6 +53,9 @@ func (g *GUID) UnmarshalText(t []byte) (err error) {
 
 var diskOrder = [16]int{3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15}
 
+// OnDisk gives the bytes as they lie on disk, and in device paths.
+func (g GUID) OnDisk() (b [16]byte) { g.put(b[:]); return b }
+
 func (g GUID) put(b []byte) {
 	for i, j := range diskOrder {
 		b[i] = g[j]

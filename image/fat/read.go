@@ -50,6 +50,20 @@ func (f Found) Open() io.Reader {
 	return io.MultiReader(parts...)
 }
 
+// OpenAt reads the file's bytes from an offset on.
+func (f Found) OpenAt(at int64) io.Reader {
+	var parts []io.Reader
+	for _, e := range f.extents {
+		if at >= e.size {
+			at -= e.size
+			continue
+		}
+		parts = append(parts, io.NewSectionReader(f.r, e.offset+at, e.size-at))
+		at = 0
+	}
+	return io.MultiReader(parts...)
+}
+
 // Bounds on what a reader takes from a volume it did not make.
 const (
 	maxFiles = 4096

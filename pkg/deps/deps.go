@@ -21,7 +21,7 @@ system:    pkg/linux pkg/network
 build:     image/compose overlays
 build:     image image/releasetest image/flash
 update:    pkg/repository
-update:    pkg/update/record
+update:    pkg/update/record pkg/update/host
 update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi

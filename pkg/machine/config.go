@@ -21,6 +21,14 @@
 //	  nameservers: [192.0.2.1]       # asked before those that DHCP names
 //	ntp: {servers: [0.pool.ntp.org]} # an empty list turns it off
 //	sysctls: {net.core.somaxconn: "1024"}
+//	update:                          # without a source and without sticks a machine stays as it is
+//	  source: https://updates.example.org/skerry
+//	  channel: stable
+//	  policy: auto                   # or check: look and tell, and leave the rest to `skerryd update apply`
+//	  interval: 6h                   # between two looks
+//	  windows: ["02:00-05:00"]       # when a machine may restart, in UTC; none: always
+//	  deadline: 10m                  # for a new release to be as healthy as the one before
+//	  stick: true                    # take releases from USB sticks too
 //	server: {tls-san: [k8s.example.org]} # the engine's settings, named as skerryd's flags
 //	agent: {node-label: [zone=north]}
 package machine
@@ -67,6 +75,7 @@ type Config struct {
 	Network    Network           `yaml:"network"`
 	NTP        NTP               `yaml:"ntp"`
 	Sysctls    map[string]string `yaml:"sysctls"`
+	Update     Update            `yaml:"update"`
 	Server     Server            `yaml:"server"`
 	Agent      Agent             `yaml:"agent"`
 }
@@ -190,6 +199,7 @@ func (c *Config) problems() []Problem {
 			p.add(msg, "cluster", "server")
 		}
 	}
+	c.Update.problems(&p)
 	c.roleProblems(&p)
 	c.networkProblems(&p)
 	for i, s := range c.NTP.Servers {

@@ -41,6 +41,9 @@ func Take() (Sender, error) {
 	return s, os.Unsetenv(SocketEnv)
 }
 
+// To is a Sender to a socket that both ends know by name.
+func To(socket string) Sender { return Sender{socket} }
+
 // Send tells the supervisor the lines, in one datagram. Where no supervisor listens it does nothing.
 func (s Sender) Send(lines ...string) error {
 	if s.socket == "" {

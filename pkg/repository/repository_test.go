@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/releasetest"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/repository"
@@ -368,4 +369,43 @@ func TestChoose(t *testing.T) {
 	if in < 140 || in > 260 {
 		t.Errorf("%d of 2000 machines are in the first tenth", in)
 	}
+}
+
+// A stick with the folder on it is a source like any other.
+func TestStick(t *testing.T) {
+	b := newBench(t)
+	b.publish(repository.PublishOptions{})
+	img := filepath.Join(t.TempDir(), "stick")
+	f, err := os.Create(img)
+	check(t, err)
+	check(t, errors.Join(f.Truncate(64<<20), f.Close()))
+	imagetest.Run(t, imagetest.Tool(t, "mkfs.vfat", "dosfstools"), "-F", "32", img)
+	mcopy := imagetest.Tool(t, "mcopy", "mtools")
+	if _, err := repository.NewStick("empty", open(t, img), 64<<20); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an empty stick: %v", err)
+	}
+	imagetest.Run(t, mcopy, "-s", "-i", img, b.dir, "::/skerry")
+	src, err := repository.NewStick("stick", open(t, img), 64<<20)
+	check(t, err)
+	k, err := (&repository.Client{Source: src, Root: b.root, Dir: t.TempDir(), Now: now}).Look(t.Context())
+	check(t, err)
+	p, err := k.Package(t.Context(), k.Offers[0], b.verify)
+	check(t, err)
+	r, err := p.Root(t.Context(), 8192, 40960)
+	check(t, err)
+	got, err := io.ReadAll(r)
+	check(t, err)
+	want, err := os.ReadFile(filepath.Join(b.Release, "root.img"))
+	check(t, err)
+	if !bytes.Equal(got, want[8192:8192+40960]) {
+		t.Error("a part of the root is not what it is")
+	}
+}
+
+func open(t *testing.T, name string) *os.File {
+	t.Helper()
+	f, err := os.Open(name)
+	check(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
 }

@@ -1,0 +1,124 @@
+package machine
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"strconv"
+	"time"
+)
+
+// UpdateFile is where init puts the Update of the config for skerryd, below the root.
+const UpdateFile = "run/skerry/update.json"
+
+// TrustDir is where stage 1 puts the keys of the signed kernel image, below the root: release keys as *.pub, the repository's
+// root.json.
+const TrustDir = "run/skerry/trust"
+
+// The policies.
+const (
+	UpdateAuto  = "auto"  // look and update
+	UpdateCheck = "check" // look and tell
+)
+
+// Update says where new releases come from, and when.
+type Update struct {
+	Source   string   `yaml:"source" json:"source,omitempty"`
+	Channel  string   `yaml:"channel" json:"channel,omitempty"`
+	Policy   string   `yaml:"policy" json:"policy,omitempty"`
+	Interval string   `yaml:"interval" json:"interval,omitempty"`
+	Windows  []string `yaml:"windows" json:"windows,omitempty"`
+	Deadline string   `yaml:"deadline" json:"deadline,omitempty"`
+	Stick    bool     `yaml:"stick" json:"stick,omitempty"`
+}
+
+// Auto says whether the machine updates itself.
+func (u Update) Auto() bool { return u.Policy != UpdateCheck }
+
+// Every is the time between two looks.
+func (u Update) Every() time.Duration { return duration(u.Interval, 6*time.Hour) }
+
+// Patience is how long a new release may take to be healthy.
+func (u Update) Patience() time.Duration { return duration(u.Deadline, 10*time.Minute) }
+
+func duration(text string, otherwise time.Duration) time.Duration {
+	if d, err := time.ParseDuration(text); err == nil {
+		return d
+	}
+	return otherwise
+}
+
+// Open says whether a machine may restart at a moment.
+func (u Update) Open(now time.Time) bool {
+	now = now.UTC()
+	minute := now.Hour()*60 + now.Minute()
+	for _, w := range u.Windows {
+		from, to, ok := window(w)
+		if ok && (from <= to && from <= minute && minute < to || from > to && (minute >= from || minute < to)) {
+			return true
+		}
+	}
+	return len(u.Windows) == 0
+}
+
+var windowForm = regexp.MustCompile(`^([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])$`)
+
+// window reads 02:00-05:00 as minutes of the day.
+func window(text string) (from, to int, ok bool) {
+	m := windowForm.FindStringSubmatch(text)
+	if m == nil {
+		return 0, 0, false
+	}
+	var n [4]int
+	for i := range n {
+		n[i], _ = strconv.Atoi(m[i+1]) // two digits
+	}
+	return n[0]*60 + n[1], n[2]*60 + n[3], true
+}
+
+var channelForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
+
+func (u *Update) problems(p *problems) {
+	if u.Source != "" {
+		l, err := url.Parse(u.Source)
+		web := err == nil && (l.Scheme == "http" || l.Scheme == "https") && l.Host != "" && l.RawQuery == "" && l.User == nil
+		if !web && (!path.IsAbs(u.Source) || path.Clean(u.Source) != u.Source) {
+			p.addf([]any{"update", "source"}, "%q is neither an http(s) address nor a folder", u.Source)
+		}
+	}
+	if u.Channel != "" && !channelForm.MatchString(u.Channel) {
+		p.addf([]any{"update", "channel"}, "%q is not a channel: small letters, digits, dots and dashes", u.Channel)
+	}
+	if s := cmp.Or(u.Policy, UpdateAuto); s != UpdateAuto && s != UpdateCheck {
+		p.addf([]any{"update", "policy"}, "%q is not a policy; write %s or %s", u.Policy, UpdateAuto, UpdateCheck)
+	}
+	for _, d := range []struct {
+		key, text   string
+		least, most time.Duration
+	}{{"interval", u.Interval, 10 * time.Second, 30 * 24 * time.Hour}, {"deadline", u.Deadline, time.Minute, 2 * time.Hour}} {
+		if d.text == "" {
+			continue
+		}
+		v, err := time.ParseDuration(d.text)
+		if err != nil || v < d.least || v > d.most {
+			p.addf([]any{"update", d.key}, "%q is not a time from %s to %s, as in 1h30m", d.text, short(d.least), short(d.most))
+		}
+	}
+	for i, w := range u.Windows {
+		if from, to, ok := window(w); !ok || from == to {
+			p.addf([]any{"update", "windows", i}, "%q is not a window; write 02:00-05:00, in UTC", w)
+		}
+	}
+}
+
+func short(d time.Duration) string {
+	if d >= time.Hour {
+		return fmt.Sprintf("%.0fh", d.Hours())
+	}
+	if d >= time.Minute {
+		return fmt.Sprintf("%.0fm", d.Minutes())
+	}
+	return fmt.Sprintf("%.0fs", d.Seconds())
+}

@@ -14,7 +14,7 @@ import (
 )
 
 func newReleaseBuildCmd() *cobra.Command {
-	var arch, keyDir, out, source, work string
+	var arch, keyDir, out, source, work, version string
 	var mirrors []string
 	var quiet, asJSON bool
 	cmd := &cobra.Command{
@@ -35,6 +35,9 @@ func newReleaseBuildCmd() *cobra.Command {
 			src, err := compose.FindSource(cmd.Context(), source)
 			if err != nil {
 				return err
+			}
+			if version != "" {
+				src.Version = version
 			}
 			m, err := hostMirrors(cmd, mirrors)
 			if err != nil {
@@ -62,6 +65,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	f.StringVarP(&out, "output", "o", "", "release folder to make or replace")
 	f.StringVar(&source, "source", ".", "a folder inside Skerry's source")
 	f.StringVar(&work, "work", "", "folder for staging (default: out in the source)")
+	f.StringVar(&version, "version", "", "what the release calls itself (default: what git describe says)")
 	f.BoolVar(&quiet, "quiet", false, "no progress")
 	f.BoolVar(&asJSON, "json", false, "print the summary as JSON")
 	mirrorFlag(cmd, &mirrors)

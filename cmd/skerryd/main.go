@@ -96,6 +96,7 @@ func newRootCmd() *cobra.Command {
 		newEnableCmd(),
 		newDisableCmd(),
 		newCheckConfigCmd(),
+		newUpdateCmd(),
 		newVersionCmd(),
 	)
 	return root

@@ -18,6 +18,7 @@ import (
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/host"
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/updates"
 	"github.com/skerry-os/skerry/pkg/addons"
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -141,6 +142,9 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		Kubeconfig:  files.Admin,
 		NodeName:    name,
 		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), helmController(node.Proxy)},
+	}))
+	services = append(services, updates.Service(updates.Options{
+		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
 	}))
 	return append(services, agent.Services(node)...), nil
 }

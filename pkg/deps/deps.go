@@ -37,7 +37,7 @@ engine:    pkg/gateway
 engine:    pkg/gateway/controller
 engine:    pkg/server pkg/agent
 test:      pkg/deps
-programs:  cmd/skerryd/internal/settings
+programs:  cmd/skerryd/internal/settings cmd/skerryd/internal/updates
 programs:  cmd/skerryd/internal/host
 programs:  e2e/conformance/images e2e/conformance/journal
 programs:  init cmd/... e2e e2e/conformance e2e/conformance/suite

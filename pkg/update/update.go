@@ -130,12 +130,12 @@ func (u *Updater) idle() (slot.ID, error) {
 	if err != nil {
 		return "", err
 	}
-	if trial {
-		return "", fmt.Errorf("slot %s: %w", booted, ErrTrial)
-	}
 	kept, err := u.Selector.Kept()
 	if err != nil {
 		return "", err
+	}
+	if trial && kept != booted { // one that was kept meanwhile still looks like one to the firmware
+		return "", fmt.Errorf("slot %s: %w", booted, ErrTrial)
 	}
 	if booted != u.Booted || kept != booted {
 		return "", fmt.Errorf("slot %s runs and slot %s is the one for the next boot: the other may be the only good one; restart first", u.Booted, kept)

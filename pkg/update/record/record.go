@@ -64,6 +64,7 @@ type Record struct {
 	Checked  time.Time `json:"checked,omitzero"`
 	Offered  string    `json:"offered,omitempty"` // newest version that the last check found for this machine
 	Problem  string    `json:"problem,omitempty"` // what went wrong with the last check
+	Told     string    `json:"told,omitempty"`    // the reason that the last event told
 }
 
 // maxFailures is how many failures are remembered.

@@ -1,0 +1,72 @@
+package updates
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/skerry-os/skerry/pkg/update/record"
+)
+
+// A node that is as it was before is kept; each thing that is not is named. What the datastore remembers of the time before
+// the restart does not count.
+func TestWhatIsMissing(t *testing.T) {
+	boot := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	old, fresh := metav1.NewTime(boot.Add(-time.Hour)), metav1.NewTime(boot.Add(time.Minute))
+	truth := func(yes bool) corev1.ConditionStatus {
+		if yes {
+			return corev1.ConditionTrue
+		}
+		return corev1.ConditionFalse
+	}
+	type world struct {
+		ready, podReady bool
+		lease, started  metav1.Time
+		gone, done      bool
+	}
+	for name, tt := range map[string]struct {
+		w    world
+		want string
+	}{
+		"as before":                    {world{true, true, fresh, fresh, false, false}, ""},
+		"not Ready":                    {world{false, true, fresh, fresh, false, false}, "Ready"},
+		"Ready of before":              {world{true, true, old, fresh, false, false}, "lease"},
+		"pod not ready":                {world{true, false, fresh, fresh, false, false}, "pod default/web, which was ready"},
+		"pod of before":                {world{true, true, fresh, old, false, false}, "pod default/web to start again"},
+		"pod was moved":                {world{true, true, fresh, fresh, true, false}, ""},
+		"pod has done what it was for": {world{true, false, fresh, fresh, false, true}, ""},
+	} {
+		renewed := metav1.NewMicroTime(tt.w.lease.Time)
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: truth(tt.w.ready)}}}}
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "n", Namespace: corev1.NamespaceNodeLease}, Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "default"}, Spec: corev1.PodSpec{NodeName: "n"},
+			Status: corev1.PodStatus{
+				Conditions:        []corev1.PodCondition{{Type: corev1.PodReady, Status: truth(tt.w.podReady)}},
+				ContainerStatuses: []corev1.ContainerStatus{{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: tt.w.started}}}},
+			},
+		}
+		if tt.w.done {
+			pod.Status.Phase = corev1.PodSucceeded
+		}
+		c := fake.NewClientset(node, lease)
+		if !tt.w.gone {
+			if err := c.Tracker().Add(pod); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h, err := read(t.Context(), c, "n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := h.missing(&record.Before{Ready: true, Pods: []string{"default/web"}}, boot)
+		if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}

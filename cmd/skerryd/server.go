@@ -145,6 +145,14 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	}))
 	services = append(services, updates.Service(updates.Options{
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
+		Snapshot: func(ctx context.Context) error {
+			at, err := server.OpenStored(s, name, nil)
+			if err != nil {
+				return err
+			}
+			_, err = at.Snapshots.Save(ctx, at.Store, "before-update")
+			return err
+		},
 	}))
 	return append(services, agent.Services(node)...), nil
 }

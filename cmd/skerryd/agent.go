@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/host"
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/updates"
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/balance"
 	"github.com/skerry-os/skerry/pkg/enrol"
@@ -130,6 +132,9 @@ func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([
 		}},
 		addressService(ips, func() ([]netip.Addr, error) { return agentIPs(a, state.Settings) }),
 	}
+	services = append(services, updates.Service(updates.Options{
+		Log: slog.Default(), Kubeconfig: node.KubeletKubeconfig, NodeName: node.NodeName, Restart: restart,
+	}))
 	return append(services, agent.Services(node)...), nil
 }
 

@@ -8,7 +8,7 @@ package deps
 // Layers, from what needs nothing to what needs everything. A name ending in /... stands for all packages below it and
 // itself. Packages of one layer do not import each other; where they do, write two layers.
 const Layers = `
-leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/join pkg/token pkg/supervise
+leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance
 leaves:    pkg/gateway/proxy

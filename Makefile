@@ -157,6 +157,24 @@ vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
 
+vm-update: image ## update the image in QEMU: a release that dies is left, a good one is kept (a quarter of an hour)
+	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
+	@$(E2E) -run UpdateOverTheWire $(E2E_ARGS) -update-vm
+
+SEED ?= 1
+powercut: ## cut the power at every write of an update; SEED=n repeats one, TRIES=n looks at more
+	@go test -count=1 -v -timeout 60m -run 'PowerCut' ./pkg/update -args -seed $(SEED) -tries $(or $(TRIES),100)
+
+FUZZTIME ?= 1m
+fuzz: ## feed every reader of foreign bytes with garbage; FUZZTIME=10m for longer
+	@for p in $$(grep -rl --include=*_test.go '^func Fuzz' cmd init image boards pkg | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -rhoE --include=*_test.go '^func Fuzz[A-Za-z0-9]+' $$p/*_test.go | sed 's/func //'); do \
+	    echo "== $$p $$f"; go test -run XXX -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) ./$$p || exit 1; done; done
+
+NEW ?= $(OUT)/next
+delta: ## say what travels from release OLD to release NEW
+	@go test -count=1 -v -run Numbers ./pkg/delta -args -old '$(abspath $(or $(OLD),$(RELEASE)))/root.img' -new '$(abspath $(NEW))/root.img'
+
 bench: image ## print the table of sizes and times (needs root; a quarter of an hour)
 	@$(AS_ROOT) $(E2E) -run Numbers $(E2E_ARGS) -numbers -native -vm
 
@@ -170,4 +188,4 @@ golden: ## rewrite the golden files of tests; read the diff before you commit it
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes conformance conformance-quick vm unchanged bench golden clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden clean FORCE

@@ -103,6 +103,7 @@ func TestUpdateOverTheWire(t *testing.T) {
 		t.Skip("updates the image in QEMU: run make vm-update")
 	}
 	*inVM = true
+	const long = 3 * patience // several starts, each on an emulated processor
 	keyDir, repo := built(t, "keys"), filepath.Join(t.TempDir(), "repo")
 	server := httptest.NewServer(http.FileServer(http.Dir(repo)))
 	defer server.Close()
@@ -123,20 +124,19 @@ func TestUpdateOverTheWire(t *testing.T) {
 	}
 	o := machineOf(t)
 	o.Image = filepath.Join(t.TempDir(), "update.img")
-	run(t, skerry, "image", "build", "--board", "x86-uefi", "--release", built(t, "release"), "--keys", keyDir, "--config", config, "-o", o.Image)
+	run(t, skerry, "image", "build", "--board", "x86-uefi", "--release", built(t, "release"), "--keys", keyDir, "--config", config, "--secure-boot=false", "-o", o.Image)
 	o.Restrict = false
-	o.TPM = true
 	old, next := versionOf(t, built(t, "release")), versionOf(t, built(t, "next"))
 
 	publish(dying(t, built(t, "release"), keyDir, "98.0.0"))
 	n := power(t, o)
-	n.expect(patience, `skerry\| slot +a, Secure Boot on`)
-	n.expect(2*patience, `skerry: node: Ready`)
-	n.expect(2*patience, `skerry: restart: a restart was asked for`)
+	n.expect(long, `skerry\| slot +a, Secure Boot off`)
+	n.expect(long, `skerry: node: Ready`)
+	n.expect(long, `skerry: restart: a restart was asked for`)
 	for range 3 {
-		n.expect(patience, `\] Kernel panic - not syncing`)
+		n.expect(long, `\] Kernel panic - not syncing`)
 	}
-	why := n.expect(2*patience, `skerry: update: (release 98.0.0 in slot b did not come up: .*)`)[1]
+	why := n.expect(long, `skerry: update: (release 98.0.0 in slot b did not come up: .*)`)[1]
 	t.Log(why)
 	if !strings.Contains(why, "before it reached the data partition") || !strings.Contains(why, "went back to slot a") {
 		t.Errorf("the reason is %q", why)
@@ -144,20 +144,20 @@ func TestUpdateOverTheWire(t *testing.T) {
 	if text := n.Text(); !strings.Contains(text, "switch root: slot a, release "+old) {
 		t.Errorf("slot a does not run %s", old)
 	}
-	n.expect(2*patience, `skerry: node: Ready`)
+	n.expect(long, `skerry: node: Ready`)
 
 	publish(built(t, "next"))
-	n.expect(2*patience, `skerry: restart: a restart was asked for`)
+	n.expect(long, `skerry: restart: a restart was asked for`)
 	began := time.Now()
-	n.expect(2*patience, `skerry: switch root: slot b, release `+next)
-	n.expect(patience, `skerry: judge slot: slot b is on trial`)
-	n.expect(3*patience, `skerry: update: slot b, release `+next+`, is kept`)
+	n.expect(long, `skerry: switch root: slot b, release `+next)
+	n.expect(long, `skerry: judge slot: slot b is on trial`)
+	n.expect(long, `skerry: update: slot b, release `+next+`, is kept`)
 	t.Logf("from the restart to Keep: %v", time.Since(began).Round(time.Second))
 
 	n.PowerCut()
 	n = power(t, o)
-	n.expect(2*patience, `skerry: switch root: slot b, release `+next)
-	n.expect(2*patience, `skerry: node: Ready`)
+	n.expect(long, `skerry: switch root: slot b, release `+next)
+	n.expect(long, `skerry: node: Ready`)
 	if text := n.Text(); strings.Contains(text, "(on trial)") {
 		t.Error("a kept slot is on trial again")
 	}

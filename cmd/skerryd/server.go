@@ -146,7 +146,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	services = append(services, updates.Service(updates.Options{
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
 		Snapshot: func(ctx context.Context) error {
-			at, err := server.OpenStored(s, name, nil)
+			at, err := server.OpenStored(server.StoredConfig{Settings: s, NodeName: name, NodeIP: ips[0]})
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -107,11 +108,13 @@ func TestNativeComponents(t *testing.T) {
 	on := func(t *testing.T) cluster { c := c; c.T = t; return c }
 
 	t.Run("servicelb", func(t *testing.T) { on(t).balances(outside) })
+	t.Run("local-storage", func(t *testing.T) { on(t).stores(filepath.Join(e.data(), "storage")) })
 
 	// The same data, the components disabled: what they left in others' way is gone.
 	e.stop()
-	e.flags = []string{"--disable", "servicelb"}
+	e.flags = []string{"--disable", "servicelb", "--disable", "local-storage"}
 	e.start()
+	t.Run("local-storage over a restart", func(t *testing.T) { on(t).stored(filepath.Join(e.data(), "storage")) })
 	t.Run("servicelb disabled", func(t *testing.T) {
 		c := on(t)
 		c.eventually(time.Minute, func(out string) bool { return out == "{}" }, "-n", "e2e", "get", "service", "lb", "-o", "jsonpath={.status.loadBalancer}")
@@ -158,4 +161,109 @@ func (c cluster) balances(outside string) {
 	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "lb", "-o", address)
 	c.do("", "label", "node", "e2e", "svccontroller.k3s.cattle.io/enablelb-")
 	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "lb", "-o", address)
+}
+
+const claims = `
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: keep}
+provisioner: rancher.io/local-path
+volumeBindingMode: WaitForFirstConsumer
+reclaimPolicy: Retain
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: fleeting, namespace: e2e}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: kept, namespace: e2e}
+spec: {storageClassName: keep, accessModes: [ReadWriteOncePod], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: everywhere, namespace: e2e}
+spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer, namespace: e2e}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {runAsUser: 1234, runAsGroup: 1234}
+  containers:
+    - name: writer
+      image: skerry.local/coredns:1.15.0
+      imagePullPolicy: Never
+      args: [-conf, /etc/coredns/Corefile]
+      volumeMounts:
+        - {name: config, mountPath: /etc/coredns}
+        - {name: node, mountPath: /node, readOnly: true}
+        - {name: fleeting, mountPath: /fleeting}
+        - {name: kept, mountPath: /kept}
+  volumes:
+    - {name: config, configMap: {name: web}}
+    - {name: node, hostPath: {path: NODE_PROGRAMS, type: Directory}}
+    - {name: fleeting, persistentVolumeClaim: {claimName: fleeting}}
+    - {name: kept, persistentVolumeClaim: {claimName: kept}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: nowhere, namespace: e2e}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: "skerry.local/pause:1", imagePullPolicy: Never}]
+  volumes: [{name: v, persistentVolumeClaim: {claimName: everywhere}}]
+`
+
+// stores writes into volumes as a user who owns nothing, and deletes one.
+func (c cluster) stores(root string) {
+	is := func(want string) func(string) bool { return func(out string) bool { return out == want } }
+	c.do(strings.ReplaceAll(claims, "NODE_PROGRAMS", c.programs), "apply", "-f", "-")
+	c.eventually(time.Minute, contains("True"), "-n", "e2e", "get", "pod", "writer", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	for _, name := range []string{"fleeting", "kept"} {
+		c.do("", "-n", "e2e", "exec", "writer", "--", "/node/kubectl", "config", "set-cluster", "written", "--kubeconfig=/"+name+"/file")
+	}
+	folder := func(claim string) string {
+		found, err := filepath.Glob(filepath.Join(root, "pvc-*_e2e_"+claim))
+		if err != nil || len(found) != 1 {
+			c.Fatalf("folders of %s: %v, %v", claim, found, err)
+		}
+		return found[0]
+	}
+	fleeting, kept := folder("fleeting"), folder("kept")
+	if b, err := os.ReadFile(filepath.Join(fleeting, "file")); err != nil || !strings.Contains(string(b), "written") {
+		c.Errorf("what the pod wrote: %q, %v", b, err)
+	}
+	if got := c.do("", "-n", "e2e", "get", "pvc", "fleeting", "kept", "-o", "jsonpath={.items[*].status.capacity.storage}"); got != "64Mi 1Gi" {
+		c.Errorf("sizes: %s", got)
+	}
+	c.eventually(time.Minute, contains("local-path volumes are on one node"), "-n", "e2e", "get", "events", "--field-selector", "involvedObject.name=everywhere,reason=ProvisioningFailed", "-o", "jsonpath={.items[*].message}")
+	// A volume that is deleted by hand goes with its folder too, and only after its claim.
+	volume := c.do("", "-n", "e2e", "get", "pvc", "fleeting", "-o", "jsonpath={.spec.volumeName}")
+	c.do("", "delete", "pv", volume, "--wait=false")
+	c.do("", "-n", "e2e", "delete", "pod", "writer", "nowhere", "--wait")
+	c.do("", "-n", "e2e", "delete", "pvc", "fleeting", "everywhere", "--wait")
+	c.eventually(time.Minute, is(""), "get", "pv", volume, "--ignore-not-found", "-o", "name")
+	if _, err := os.Stat(fleeting); !os.IsNotExist(err) {
+		c.Errorf("%s is still there: %v", fleeting, err)
+	}
+	c.do("", "-n", "e2e", "delete", "pvc", "kept", "--wait")
+	c.eventually(time.Minute, contains("Released"), "get", "pv", "-o", "jsonpath={.items[*].status.phase}")
+	if _, err := os.Stat(filepath.Join(kept, "file")); err != nil {
+		c.Errorf("a volume to be retained: %v", err)
+	}
+	c.eventually(time.Minute, is(""), "get", "node", "e2e", "-o", `jsonpath={.metadata.annotations.local-storage\.skerry\.io/request}{.metadata.annotations.local-storage\.skerry\.io/report}`)
+}
+
+// stored finds after a restart what was retained, and nothing that waits for a component that is disabled.
+func (c cluster) stored(root string) {
+	if found, err := filepath.Glob(filepath.Join(root, "*", "file")); err != nil || len(found) != 1 {
+		c.Errorf("files in volumes: %v, %v", found, err)
+	}
+	c.do("", "delete", "pv", "--all", "--wait", "--timeout=30s")
+	if found, err := filepath.Glob(filepath.Join(root, "*", "file")); err != nil || len(found) != 1 {
+		c.Errorf("files of deleted volumes that were to be retained: %v, %v", found, err)
+	}
 }

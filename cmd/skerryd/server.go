@@ -24,7 +24,9 @@ import (
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/controllers"
 	"github.com/skerry-os/skerry/pkg/helm"
+	"github.com/skerry-os/skerry/pkg/localstorage"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/metricsserver"
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/outbound"
 	"github.com/skerry-os/skerry/pkg/pki"
@@ -132,7 +134,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		Kubeconfig:    files.Admin,
 		Node:          name,
 		Components:    filepath.Join(node.Share, "manifests"),
-		InProcess:     []string{"servicelb", helm.Name},
+		InProcess:     []string{servicelb.Name, localstorage.Name, metricsserver.Name, helm.Name},
 		Disable:       disabled(s),
 		Manifests:     filepath.Join(s.DataDir, "server", "manifests"),
 		ClusterDNS:    node.ClusterDNS,
@@ -141,7 +143,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	services = append(services, controllers.Service(controllers.Config{
 		Kubeconfig:  files.Admin,
 		NodeName:    name,
-		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), helmController(node.Proxy)},
+		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), localstorage.Controller(), helmController(node.Proxy)},
 	}))
 	services = append(services, updates.Service(updates.Options{
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skerry-os/skerry/pkg/localstorage"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/podnet"
 	"github.com/skerry-os/skerry/pkg/registries"
@@ -62,8 +63,18 @@ func Services(cfg Config) []supervise.Service {
 		{Name: "network-policy", Needs: []string{"kube-apiserver"}, Run: l.runNetworkPolicy},
 		{Name: "kubelet", Needs: []string{"containerd", "images", "registries", "kube-apiserver"}, Run: l.runKubelet},
 		{Name: "kube-proxy", Needs: []string{"kube-apiserver", "pod-network"}, Run: l.runKubeProxy},
+		{Name: "local-storage", Needs: []string{"kube-apiserver", "pod-network"}, Run: l.localStorage().Run},
 		{Name: "node-ready", Needs: []string{"kubelet", "pod-network"}, Run: node.runReady},
 	}
+}
+
+// localStorage makes the folders of volumes on this node, as the cluster's controller asks for them.
+func (l *layout) localStorage() localstorage.Node {
+	root := l.Settings.LocalStorage
+	if root == "" {
+		root = filepath.Join(l.Settings.DataDir, "storage")
+	}
+	return localstorage.Node{Name: l.NodeName, Kubeconfig: l.KubeletKubeconfig, Root: root}
 }
 
 // Socket is containerd's socket for a data folder; ctr and crictl need it.

@@ -32,7 +32,7 @@ engine:    pkg/datastore/snapshot pkg/datastore/etcd
 engine:    pkg/netpol
 engine:    pkg/addons pkg/server/membership
 engine:    pkg/controllers
-engine:    pkg/servicelb pkg/localstorage
+engine:    pkg/servicelb pkg/localstorage pkg/metricsserver
 engine:    pkg/gateway
 engine:    pkg/gateway/controller
 engine:    pkg/server pkg/agent

@@ -40,6 +40,7 @@ type Agent struct {
 	HTTPProxy       string   `yaml:"http-proxy" help:"proxy for image pulls and Helm charts over http; the cluster itself never goes through it (default: $CONTAINERD_HTTP_PROXY, $HTTP_PROXY)"`
 	HTTPSProxy      string   `yaml:"https-proxy" help:"the same over https"`
 	NoProxy         string   `yaml:"no-proxy" help:"names, addresses and networks to reach directly, with commas between; this machine, the cluster and its nodes always are"`
+	LocalStorage    string   `yaml:"default-local-storage-path" help:"folder on this node for volumes of the class local-path (default: storage, in the data folder)"`
 	Debug           bool     `yaml:"debug" help:"log in detail"`
 }
 
@@ -238,6 +239,9 @@ func (a *Agent) Problems() []Problem {
 	}
 	p.proxy("http-proxy", a.HTTPProxy)
 	p.proxy("https-proxy", a.HTTPSProxy)
+	if a.LocalStorage != "" && !strings.HasPrefix(a.LocalStorage, "/") {
+		p.addf([]any{"default-local-storage-path"}, "%q is not an absolute path", a.LocalStorage)
+	}
 	p.args("kubelet-arg", a.KubeletArg)
 	p.args("kube-proxy-arg", a.KubeProxyArg)
 	return p.list

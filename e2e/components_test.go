@@ -110,9 +110,11 @@ func TestNativeComponents(t *testing.T) {
 	t.Run("servicelb", func(t *testing.T) { on(t).balances(outside) })
 	t.Run("local-storage", func(t *testing.T) { on(t).stores(filepath.Join(e.data(), "storage")) })
 
+	t.Run("metrics-server", func(t *testing.T) { on(t).measures() })
+
 	// The same data, the components disabled: what they left in others' way is gone.
 	e.stop()
-	e.flags = []string{"--disable", "servicelb", "--disable", "local-storage"}
+	e.flags = []string{"--disable", "servicelb", "--disable", "local-storage", "--disable", "metrics-server"}
 	e.start()
 	t.Run("local-storage over a restart", func(t *testing.T) { on(t).stored(filepath.Join(e.data(), "storage")) })
 	t.Run("servicelb disabled", func(t *testing.T) {
@@ -120,6 +122,56 @@ func TestNativeComponents(t *testing.T) {
 		c.eventually(time.Minute, func(out string) bool { return out == "{}" }, "-n", "e2e", "get", "service", "lb", "-o", "jsonpath={.status.loadBalancer}")
 		c.answers(time.Minute, "", outside, "http://192.0.2.2/health")
 	})
+	t.Run("metrics-server disabled", func(t *testing.T) {
+		if out, err := c.try(t.Context(), "", "get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"); err == nil {
+			t.Errorf("still answered: %s", out)
+		}
+	})
+}
+
+const autoscaler = `
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web, namespace: e2e}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
+  maxReplicas: 3
+  metrics:
+    - {type: Resource, resource: {name: cpu, target: {type: AverageValue, averageValue: 500m}}}
+    - {type: Resource, resource: {name: memory, target: {type: AverageValue, averageValue: 1Mi}}} # less than any process has
+`
+
+// measures asks for what nodes and pods use, as a person, as a person with few rights, and as the autoscaler.
+func (c cluster) measures() {
+	c.do("", "wait", "--for=condition=Available", "--timeout=1m", "apiservice", "v1beta1.metrics.k8s.io")
+	row := func(name string) func(string) bool { // NAME CPU(cores) ... MEMORY
+		return func(out string) bool {
+			for line := range strings.Lines(out) {
+				if f := strings.Fields(line); len(f) >= 3 && strings.HasPrefix(f[0], name) && strings.HasSuffix(f[1], "m") {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	c.eventually(2*time.Minute, row("e2e"), "top", "nodes", "--no-headers")
+	c.eventually(2*time.Minute, row("web-"), "-n", "e2e", "top", "pods", "--no-headers")
+	c.eventually(time.Minute, row("client"), "-n", "e2e", "top", "pods", "--no-headers", "--containers=false", "client")
+	if out := c.do("", "api-resources", "--api-group=metrics.k8s.io", "--no-headers", "-o", "name"); out != "nodes.metrics.k8s.io\npods.metrics.k8s.io" {
+		c.Errorf("discovered: %q", out)
+	}
+	if out := c.do("", "explain", "podmetrics.containers.usage"); !strings.Contains(out, "FIELD: usage") {
+		c.Errorf("explained as %q", out)
+	}
+	c.do("", "-n", "e2e", "create", "rolebinding", "viewer", "--clusterrole=view", "--user=eve")
+	c.eventually(time.Minute, row("web-"), "-n", "e2e", "--as=eve", "top", "pods", "--no-headers")
+	if out, err := c.try(c.Context(), "", "--as=nobody", "top", "pods", "-n", "e2e"); err == nil {
+		c.Errorf("a user without rights: %s", out)
+	}
+	c.do(autoscaler, "apply", "-f", "-")
+	c.eventually(2*time.Minute, func(out string) bool { return out == "3" }, "-n", "e2e", "get", "deployment", "web", "-o", "jsonpath={.spec.replicas}")
+	c.eventually(time.Minute, contains("m"), "-n", "e2e", "get", "hpa", "web", "-o", `jsonpath={.status.currentMetrics[?(@.resource.name=="cpu")].resource.current.averageValue}`)
+	c.do("", "-n", "e2e", "delete", "hpa", "web")
 }
 
 const balancer = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"%s","namespace":"e2e"},"spec":{"type":"LoadBalancer",

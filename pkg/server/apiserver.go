@@ -30,6 +30,7 @@ type apiServer struct {
 	options *options.ServerRunOptions
 	config  *app.Config // made by prepare
 	specs   atomic.Pointer[specs]
+	extend  func(*genericapiserver.GenericAPIServer) error // adds API groups; may be nil
 }
 
 func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
@@ -133,6 +134,11 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	behind, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
 	if !ok {
 		return fmt.Errorf("the aggregator stands in front of a %T, not of the built-in APIs", server.GenericAPIServer.NextDelegate())
+	}
+	if a.extend != nil {
+		if err := a.extend(behind); err != nil {
+			return err
+		}
 	}
 	a.specs.Store(newSpecs(behind.Handler, generic.OpenAPIConfig, generic.OpenAPIV3Config))
 	prepared, err := server.PrepareRun()

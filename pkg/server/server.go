@@ -19,10 +19,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/metricsserver"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/supervise"
@@ -89,6 +91,11 @@ func Services(cfg Config) ([]supervise.Service, error) {
 	}
 	if member, ok := stored.Store.(*etcd.Store); ok {
 		services = append(services, memberService(cfg, member))
+	}
+	if !slices.Contains(cfg.Settings.Disable, metricsserver.Name) {
+		metrics := metricsserver.New(cfg.Files.APIServerKubeletPair, cfg.Files.ServerCA)
+		api.extend = metrics.Install
+		services = append(services, supervise.Service{Name: metricsserver.Name, Needs: []string{"kube-apiserver"}, Run: metrics.Run})
 	}
 	return services, keepSettings(cfg.Settings)
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/skerry-os/skerry/pkg/supervise/process"
 )
 
 // console is everything the kernel calls a console: screens, which get one status display that is redrawn, and serial
@@ -14,7 +16,7 @@ import (
 type console struct {
 	mu     sync.Mutex
 	ttys   []tty
-	log    *os.File // on the data partition, once it is there
+	log    *process.LogFile // on the data partition, once it is there
 	recent []string
 	status []string // the display; nil until the node starts
 	ended  bool     // no display any more
@@ -24,6 +26,9 @@ type tty struct {
 	f      *os.File
 	screen bool
 }
+
+// initLogSize bounds init's log: a node whose engine dies again and again, or a cable that comes and goes, writes for years.
+const initLogSize = 1 << 20
 
 // recentLines is how many of the last lines stay below the status display.
 const recentLines = 12
@@ -133,7 +138,7 @@ func (c *console) plain() {
 }
 
 // logTo also writes lines to a file, the ones so far included. The file before it, if any, is closed.
-func (c *console) logTo(f *os.File) {
+func (c *console) logTo(f *process.LogFile) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.log != nil {

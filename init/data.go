@@ -117,7 +117,7 @@ func mountData(ctx context.Context, s *system) error {
 	if err := makeDirs("/"); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(logDir, "init.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := process.OpenLog(filepath.Join(logDir, "init.log"), initLogSize)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func TestServicesNames(t *testing.T) {
 		}
 		names, known = append(names, s.Name), append(known, s.Name)
 	}
-	if got := strings.Join(names, " "); got != "registries containerd images pod-network network-policy kubelet kube-proxy node-ready" {
+	if got := strings.Join(names, " "); got != "registries containerd images pod-network network-policy kubelet kube-proxy local-storage node-ready" {
 		t.Errorf("services are %s", got)
 	}
 }
@@ -277,12 +277,16 @@ func TestHost(t *testing.T) {
 	real := write("real", "# x\nsearch example.org\nnameserver 192.0.2.53\n")
 	empty := write("empty", "")
 	kept := filepath.Join(dir, "run", "kept")
-	for _, c := range []struct {
+	for i, c := range []struct {
 		files []string
 		want  string
 	}{{[]string{stub, real}, "nameserver 192.0.2.53"}, {[]string{real, stub}, "search example.org"}, {[]string{stub}, noNameserver}, {[]string{empty, dir + "/none"}, noNameserver}} {
-		if err := (resolvConf{kept, c.files}).update(); err != nil {
+		changed, err := (resolvConf{kept, c.files}).update()
+		if err != nil {
 			t.Fatal(err)
+		}
+		if want := i == 2; changed != want { // nothing was there before the first, and the others say the same
+			t.Errorf("%v: changed is %v", c.files, changed)
 		}
 		if got, err := os.ReadFile(kept); err != nil || !strings.Contains(string(got), c.want) {
 			t.Errorf("%v: %q, %v", c.files, got, err)
@@ -303,7 +307,8 @@ func TestResolvConfFollows(t *testing.T) {
 	r := resolvConf{filepath.Join(dir, "pods", "resolv.conf"), []string{link}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- r.follow(ctx) }()
+	changes := make(chan struct{}, 10)
+	go func() { done <- r.follow(ctx, func() { changes <- struct{}{} }) }()
 	wait := func(text string) {
 		t.Helper()
 		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -318,6 +323,7 @@ func TestResolvConfFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait("192.0.2.53")
+	<-changes
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -30,8 +31,16 @@ func (l *layout) runKubelet(ctx context.Context, ready func()) error {
 		return fmt.Errorf("kubelet: %w", err)
 	}
 	resolv := l.resolvConf()
-	if err := resolv.update(); err != nil {
+	changed, err := resolv.update()
+	if err != nil {
 		return err
+	}
+	dns, err := l.newDNS()
+	if err != nil {
+		return err
+	}
+	if changed {
+		dns.changed()
 	}
 	deps, err := app.UnsecuredDependencies(ctx, server, utilfeature.DefaultFeatureGate)
 	if err != nil {
@@ -48,14 +57,14 @@ func (l *layout) runKubelet(ctx context.Context, ready func()) error {
 		}
 		ready()
 	}()
-	followed := make(chan struct{})
-	go func() {
-		defer close(followed)
-		if err := resolv.follow(ctx); err != nil {
+	var followers sync.WaitGroup
+	followers.Go(func() {
+		if err := resolv.follow(ctx, dns.changed); err != nil {
 			slog.Warn("pods keep the nameservers of the start", "err", err)
 		}
-	}()
-	defer func() { cancel(); <-followed }()
+	})
+	followers.Go(func() { dns.run(ctx) })
+	defer func() { cancel(); followers.Wait() }()
 	return until(ctx, func() error {
 		if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
 			return fmt.Errorf("kubelet: %w", err)

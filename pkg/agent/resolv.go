@@ -35,8 +35,8 @@ func (l *layout) resolvConf() resolvConf {
 	}
 }
 
-// update writes the file if it would change.
-func (r resolvConf) update() error {
+// update writes the file if it would change, and says whether there was another before.
+func (r resolvConf) update() (changed bool, err error) {
 	want := []byte(noNameserver)
 	for _, name := range r.candidates {
 		if data, err := os.ReadFile(name); err == nil && reachable(data) {
@@ -44,13 +44,15 @@ func (r resolvConf) update() error {
 			break
 		}
 	}
-	if have, err := os.ReadFile(r.file); err == nil && bytes.Equal(have, want) {
-		return nil
+	have, err := os.ReadFile(r.file)
+	if err == nil && bytes.Equal(have, want) {
+		return false, nil
 	}
+	existed := err == nil
 	if err := os.MkdirAll(filepath.Dir(r.file), 0o755); err != nil {
-		return err
+		return false, err
 	}
-	return atomicfile.Write(r.file, want, 0o644)
+	return existed, atomicfile.Write(r.file, want, 0o644)
 }
 
 // reachable says whether the list names a server, and none that a pod would look for in itself.
@@ -73,9 +75,9 @@ func reachable(data []byte) bool {
 	return found
 }
 
-// follow updates the file until ctx ends. It watches folders, because files like these are replaced, and those that links
+// follow updates the file until ctx ends, and calls changed after each change. It watches folders, because files like these are replaced, and those that links
 // lead to.
-func (r resolvConf) follow(ctx context.Context) error {
+func (r resolvConf) follow(ctx context.Context, changed func()) error {
 	watch, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("%s: watching: %w", r.candidates[0], err)
@@ -91,8 +93,11 @@ func (r resolvConf) follow(ctx context.Context) error {
 		}
 	}
 	for {
-		if err := r.update(); err != nil {
+		switch is, err := r.update(); {
+		case err != nil:
 			slog.Warn("pods keep the nameservers from before", "err", err)
+		case is:
+			changed()
 		}
 		select {
 		case <-watch.Events:

@@ -246,9 +246,9 @@ spec:
   securityContext: {runAsUser: 1234, runAsGroup: 1234}
   containers:
     - name: writer
-      image: skerry.local/coredns:1.15.0
+      image: skerry.local/addons:1
       imagePullPolicy: Never
-      args: [-conf, /etc/coredns/Corefile]
+      args: [coredns, -conf, /etc/coredns/Corefile]
       volumeMounts:
         - {name: config, mountPath: /etc/coredns}
         - {name: node, mountPath: /node, readOnly: true}

@@ -12,6 +12,7 @@ package metricsserver
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,12 +24,14 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
+	"k8s.io/metrics/pkg/apis/metrics"
 	"sigs.k8s.io/metrics-server/pkg/api"
 	"sigs.k8s.io/metrics-server/pkg/scraper"
 	"sigs.k8s.io/metrics-server/pkg/scraper/client"
 	"sigs.k8s.io/metrics-server/pkg/scraper/client/resource"
 	"sigs.k8s.io/metrics-server/pkg/storage"
 
+	"github.com/skerry-os/skerry/pkg/addons"
 	"github.com/skerry-os/skerry/pkg/controllers"
 )
 
@@ -50,6 +53,8 @@ type Server struct {
 		Ready() bool
 	}
 	scrape  scraper.Scraper
+	client  kubernetes.Interface // the server's own
+	on      atomic.Bool          // nothing is answered while the component is disabled
 	nodes   informers.SharedInformerFactory
 	pods    metadatainformer.SharedInformerFactory
 	present chan struct{} // closed when installed
@@ -77,6 +82,9 @@ func (s *Server) Install(server *genericapiserver.GenericAPIServer) error {
 		return fmt.Errorf("%s: %w", Name, err)
 	}
 	config := rest.CopyConfig(server.LoopbackClientConfig)
+	if s.client, err = kubernetes.NewForConfig(config); err != nil {
+		return fmt.Errorf("%s: %w", Name, err)
+	}
 	config.Impersonate = rest.ImpersonationConfig{UserName: controllers.User(Name)}
 	config.UserAgent = "skerryd/" + Name
 	typed, err := kubernetes.NewForConfig(config)
@@ -97,7 +105,7 @@ func (s *Server) Install(server *genericapiserver.GenericAPIServer) error {
 	}
 	nodes.Informer() // asked for, or it is not started
 	s.scrape = scraper.NewScraper(nodes.Lister(), kubelets, patience, nil)
-	if err := api.Install(s.store, pods.Lister(), nodes.Lister(), server, nil); err != nil {
+	if err := api.Install(known{s}, pods.Lister(), nodes.Lister(), server, nil); err != nil {
 		return fmt.Errorf("%s: %w", Name, err)
 	}
 	close(s.present)
@@ -114,7 +122,7 @@ func slimPod(object any) (any, error) {
 	return object, nil
 }
 
-// Run reads the kubelets until ctx ends.
+// Run reads the kubelets until ctx ends, while the component is enabled.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	select {
 	case <-s.present:
@@ -126,6 +134,13 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.pods.Start(ctx.Done())
 	defer func() { cancel(); s.nodes.Shutdown(); s.pods.Shutdown() }()
 	ready() // it answers; that nothing is known yet is an answer
+	addons.While(ctx, s.client, Name, s.read, func(context.Context) {})
+	return nil
+}
+
+func (s *Server) read(ctx context.Context) {
+	s.on.Store(true)
+	defer s.on.Store(false)
 	s.nodes.WaitForCacheSync(ctx.Done())
 	s.pods.WaitForCacheSync(ctx.Done())
 	next := time.NewTimer(0)
@@ -134,7 +149,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		select {
 		case <-next.C:
 		case <-ctx.Done():
-			return nil
+			return
 		}
 		s.store.Store(s.scrape.Scrape(ctx))
 		if s.store.Ready() {
@@ -143,4 +158,21 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			next.Reset(first)
 		}
 	}
+}
+
+// known is what has been read, as long as it is read.
+type known struct{ *Server }
+
+func (k known) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics, error) {
+	if !k.on.Load() {
+		return nil, nil
+	}
+	return k.store.GetNodeMetrics(nodes...)
+}
+
+func (k known) GetPodMetrics(pods ...*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, error) {
+	if !k.on.Load() {
+		return nil, nil
+	}
+	return k.store.GetPodMetrics(pods...)
 }

@@ -229,6 +229,7 @@ func makeDirs(root string) error {
 	}{
 		{dataDir, 0o711}, {dataDir + "/etc", 0o755}, {dataDir + "/server", 0o700}, {"/var/log", 0o755}, {logDir, 0o755}, {"/var/tmp", 0o1777},
 		{"/var/cache", 0o755}, {"/var/lib/rancher/k3s/server", 0o755},
+		{"/var/lib/rancher/k3s/agent", 0o755}, {dataDir + "/agent", 0o711}, {dataDir + "/agent/images", 0o755},
 	} {
 		name := filepath.Join(root, d.name)
 		err := os.MkdirAll(name, 0o755)
@@ -245,6 +246,7 @@ func makeDirs(root string) error {
 	for link, to := range map[string]string{
 		"/var/lib/rancher/k3s/server/node-token": dataDir + "/server/node-token",
 		"/var/lib/rancher/k3s/server/manifests":  dataDir + "/server/manifests",
+		"/var/lib/rancher/k3s/agent/images":      dataDir + "/agent/images",
 		"/var/run":                               "/run",
 	} {
 		if err := os.Symlink(to, filepath.Join(root, link)); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -62,6 +62,7 @@ const (
 	lastRetry  = time.Minute
 	settle     = 200 * time.Millisecond // a file is often written in several steps
 	again      = 5 * time.Minute        // between two looks at what others may have changed in the cluster
+	afterStart = 30 * time.Second       // the same, the first time
 	othersWork = 2 * time.Second        // between two looks at whether another server has the lease
 )
 
@@ -176,7 +177,8 @@ func (l *loop) run(ctx context.Context, ready func()) error {
 	next := time.NewTimer(0)
 	defer next.Stop()
 	defer l.drift.follow(ctx, nil)
-	retry, everything := firstRetry, true
+	// At a start only what has changed is applied, so that a node is ready soon; what somebody changed meanwhile comes after.
+	retry, everything, pauseAfter := firstRetry, false, afterStart
 	pause, lastMove := driftPause, time.Time{}
 	told := ""
 	for {
@@ -202,7 +204,8 @@ func (l *loop) run(ctx context.Context, ready func()) error {
 				ready()
 				told = ""
 				retry, everything = firstRetry, true // at the next interval
-				next.Reset(again)
+				next.Reset(pauseAfter)
+				pauseAfter = again
 			default:
 				if err.Error() != told {
 					slog.Warn(l.what+": not all applied; trying again until it is", "err", err)

@@ -36,6 +36,11 @@ func (b *bench) apply(_ context.Context, o object) error {
 	return nil
 }
 
+func (b *bench) serve(_ context.Context, r ref) error {
+	b.applied = append(b.applied, r.Name+" is served")
+	return nil
+}
+
 func (b *bench) remove(_ context.Context, r ref) error {
 	if r.Name == b.refuse {
 		return errors.New("no")
@@ -234,12 +239,12 @@ func TestKeepsGoing(t *testing.T) {
 func TestOrder(t *testing.T) {
 	b := newBench(t)
 	b.write("manifests/a.yaml", "apiVersion: example.org/v1\nkind: Ship\nmetadata: {name: ship, namespace: sea}\n")
-	b.write("manifests/b.yaml", "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: ships}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: sea}\n")
-	b.want(b.persons, "sea", "ships", "ship")
+	b.write("manifests/b.yaml", "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: ships}\n---\napiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: boats}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: sea}\n")
+	b.want(b.persons, "sea", "ships", "boats", "ships is served", "boats is served", "ship")
 	b.delete("manifests/a.yaml")
 	b.delete("manifests/b.yaml")
 	outcomes, err := b.persons.pass(t.Context(), func(string) bool { return false }, false)
-	if err != nil || len(outcomes) != 2 || len(outcomes[1].removed) != 2 || outcomes[1].removed[0].Name != "ships" {
+	if err != nil || len(outcomes) != 2 || len(outcomes[1].removed) != 3 || outcomes[1].removed[0].Name != "ships" {
 		t.Errorf("%+v %v", outcomes, err)
 	}
 }

@@ -86,10 +86,15 @@ func (a *applier) apply(ctx context.Context, o object) error {
 	}
 	force := true // a file in this folder says how it shall be
 	_, err = resource.Patch(ctx, o.GetName(), types.ApplyPatchType, data, metav1.PatchOptions{FieldManager: fieldManager, Force: &force})
-	if err == nil && step(o.ref()) == definitions {
-		err = established(ctx, resource, o.GetName())
-	}
 	return err
+}
+
+func (a *applier) serve(ctx context.Context, r ref) error {
+	resource, err := a.resource(r)
+	if err != nil {
+		return err
+	}
+	return established(ctx, resource, r.Name)
 }
 
 // established waits until the objects of a definition can be made.

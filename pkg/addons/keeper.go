@@ -19,7 +19,8 @@ import (
 // cluster is what a keeper does to objects.
 type cluster interface {
 	apply(ctx context.Context, o object) error
-	remove(ctx context.Context, r ref) error // no error when it is not there
+	serve(ctx context.Context, definition ref) error // waits until its objects can be made
+	remove(ctx context.Context, r ref) error         // no error when it is not there
 }
 
 // keeper makes the cluster be as some units say: the components', or those of one server's manifests folder.
@@ -55,7 +56,8 @@ type work struct {
 	*record
 	objects []object
 	wanted  map[ref]object
-	broken  bool // some of its files cannot be read: what they want is not known
+	defined []ref // applied in this step, and to be served before the next
+	broken  bool  // some of its files cannot be read: what they want is not known
 	faults  []error
 }
 
@@ -116,6 +118,9 @@ func (k *keeper) pass(ctx context.Context, disabled func(string) bool, all bool)
 	for s := range steps {
 		for i, w := range mine {
 			outcomes[i].applied += k.apply(ctx, w, s, foreign, all)
+		}
+		for _, w := range mine { // they get ready side by side
+			k.serve(ctx, w)
 		}
 	}
 	for s := steps - 1; s >= 0; s-- {
@@ -249,9 +254,21 @@ func (k *keeper) apply(ctx context.Context, w *work, s int, foreign []*record, a
 		m.Digest = digest
 		if changed {
 			applied++
+			if s == definitions {
+				w.defined = append(w.defined, o.ref())
+			}
 		}
 	}
 	return applied
+}
+
+func (k *keeper) serve(ctx context.Context, w *work) {
+	for _, r := range w.defined {
+		if err := k.cluster.serve(ctx, r); err != nil && ctx.Err() == nil {
+			w.fault(fmt.Errorf("%s: %w", r, err))
+		}
+	}
+	w.defined = nil
 }
 
 // claimed finds whose record lists an object.

@@ -75,7 +75,7 @@ func airgap(t *testing.T, e *engine) {
 	if err != nil {
 		t.Fatal(err, out)
 	}
-	for _, image := range []string{"skerry.local/pause:1", "skerry.local/coredns:", "example.org/airgap:1", "example.org/plain:1"} {
+	for _, image := range []string{"skerry.local/pause:1", "skerry.local/addons:", "example.org/airgap:1", "example.org/plain:1"} {
 		i := strings.Index(out, image)
 		if i < 0 {
 			t.Errorf("%s is not there:\n%s", image, out)

@@ -214,12 +214,12 @@ func TestPodsReachPods(t *testing.T) {
 		subnetA, podsB []netip.Prefix
 		mtu            int
 	}{
-		"vxlan over IPv4":    {VXLAN, []string{"192.0.2.1"}, []string{"192.0.2.2"}, prefixes("10.42.0.0/24", "fd00:42:0:0::/64"), prefixes("10.42.1.0/24", "fd00:42:0:1::/64"), 1450},
-		"vxlan over IPv6":    {VXLAN, []string{"2001:db8::1"}, []string{"2001:db8::2"}, prefixes("fd00:42:0:0::/64", "10.42.0.0/24"), prefixes("fd00:42:0:1::/64", "10.42.1.0/24"), 1430},
-		"host-gw":            {HostGW, []string{"192.0.2.1", "2001:db8::1"}, []string{"192.0.2.2", "2001:db8::2"}, prefixes("10.42.0.0/24", "fd00:42:0:0::/64"), prefixes("10.42.1.0/24", "fd00:42:0:1::/64"), 1500},
+		"vxlan over IPv4":     {VXLAN, []string{"192.0.2.1"}, []string{"192.0.2.2"}, prefixes("10.42.0.0/24", "fd00:42:0:0::/64"), prefixes("10.42.1.0/24", "fd00:42:0:1::/64"), 1450},
+		"vxlan over IPv6":     {VXLAN, []string{"2001:db8::1"}, []string{"2001:db8::2"}, prefixes("fd00:42:0:0::/64", "10.42.0.0/24"), prefixes("fd00:42:0:1::/64", "10.42.1.0/24"), 1430},
+		"host-gw":             {HostGW, []string{"192.0.2.1", "2001:db8::1"}, []string{"192.0.2.2", "2001:db8::2"}, prefixes("10.42.0.0/24", "fd00:42:0:0::/64"), prefixes("10.42.1.0/24", "fd00:42:0:1::/64"), 1500},
 		"wireguard over IPv4": {WireGuard, []string{"192.0.2.1"}, []string{"192.0.2.2"}, prefixes("10.42.0.0/24", "fd00:42:0:0::/64"), prefixes("10.42.1.0/24", "fd00:42:0:1::/64"), 1440},
 		"wireguard over IPv6": {WireGuard, []string{"2001:db8::1"}, []string{"2001:db8::2"}, prefixes("fd00:42:0:0::/64"), prefixes("fd00:42:0:1::/64"), 1420},
-		"vxlan, pods of one": {VXLAN, []string{"192.0.2.1"}, []string{"192.0.2.2"}, prefixes("10.42.0.0/24"), prefixes("10.42.1.0/24"), 1450},
+		"vxlan, pods of one":  {VXLAN, []string{"192.0.2.1"}, []string{"192.0.2.2"}, prefixes("10.42.0.0/24"), prefixes("10.42.1.0/24"), 1450},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := pair(t, c.subnetA, c.podsB)

@@ -79,7 +79,8 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		events.service(),
 		{Name: "kube-apiserver-config", Run: api.prepare},
 		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},
-		{Name: "kube-controller-manager", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "controller-manager", controllers.run)},
+		{Name: "first-node", Needs: []string{"kube-apiserver"}, Run: newFirstNode(cfg).run},
+		{Name: "kube-controller-manager", Needs: []string{"first-node"}, Run: elected(cfg, "controller-manager", controllers.run)},
 		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "scheduler", scheduler.run)},
 	}
 	if !cfg.Settings.DisableSnapshots {

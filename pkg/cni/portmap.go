@@ -37,7 +37,7 @@ type portmapConf struct {
 
 // Names inside nftables. One table per family, so that the other family's rules survive a delete.
 const (
-	portTable   = "skerry_hostport"
+	PortTable   = "skerry_hostport"
 	portChain   = "hostports"
 	masqChain   = "masquerading"
 	localAccess = "fib daddr type local jump " + portChain
@@ -116,7 +116,7 @@ func forward(conf *portmapConf, container string, pod net.IP) error {
 	if pod.To4() == nil {
 		family, word, netFamily = knftables.IPv6Family, "ip6", netlink.InetFamily(unix.AF_INET6)
 	}
-	nft, err := knftables.New(family, portTable)
+	nft, err := knftables.New(family, PortTable)
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func allowLocalnet(pod net.IP) error {
 // eachRule visits the container's rules in both families. A table or chain that does not exist holds none.
 func eachRule(container string, visit func(nft knftables.Interface, tx *knftables.Transaction, rule *knftables.Rule)) error {
 	for _, family := range []knftables.Family{knftables.IPv4Family, knftables.IPv6Family} {
-		nft, err := knftables.New(family, portTable)
+		nft, err := knftables.New(family, PortTable)
 		if err != nil {
 			return fmt.Errorf("nftables: %w", err)
 		}
@@ -194,7 +194,7 @@ func eachRule(container string, visit func(nft knftables.Interface, tx *knftable
 		for _, chain := range []string{portChain, masqChain} {
 			rules, err := nft.ListRules(context.Background(), chain)
 			if err != nil && !knftables.IsNotFound(err) {
-				return fmt.Errorf("nftables: table %s: %w", portTable, err)
+				return fmt.Errorf("nftables: table %s: %w", PortTable, err)
 			}
 			for _, rule := range rules {
 				if rule.Comment != nil && *rule.Comment == container {
@@ -204,7 +204,7 @@ func eachRule(container string, visit func(nft knftables.Interface, tx *knftable
 		}
 		if tx.NumOperations() > 0 {
 			if err := nft.Run(context.Background(), tx); err != nil {
-				return fmt.Errorf("nftables: table %s: %w", portTable, err)
+				return fmt.Errorf("nftables: table %s: %w", PortTable, err)
 			}
 		}
 	}

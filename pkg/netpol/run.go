@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/informers"
@@ -30,6 +31,7 @@ const (
 	verifyTime = 30 * time.Second      // others flush rulesets that are not theirs
 	retryTime  = 2 * time.Second
 
+	lookTime    = 500 * time.Millisecond
 	unknownTime = 3 * time.Second // for a pod's object to come after kubelet has seen it
 )
 
@@ -89,6 +91,9 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ready = func() { c.once.Do(func() { close(c.settled) }); tellReady() }
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if !c.mayLook(ctx, ready) {
+		return nil
+	}
 	factory := informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithNamespace(SwitchNamespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", SwitchName).String()
@@ -135,6 +140,23 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		}
 		slog.Info("network policy", "on", !on)
 	}
+}
+
+// mayLook waits until the API lets this node look at the switch; false when ctx has ended. In a new cluster the rights are not
+// there yet, and no policies either: pods need not wait, the first of all brings the DNS. An informer would ask again only
+// after half a minute.
+func (c *Controller) mayLook(ctx context.Context, ready func()) bool {
+	for ctx.Err() == nil {
+		_, err := c.client.CoreV1().ConfigMaps(SwitchNamespace).Get(ctx, SwitchName, metav1.GetOptions{})
+		switch {
+		case err == nil, apierrors.IsNotFound(err):
+			return true
+		case apierrors.IsForbidden(err):
+			ready()
+		}
+		pause(ctx, lookTime)
+	}
+	return false
 }
 
 // rest is the component switched off.

@@ -60,6 +60,7 @@ func kernelOptions() []option {
 		{"NFT_HASH", "nft_hash", Warn, "Services with client affinity"},
 		{"NFT_LIMIT", "nft_limit", Warn, "network policies"},
 		{"VXLAN", "vxlan", Warn, "clusters of several nodes"},
+		{"WIREGUARD", "wireguard", Warn, "encryption between nodes, with flannel-backend: wireguard-native"},
 		{"INET", "", Missing, "networking"},
 		{"IPV6", "ipv6", Warn, "IPv6"},
 		{"EXT4_FS", "ext4", Warn, "the usual filesystem of the data folder"},

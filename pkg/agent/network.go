@@ -103,7 +103,7 @@ func (n *node) runNetwork(ctx context.Context, ready func()) error {
 	networked := n.networked.c
 	next := time.NewTimer(0)
 	defer next.Stop()
-	soon := false
+	soon, masqueraded := false, time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -121,6 +121,12 @@ func (n *node) runNetwork(ctx context.Context, ready func()) error {
 			}
 		case <-next.C:
 			soon = false
+			if n.backend() != podnet.None && time.Since(masqueraded) > networkCheck { // others flush rulesets that are not theirs
+				masqueraded = time.Now()
+				if err := n.masquerade(ctx); err != nil {
+					slog.Warn("pods may not reach the world; trying again", "err", err)
+				}
+			}
 			wait := networkCheck
 			if err := n.step(ctx, self, nodes()); err != nil {
 				if errors.Is(err, podnet.ErrUnsupported) && n.backend() == podnet.WireGuard {

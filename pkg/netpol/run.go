@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,7 +169,9 @@ func (c *Controller) rest(ctx context.Context, ready func()) error {
 			<-ctx.Done()
 			break
 		}
-		slog.Warn("network policy: switching it off", "err", err)
+		if ctx.Err() == nil {
+			slog.Warn("network policy: switching it off", "err", err)
+		}
 		pause(ctx, retryTime)
 	}
 	return nil
@@ -376,21 +379,19 @@ func slimPolicy(object any) (any, error) {
 
 func (c *Controller) setPod(e *Engine, o *heldPod) {
 	key := o.Namespace + "/" + o.Name
-	asked, early := c.asked[key]
-	switch {
-	case o.pod == nil:
+	if o.pod == nil {
 		delete(c.asked, key)
 		e.DeletePod(o.Namespace, o.Name)
 		return
-	case len(o.pod.Addresses) > 0:
-		delete(c.asked, key) // the API knows by now
-	case early:
-		p := *o.pod
-		p.Addresses = asked.Addresses
-		e.SetPod(p)
-		return
 	}
-	e.SetPod(*o.pod)
+	p := *o.pod
+	if asked, ok := c.asked[key]; ok {
+		if slices.Equal(asked.Addresses, p.Addresses) {
+			delete(c.asked, key) // the API knows by now
+		}
+		p.Addresses = asked.Addresses // its last word may be of a sandbox before this one
+	}
+	e.SetPod(p)
 }
 
 func (c *Controller) deletePod(e *Engine, o *heldPod) {

@@ -327,15 +327,15 @@ func (n *Node) Start(role string, flags ...string) {
 }
 
 func (r *running) listen() {
-	for {
+	for said := false; ; {
 		m, err := r.bell.Next()
 		if err != nil {
 			return
 		}
-		if m.Ready() {
+		if m.Ready() && !said { // and read on: a full queue would hold skerryd up
+			said = true
 			r.took = time.Since(r.began)
 			close(r.ready)
-			return
 		}
 	}
 }

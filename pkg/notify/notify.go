@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +45,9 @@ func Take() (Sender, error) {
 // To is a Sender to a socket that both ends know by name.
 func To(socket string) Sender { return Sender{socket} }
 
+// patience is how long a supervisor may leave its queue full.
+const patience = time.Second
+
 // Send tells the supervisor the lines, in one datagram. Where no supervisor listens it does nothing.
 func (s Sender) Send(lines ...string) error {
 	if s.socket == "" {
@@ -54,6 +58,10 @@ func (s Sender) Send(lines ...string) error {
 		return fmt.Errorf("telling the supervisor: %w", err)
 	}
 	defer conn.Close()
+	// A supervisor that does not read any more must not keep a node from stopping.
+	if err := conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		return fmt.Errorf("telling the supervisor: %s: %w", s.socket, err)
+	}
 	if _, err := conn.Write([]byte(strings.Join(lines, "\n") + "\n")); err != nil {
 		return fmt.Errorf("telling the supervisor: %s: %w", s.socket, err)
 	}

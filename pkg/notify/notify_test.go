@@ -87,3 +87,27 @@ func send(t *testing.T, socket string, lines ...string) error {
 	}
 	return s.Send(lines...)
 }
+
+// A supervisor that has stopped reading holds nobody up for long.
+func TestDeafSupervisor(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := notify.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	t.Setenv(notify.SocketEnv, socket)
+	s, err := notify.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var full error
+	for range 10_000 {
+		if full = s.Send("STATUS=busy"); full != nil {
+			break
+		}
+	}
+	if !errors.Is(full, os.ErrDeadlineExceeded) {
+		t.Errorf("10000 messages that nobody reads: %v", full)
+	}
+}

@@ -208,7 +208,7 @@ func compare(a, b string) int {
 
 func (o *Node) fits(cfg Config, taken []netip.Prefix) error {
 	if o.Backend != cfg.Backend {
-		return fmt.Errorf("its pod network is %s, this node's is %s; give all servers the same --flannel-backend and restart the nodes", o.Backend, cfg.Backend)
+		return fmt.Errorf("its pod network is %s, this node's is %s; give all servers the same --flannel-backend, and let an agent that joined under another join anew", o.Backend, cfg.Backend)
 	}
 	for _, s := range o.Subnets {
 		if !slices.ContainsFunc(cfg.Cluster, func(c netip.Prefix) bool { return c.Bits() <= s.Bits() && c.Contains(s.Addr()) }) {

@@ -153,6 +153,10 @@ conformance: programs ## upstream's [Conformance] tests, hours (needs root; FOCU
 conformance-quick: programs ## thirty of upstream's tests, minutes (needs root)
 	@$(AS_ROOT) $(CONFORMANCE) -quick -parallel 8
 
+.PHONY: gateway-conformance
+gateway-conformance: programs ## upstream's Gateway API suite against the ingress (needs root; half an hour; FOCUS=test for one)
+	@$(AS_ROOT) go test -count=1 -v -timeout 75m ./e2e/gatewayapi -args -out '$(CURDIR)/$(OUT)' -focus '$(FOCUS)'
+
 vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm

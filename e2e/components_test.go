@@ -107,6 +107,7 @@ func TestNativeComponents(t *testing.T) {
 	c.start()
 	on := func(t *testing.T) cluster { c := c; c.T = t; return c }
 
+	t.Run("ingress", func(t *testing.T) { on(t).routes(outside) })
 	t.Run("servicelb", func(t *testing.T) { on(t).balances(outside) })
 	t.Run("local-storage", func(t *testing.T) { on(t).stores(filepath.Join(e.data(), "storage")) })
 
@@ -120,7 +121,7 @@ func TestNativeComponents(t *testing.T) {
 	t.Run("servicelb disabled", func(t *testing.T) {
 		c := on(t)
 		c.eventually(time.Minute, func(out string) bool { return out == "{}" }, "-n", "e2e", "get", "service", "lb", "-o", "jsonpath={.status.loadBalancer}")
-		c.answers(time.Minute, "", outside, "http://192.0.2.2/health")
+		c.answers(time.Minute, "", outside, "http://192.0.2.2:82/health")
 	})
 	t.Run("metrics-server disabled", func(t *testing.T) {
 		if out, err := c.try(t.Context(), "", "get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"); err == nil {
@@ -181,13 +182,13 @@ const balancer = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"%s","n
 func (c cluster) balances(outside string) {
 	const address = `jsonpath={.status.loadBalancer.ingress[*].ip}`
 	is := func(want string) func(string) bool { return func(out string) bool { return out == want } }
-	c.do(fmt.Sprintf(balancer, "lb", "Cluster", "web", 80), "apply", "-f", "-")
+	c.do(fmt.Sprintf(balancer, "lb", "Cluster", "web", 82), "apply", "-f", "-")
 	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "lb", "-o", address)
-	c.answers(time.Minute, "OK", outside, "http://192.0.2.2/health")
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2:82/health")
 
 	// Local, without endpoints, then with some.
 	c.do(fmt.Sprintf(balancer, "local", "Local", "nobody", 81), "apply", "-f", "-")
-	c.do(fmt.Sprintf(balancer, "second", "Cluster", "web", 80), "apply", "-f", "-")
+	c.do(fmt.Sprintf(balancer, "second", "Cluster", "web", 82), "apply", "-f", "-")
 	c.do(fmt.Sprintf(balancer, "kubelet", "Cluster", "web", 10250), "apply", "-f", "-")
 	c.eventually(time.Minute, contains("is taken by Service e2e/lb"), "-n", "e2e", "get", "events", "--field-selector", "involvedObject.name=second,reason=LoadBalancerPortTaken", "-o", "jsonpath={.items[*].message}")
 	c.eventually(time.Minute, contains("used by the nodes"), "-n", "e2e", "get", "service", "kubelet", "-o", "jsonpath={.status.conditions[*].message}")
@@ -203,11 +204,11 @@ func (c cluster) balances(outside string) {
 	c.eventually(time.Minute, is("192.0.2.2"), "-n", "e2e", "get", "service", "second", "-o", address)
 	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "second", "-o", "jsonpath={.status.conditions}")
 	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "lb", "-o", address)
-	c.answers(time.Minute, "OK", outside, "http://192.0.2.2/health")
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2:82/health")
 	c.do("", "-n", "e2e", "delete", "service", "second")
-	c.answers(time.Minute, "", outside, "http://192.0.2.2/health")
+	c.answers(time.Minute, "", outside, "http://192.0.2.2:82/health")
 	c.do("", "-n", "e2e", "patch", "service", "lb", "-p", `{"spec":{"type":"LoadBalancer","allocateLoadBalancerNodePorts":false}}`)
-	c.answers(time.Minute, "OK", outside, "http://192.0.2.2/health")
+	c.answers(time.Minute, "OK", outside, "http://192.0.2.2:82/health")
 
 	c.do("", "label", "node", "e2e", "svccontroller.k3s.cattle.io/enablelb=false")
 	c.eventually(time.Minute, is(""), "-n", "e2e", "get", "service", "lb", "-o", address)

@@ -307,7 +307,7 @@ func (set *setState) conclude(parent bool) {
 	}
 	good := 0
 	for _, l := range set.listeners {
-		if l.accepted() {
+		if l.serves() {
 			good++
 		}
 	}

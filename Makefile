@@ -180,6 +180,7 @@ delta: ## say what travels from release OLD to release NEW
 	@go test -count=1 -v -run Numbers ./pkg/delta -args -old '$(abspath $(or $(OLD),$(RELEASE)))/root.img' -new '$(abspath $(NEW))/root.img'
 
 bench: image ## print the table of sizes and times (needs root; a quarter of an hour)
+	@go test -count=1 -v -run Compare ./pkg/gateway/proxy -args -compare
 	@$(AS_ROOT) $(E2E) -run Numbers $(E2E_ARGS) -numbers -native -vm
 
 unchanged: image # a second `make image` leaves the first one's image alone, or make run would lose the machine's data

@@ -233,7 +233,7 @@ func (w *world) issuer(l *listener) bool {
 func (s *gatewayState) conflicts() {
 	for i, l := range s.listeners {
 		l.conds.unless(conflicted, false, string(gatewayv1.ListenerReasonNoConflicts), "")
-		if !l.accepted() {
+		if tcp := l.Protocol == gatewayv1.TCPProtocolType; !l.accepted() && !tcp {
 			continue
 		}
 		for _, other := range s.listeners[:i] {
@@ -242,7 +242,7 @@ func (s *gatewayState) conflicts() {
 			}
 			reason := ""
 			switch {
-			case isTLS(other.Protocol) != isTLS(l.Protocol):
+			case isTLS(other.Protocol) != isTLS(l.Protocol), l.Protocol == gatewayv1.TCPProtocolType:
 				reason = string(gatewayv1.ListenerReasonProtocolConflict)
 			case other.hostname() == l.hostname() && other.Protocol != l.Protocol:
 				reason = string(gatewayv1.ListenerReasonProtocolConflict)

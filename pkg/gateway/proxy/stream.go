@@ -21,7 +21,11 @@ func (p *port) accept(c net.Conn, inner *handover) {
 	}
 	_ = c.SetReadDeadline(time.Time{})
 	n := p.table.Load().name(hostOf(sni))
-	if n == nil || !n.hasRoutes {
+	if n == nil {
+		_ = c.Close() // a name that nobody has is told nothing
+		return
+	}
+	if !n.hasRoutes {
 		inner.give(c)
 		return
 	}

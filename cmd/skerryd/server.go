@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -244,12 +246,30 @@ func writeKubeconfig(s machine.Server, admin string) error {
 		return fmt.Errorf("--write-kubeconfig: %w", err)
 	}
 	if old, err := os.ReadFile(name); err == nil && string(old) == string(data) {
-		return os.Chmod(name, fs.FileMode(mode))
+		return errors.Join(os.Chmod(name, fs.FileMode(mode)), changeGroup(name, s.WriteKubeconfigGroup))
 	}
 	if err := atomicfile.Write(name, data, fs.FileMode(mode)); err != nil {
 		return fmt.Errorf("--write-kubeconfig: %w", err)
 	}
-	return nil
+	return changeGroup(name, s.WriteKubeconfigGroup)
+}
+
+// changeGroup gives a file to a group, by its name or number; "" leaves it alone.
+func changeGroup(file, group string) error {
+	if group == "" {
+		return nil
+	}
+	id, err := strconv.Atoi(group)
+	if err != nil {
+		g, err := user.LookupGroup(group)
+		if err != nil {
+			return settings.Usage(fmt.Errorf("--write-kubeconfig-group: %w", err))
+		}
+		if id, err = strconv.Atoi(g.Gid); err != nil {
+			return err
+		}
+	}
+	return os.Chown(file, -1, id)
 }
 
 // tell keeps the supervisor above us (init, systemd) informed until ctx ends: what is waited for, and READY once, when

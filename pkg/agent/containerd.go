@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -101,7 +102,7 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 				"snapshotter": snapshotter,
 				// A layer that is unpacked is not kept packed too: flash is small, and it is never packed again.
 				"discard_unpacked_layers": true,
-				"pinned_images":           map[string]any{"sandbox": PauseImage},
+				"pinned_images":           map[string]any{"sandbox": cmp.Or(l.Settings.PauseImage, PauseImage)},
 				"registry":                map[string]any{"config_path": l.certsDir()},
 			},
 			"io.containerd.cri.v1.runtime": map[string]any{
@@ -144,6 +145,9 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 // snapshotter is overlayfs wherever the data folder can carry it, which a folder on another overlay or on some network
 // filesystems cannot; then every layer is copied.
 func (l *layout) snapshotter() string {
+	if l.Settings.Snapshotter != "" {
+		return l.Settings.Snapshotter
+	}
 	dir := filepath.Join(l.data, "containerd")
 	if os.MkdirAll(dir, 0o700) == nil && overlayutils.Supported(dir) == nil {
 		return "overlayfs"

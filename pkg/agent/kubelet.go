@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -113,6 +114,8 @@ func (l *layout) kubeletFlags(f *options.KubeletFlags) {
 	f.RootDirectory = l.pods
 	f.CertDirectory = filepath.Join(l.data, "kubelet-pki") // unused: its certificate is given; the default would make a folder
 	f.NodeIP = joinText(l.NodeIPs, ",")
+	f.ImageCredentialProviderBinDir = l.Settings.CredentialProviderBinDir
+	f.ImageCredentialProviderConfigPath = l.Settings.CredentialProviderConfig
 	f.NodeLabels = map[string]string{}
 	for _, label := range l.Settings.NodeLabel {
 		key, value, _ := strings.Cut(label, "=")
@@ -139,7 +142,8 @@ func (l *layout) kubeletConfig(c *kubeletconfig.KubeletConfiguration) error {
 	c.SerializeImagePulls = false
 	c.PodLogsDir = l.logs
 	c.VolumePluginDir = filepath.Join(l.pods, "volumeplugins") // the default is on the read-only root
-	c.ResolverConfig = l.resolvConf().file
+	c.ResolverConfig = cmp.Or(l.Settings.ResolvConf, l.resolvConf().file)
+	c.ProtectKernelDefaults = l.Settings.ProtectKernelDefaults
 	c.ClusterDomain = l.ClusterDomain
 	c.ClusterDNS = strings.Fields(joinText(l.ClusterDNS, " "))
 

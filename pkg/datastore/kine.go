@@ -30,10 +30,12 @@ func kineConfig(dsn string) *drivers.Config {
 	return &drivers.Config{
 		DataSourceName:       dsn,
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: idleConnections, MaxIdleTime: idleTime},
-		CompactInterval:      5 * time.Minute,
-		CompactTimeout:       5 * time.Second,
-		CompactMinRetain:     1000,
-		CompactBatchSize:     1000,
+		// What is compacted is as old as one interval and at most two; a client's list may go on for ten minutes, and not longer
+		// (upstream's conformance test of continued lists).
+		CompactInterval:  4 * time.Minute,
+		CompactTimeout:   5 * time.Second,
+		CompactMinRetain: 100, // a quiet cluster would else keep old revisions for hours
+		CompactBatchSize: 1000,
 		// Our own writes wake the loop; but the first one only makes it ready, so the second look must not be far.
 		PollInterval:  time.Second,
 		PollBatchSize: 500,

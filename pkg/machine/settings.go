@@ -42,6 +42,8 @@ type Agent struct {
 	NoProxy         string   `yaml:"no-proxy" help:"names, addresses and networks to reach directly, with commas between; this machine, the cluster and its nodes always are"`
 	LocalStorage    string   `yaml:"default-local-storage-path" help:"folder on this node for volumes of the class local-path (default: storage, in the data folder)"`
 	Debug           bool     `yaml:"debug" help:"log in detail"`
+
+	Runtime `yaml:",inline"`
 }
 
 // Server holds the engine's settings of a node that runs the control plane; it is a node too.
@@ -49,6 +51,7 @@ type Server struct {
 	Agent                    `yaml:",inline"`
 	Datastore                `yaml:",inline"`
 	Membership               `yaml:",inline"`
+	Listen                   `yaml:",inline"`
 	HTTPSListenPort          int      `yaml:"https-listen-port" help:"port of the Kubernetes API"`
 	ClusterCIDR              string   `yaml:"cluster-cidr" shared:"" help:"networks that pods get addresses from"`
 	ServiceCIDR              string   `yaml:"service-cidr" shared:"" help:"networks that services get addresses from"`
@@ -62,7 +65,7 @@ type Server struct {
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
 	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`
 	KubeAPIServerArg         []string `yaml:"kube-apiserver-arg" help:"flag for kube-apiserver, as name=value; repeatable"`
-	KubeControllerManagerArg []string `yaml:"kube-controller-manager-arg" help:"flag for kube-controller-manager, as name=value; repeatable"`
+	KubeControllerManagerArg []string `yaml:"kube-controller-manager-arg" also:"kube-controller-arg" help:"flag for kube-controller-manager, as name=value; repeatable"`
 	KubeSchedulerArg         []string `yaml:"kube-scheduler-arg" help:"flag for kube-scheduler, as name=value; repeatable"`
 }
 
@@ -76,6 +79,7 @@ func DefaultServer() Server {
 	return Server{
 		Agent:               DefaultAgent(),
 		Datastore:           defaultDatastore(),
+		Listen:              Listen{ServiceNodePortRange: defaultNodePorts},
 		HTTPSListenPort:     6443,
 		ClusterCIDR:         "10.42.0.0/16",
 		ServiceCIDR:         "10.43.0.0/16",
@@ -244,6 +248,7 @@ func (a *Agent) Problems() []Problem {
 	}
 	p.args("kubelet-arg", a.KubeletArg)
 	p.args("kube-proxy-arg", a.KubeProxyArg)
+	p.runtime(&a.Runtime)
 	return p.list
 }
 
@@ -304,6 +309,7 @@ func (s *Server) Problems() []Problem {
 	p.args("kube-apiserver-arg", s.KubeAPIServerArg)
 	p.args("kube-controller-manager-arg", s.KubeControllerManagerArg)
 	p.args("kube-scheduler-arg", s.KubeSchedulerArg)
+	p.listen(&s.Listen)
 	return p.list
 }
 

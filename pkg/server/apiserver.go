@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,8 @@ func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 	s, f := cfg.Settings, cfg.Files
 	issuer := "https://kubernetes.default.svc." + s.ClusterDomain
 	ours := []arg{
-		{"advertise-address", cfg.NodeIPs[0].String()},
+		{"advertise-address", cmp.Or(s.AdvertiseAddress, cfg.NodeIPs[0].String())},
+		{"bind-address", cmp.Or(s.BindAddress, "::")},
 		{"secure-port", strconv.Itoa(s.HTTPSListenPort)},
 		{"tls-cert-file", f.APIServerPair},
 		{"tls-private-key-file", f.APIServerPair},
@@ -56,7 +58,7 @@ func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 		{"authorization-mode", "Node,RBAC"},
 		{"enable-admission-plugins", "NodeRestriction"},
 		{"allow-privileged", "true"},
-		{"profiling", "false"},
+		{"profiling", strconv.FormatBool(s.EnablePprof)},
 
 		{"service-account-issuer", issuer},
 		{"service-account-key-file", f.ServiceAccountKey},
@@ -68,6 +70,7 @@ func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 		{"kubelet-preferred-address-types", "InternalIP,Hostname"},
 
 		{"service-cluster-ip-range", s.ServiceCIDR},
+		{"service-node-port-range", s.ServiceNodePortRange},
 		{"encryption-provider-config", cfg.Secrets.EncryptionFile},
 		{"etcd-servers", store.Endpoint()},
 		{"etcd-compaction-interval", compaction(store)},
@@ -91,9 +94,17 @@ func compaction(store datastore.Store) string {
 // as a service of its own, while the datastore opens, and is ready when the configuration is there.
 func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 	// Upstream would open the port after seconds of work, and say little when it is taken.
-	listener, err := listen(ctx, a.options.SecureServing.BindAddress, a.options.SecureServing.BindPort)
+	address, port := a.options.SecureServing.BindAddress, a.options.SecureServing.BindPort
+	listener, err := listen(ctx, address, port)
 	if err != nil {
 		return err
+	}
+	if !address.IsUnspecified() && !address.IsLoopback() { // this node's own clients come in by the loopback
+		local, err := listen(ctx, net.IPv4(127, 0, 0, 1), port)
+		if err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		listener = newMerged(listener, local)
 	}
 	defer listener.Close() //nolint:errcheck // closed by the server in the good case
 	a.options.SecureServing.Listener = listener

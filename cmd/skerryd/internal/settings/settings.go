@@ -18,22 +18,35 @@ import (
 // defaultConfig is read when --config is not given, if it is there.
 const defaultConfig = "/etc/skerry/config.yaml"
 
-// environment names the variables that are read as settings; K3s's are aliases.
+// environment names the variables of settings that have special ones; K3s's are aliases. All others are variables.
 var environment = map[string][]string{
-	"token":                 {"SKERRY_TOKEN", "K3S_TOKEN"},
-	"server":                {"SKERRY_URL", "K3S_URL"},
-	"node-name":             {"SKERRY_NODE_NAME", "K3S_NODE_NAME"},
-	"data-dir":              {"SKERRY_DATA_DIR", "K3S_DATA_DIR"},
-	"datastore-endpoint":    {"SKERRY_DATASTORE_ENDPOINT", "K3S_DATASTORE_ENDPOINT"},
-	"datastore-cafile":      {"SKERRY_DATASTORE_CAFILE", "K3S_DATASTORE_CAFILE"},
-	"datastore-certfile":    {"SKERRY_DATASTORE_CERTFILE", "K3S_DATASTORE_CERTFILE"},
-	"datastore-keyfile":     {"SKERRY_DATASTORE_KEYFILE", "K3S_DATASTORE_KEYFILE"},
-	"s3-access-key":         {"SKERRY_S3_ACCESS_KEY"},
-	"s3-secret-key":         {"SKERRY_S3_SECRET_KEY"},
-	"s3-session-token":      {"SKERRY_S3_SESSION_TOKEN"},
-	"write-kubeconfig":      {"SKERRY_KUBECONFIG_OUTPUT", "K3S_KUBECONFIG_OUTPUT"},
-	"write-kubeconfig-mode": {"SKERRY_KUBECONFIG_MODE", "K3S_KUBECONFIG_MODE"},
+	"token":                  {"SKERRY_TOKEN", "K3S_TOKEN"},
+	"server":                 {"SKERRY_URL", "K3S_URL"},
+	"node-name":              {"SKERRY_NODE_NAME", "K3S_NODE_NAME"},
+	"data-dir":               {"SKERRY_DATA_DIR", "K3S_DATA_DIR"},
+	"datastore-endpoint":     {"SKERRY_DATASTORE_ENDPOINT", "K3S_DATASTORE_ENDPOINT"},
+	"datastore-cafile":       {"SKERRY_DATASTORE_CAFILE", "K3S_DATASTORE_CAFILE"},
+	"datastore-certfile":     {"SKERRY_DATASTORE_CERTFILE", "K3S_DATASTORE_CERTFILE"},
+	"datastore-keyfile":      {"SKERRY_DATASTORE_KEYFILE", "K3S_DATASTORE_KEYFILE"},
+	"s3-access-key":          {"SKERRY_S3_ACCESS_KEY"},
+	"s3-secret-key":          {"SKERRY_S3_SECRET_KEY"},
+	"s3-session-token":       {"SKERRY_S3_SESSION_TOKEN"},
+	"write-kubeconfig":       {"SKERRY_KUBECONFIG_OUTPUT", "K3S_KUBECONFIG_OUTPUT"},
+	"write-kubeconfig-mode":  {"SKERRY_KUBECONFIG_MODE", "K3S_KUBECONFIG_MODE"},
+	"write-kubeconfig-group": {"SKERRY_KUBECONFIG_GROUP", "K3S_KUBECONFIG_GROUP"},
 }
+
+// variables names those of a setting, the strongest first: every setting has one.
+func variables(name string) []string {
+	if special := environment[name]; special != nil {
+		return special
+	}
+	name = strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	return []string{"SKERRY_" + name, "K3S_" + name}
+}
+
+// letters are K3s's, for what people type often.
+var letters = map[string]string{"token": "t", "data-dir": "d", "server": "s", "write-kubeconfig": "o", "node-ip": "i"}
 
 // ErrUsage is in every error about something that a person wrote.
 var ErrUsage = errors.New("")
@@ -51,7 +64,9 @@ type problemer interface{ Problems() []machine.Problem }
 
 // Bind makes a flag of every setting of v, with v's values as defaults, and --config.
 func Bind(flags *pflag.FlagSet, v any) (config *string) {
-	return BindSome(flags, v, func(string) bool { return true })
+	config = BindSome(flags, v, func(string) bool { return true })
+	bindForeign(flags, v)
+	return config
 }
 
 // BindSome is Bind for the settings that a command needs.
@@ -77,7 +92,7 @@ func BindSome(flags *pflag.FlagSet, v any, wanted func(name string) bool) (confi
 func bind(flags *pflag.FlagSet, name string, ptr any, help string) {
 	switch p := ptr.(type) {
 	case *string:
-		flags.StringVar(p, name, *p, help)
+		flags.StringVarP(p, name, letters[name], *p, help)
 	case *int:
 		flags.IntVar(p, name, *p, help)
 	case *bool:
@@ -103,6 +118,10 @@ func Load(flags *pflag.FlagSet, config string, typed any, v problemer, decode fu
 	data, err := os.ReadFile(name)
 	switch {
 	case err == nil:
+		data, err := translate(name, data, v)
+		if err != nil {
+			return Usage(err)
+		}
 		if err := decode(name, data); err != nil {
 			return Usage(err)
 		}
@@ -110,11 +129,16 @@ func Load(flags *pflag.FlagSet, config string, typed any, v problemer, decode fu
 	default:
 		return Usage(err)
 	}
+	warnForeign(flags)
 	from := machine.Fields(typed)
+	parsed := pflag.NewFlagSet("environment", pflag.ContinueOnError)
 	for i, f := range machine.Fields(v) {
-		for _, env := range environment[f.Name] {
+		for _, env := range variables(f.Name) {
 			if value := os.Getenv(env); value != "" {
-				reflect.ValueOf(f.Ptr).Elem().SetString(value)
+				bind(parsed, f.Name, f.Ptr, "")
+				if err := parsed.Set(f.Name, value); err != nil {
+					return Usage(fmt.Errorf("$%s: %w", env, err))
+				}
 				break
 			}
 		}

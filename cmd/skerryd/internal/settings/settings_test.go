@@ -16,6 +16,15 @@ import (
 // read is a server's command line from its words to its settings.
 func read(t *testing.T, file string, args ...string) (machine.Server, error) {
 	t.Helper()
+	s, err := readArgs(t, file, args...)
+	if err != nil && !errors.Is(err, ErrUsage) {
+		t.Fatal(err)
+	}
+	return s, err
+}
+
+func readArgs(t *testing.T, file string, args ...string) (machine.Server, error) {
+	t.Helper()
 	for _, names := range environment { // the machine's own must not matter
 		for _, n := range names {
 			if _, set := os.LookupEnv(n); set && !strings.HasPrefix(os.Getenv(n), "test-") {
@@ -34,7 +43,7 @@ func read(t *testing.T, file string, args ...string) (machine.Server, error) {
 		args = append([]string{"--config", name}, args...)
 	}
 	if err := flags.Parse(args); err != nil {
-		t.Fatal(err)
+		return s, err
 	}
 	return s, Load(flags, *config, &typed, &s, func(name string, data []byte) error {
 		d, err := machine.DecodeServer(name, data)

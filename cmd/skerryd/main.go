@@ -25,6 +25,8 @@ func main() {
 		os.Exit(kubectl(os.Args))
 	case "ctr":
 		os.Exit(ctr(os.Args))
+	case "crictl":
+		os.Exit(runCrictl(os.Args))
 	}
 	// Further signals change nothing: some senders (timeout, a terminal beside a supervisor) send two at once, and a stop is
 	// bounded by the services' graces anyway.
@@ -43,6 +45,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return kubectl(args)
 		case "ctr":
 			return ctr(args)
+		case "crictl":
+			return runCrictl(args)
 		}
 	}
 	root := newRootCmd()
@@ -77,7 +81,6 @@ func newRootCmd() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
 	// Kubernetes' libraries put flags of their own on every program; they look them up again, so they can only be hidden.
 	pflag.CommandLine.VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -90,11 +93,15 @@ func newRootCmd() *cobra.Command {
 		newNodeCmd(),
 		newCertificateCmd(),
 		&cobra.Command{Use: "kubectl", Short: "Talk to the cluster of this server", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
+		&cobra.Command{Use: "crictl", Short: "Look at this node's containers, pods and images", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		&cobra.Command{Use: "ctr", Short: "Talk to this node's containerd", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		newSnapshotCmd(),
 		newStatusCmd(),
 		newEnableCmd(),
 		newDisableCmd(),
+		newSecretsEncryptCmd(),
+		newKillAllCmd(),
+		newUninstallCmd(),
 		newCheckConfigCmd(),
 		newUpdateCmd(),
 		newVersionCmd(),

@@ -6,16 +6,20 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	ctrapp "github.com/containerd/containerd/v2/cmd/ctr/app"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // the ways a kubeconfig may say who one is
+	"k8s.io/client-go/util/exec"
 	"k8s.io/component-base/cli"
 	componentversion "k8s.io/component-base/version"
 	kubectlcmd "k8s.io/kubectl/pkg/cmd"
 	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 
+	"github.com/skerry-os/skerry/cmd/skerryd/internal/crictl"
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/machine"
 )
@@ -67,4 +71,23 @@ func ctr(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// runCrictl runs our own of that name, on this node's containerd.
+func runCrictl(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	cmd := crictl.New(agent.Socket(machine.DataDir))
+	cmd.SetArgs(args[1:])
+	cmd.SetOut(os.Stdout)
+	err := cmd.ExecuteContext(ctx)
+	var code exec.CodeExitError
+	switch {
+	case err == nil, ctx.Err() != nil:
+		return 0
+	case errors.As(err, &code): // of a command in a container
+		return code.Code
+	}
+	_, _ = fmt.Fprintln(os.Stderr, "crictl:", err)
+	return 1
 }

@@ -39,6 +39,7 @@ var programs = []program{
 var links = map[string]string{
 	"usr/bin/kubectl": "skerryd",
 	"usr/bin/ctr":     "skerryd",
+	"usr/bin/crictl":  "skerryd",
 
 	"usr/libexec/skerry/cni/host-local": "../containerd-shim-runc-v2",
 	"usr/libexec/skerry/cni/loopback":   "../containerd-shim-runc-v2",

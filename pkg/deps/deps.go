@@ -26,7 +26,7 @@ update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi
 engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
-engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm
+engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
 engine:    pkg/podnet
 engine:    pkg/datastore/snapshot pkg/datastore/etcd
 engine:    pkg/netpol

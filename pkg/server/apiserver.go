@@ -13,6 +13,7 @@ import (
 	"time"
 
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	encryption "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -72,6 +73,7 @@ func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 		{"service-cluster-ip-range", s.ServiceCIDR},
 		{"service-node-port-range", s.ServiceNodePortRange},
 		{"encryption-provider-config", cfg.Secrets.EncryptionFile},
+		{"encryption-provider-config-automatic-reload", "true"},
 		{"etcd-servers", store.Endpoint()},
 		{"etcd-compaction-interval", compaction(store)},
 	}
@@ -109,6 +111,8 @@ func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 	defer listener.Close() //nolint:errcheck // closed by the server in the good case
 	a.options.SecureServing.Listener = listener
 
+	// How often it looks whether the file has changed; a rotation of keys waits for that three times.
+	encryption.EncryptionConfigFileChangePollDuration = 5 * time.Second
 	completed, err := a.options.Complete(ctx)
 	if err != nil {
 		return err

@@ -161,9 +161,6 @@ func (c cluster) measures() {
 	if out := c.do("", "api-resources", "--api-group=metrics.k8s.io", "--no-headers", "-o", "name"); out != "nodes.metrics.k8s.io\npods.metrics.k8s.io" {
 		c.Errorf("discovered: %q", out)
 	}
-	if out := c.do("", "explain", "podmetrics.containers.usage"); !strings.Contains(out, "FIELD: usage") {
-		c.Errorf("explained as %q", out)
-	}
 	c.do("", "-n", "e2e", "create", "rolebinding", "viewer", "--clusterrole=view", "--user=eve")
 	c.eventually(time.Minute, row("web-"), "-n", "e2e", "--as=eve", "top", "pods", "--no-headers")
 	if out, err := c.try(c.Context(), "", "--as=nobody", "top", "pods", "-n", "e2e"); err == nil {

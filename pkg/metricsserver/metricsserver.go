@@ -3,7 +3,9 @@
 //
 // The usual way is a pod with a server, a certificate and a Service, to which the API server proxies. Here the group is
 // answered where the request arrives. There is no second server, no proxying and nothing to be unreachable, and every server
-// of the cluster answers, from what it has read of the kubelets itself. What that costs next to the pod is in the README.
+// of the cluster answers, from what it has read of the kubelets itself. Measured on one node at rest, with it and without, in the
+// same minute: 2.0 MB of program, no more resident memory than two runs differ by (5 MB), and a quarter
+// of a percent of one core.
 //
 // Its APIService, in the component's manifests, names no Service, which makes the API server answer by itself. Disabled, the
 // APIService goes, and another metrics-server can be put in its place.

@@ -101,6 +101,7 @@ func (c cluster) do(stdin string, args ...string) string {
 func TestNativeComponents(t *testing.T) {
 	e := newEngine(t)
 	outside := e.outside()
+	e.flags = []string{"--disable", "ingress"} // it would have port 80
 	e.start()
 	c := e.cluster()
 	c.ready()
@@ -115,7 +116,7 @@ func TestNativeComponents(t *testing.T) {
 
 	// The same data, the components disabled: what they left in others' way is gone.
 	e.stop()
-	e.flags = []string{"--disable", "servicelb", "--disable", "local-storage", "--disable", "metrics-server"}
+	e.flags = []string{"--disable", "ingress", "--disable", "servicelb", "--disable", "local-storage", "--disable", "metrics-server"}
 	e.start()
 	t.Run("local-storage over a restart", func(t *testing.T) { on(t).stored(filepath.Join(e.data(), "storage")) })
 	t.Run("servicelb disabled", func(t *testing.T) {

@@ -22,7 +22,10 @@ func (e *engine) outside() string {
 	e.t.Helper()
 	name := e.netns + "-out"
 	e.must("ip", "netns", "add", name)
-	e.t.Cleanup(func() { _ = exec.Command("ip", "netns", "delete", name).Run() })
+	e.t.Cleanup(func() {
+		e.stop() // first: the wire goes with the network, and with it the server's address
+		_ = exec.Command("ip", "netns", "delete", name).Run()
+	})
 	e.must("ip", "-n", e.netns, "link", "set", "far", "netns", name)
 	e.must("ip", "-n", name, "address", "add", "192.0.2.1/24", "dev", "far")
 	e.must("ip", "-n", name, "link", "set", "far", "up")

@@ -51,9 +51,13 @@ func TestNodesJoin(t *testing.T) {
 			out, err := s.Try("", "logs", "on-"+n.Name)
 			return err == nil && out != "", out
 		})
-		if out := s.Kubectl("exec", "on-"+n.Name, "--", "/skerry-addons", "coredns", "-version"); !strings.Contains(out, "CoreDNS") {
-			t.Errorf("exec on %s: %q", n.Name, out)
-		}
+		s.Eventually("exec on "+n.Name, func() (bool, string) {
+			out, err := s.Try("", "exec", "on-"+n.Name, "--", "/skerry-addons", "coredns", "-version")
+			if err != nil {
+				return false, err.Error()
+			}
+			return strings.Contains(out, "CoreDNS"), out
+		})
 	}
 
 	t.Run("a token is rotated while a node is off", func(t *testing.T) {

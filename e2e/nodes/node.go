@@ -431,12 +431,16 @@ func (n *Node) Kubectl(args ...string) string {
 	return out
 }
 
-// Apply makes the objects of a YAML text.
+// Apply makes the objects of a YAML text, once the API takes them.
 func (n *Node) Apply(yaml string) {
 	n.w.t.Helper()
-	if _, err := n.Try(yaml, "apply", "-f", "-"); err != nil {
-		n.w.t.Fatal(err)
-	}
+	n.Eventually("kubectl apply", func() (bool, string) {
+		out, err := n.Try(yaml, "apply", "-f", "-")
+		if err != nil {
+			return false, err.Error()
+		}
+		return true, out
+	})
 }
 
 // Becomes asks kubectl until it answers what is wanted.

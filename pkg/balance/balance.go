@@ -27,7 +27,7 @@ import (
 const (
 	dialTimeout = 3 * time.Second
 	checkEvery  = 5 * time.Second
-	checkLimit  = 3 * time.Second
+	checkLimit  = 5 * time.Second // a busy server is not a lost one
 	strikes     = 2               // checks that fail before a server is left
 	hurry       = 1 * time.Second // between checks when one failed
 )

@@ -41,6 +41,7 @@ func TestConformance(t *testing.T) {
 		o := conformance.DefaultOptions(t)
 		o.GatewayClassName = "skerry"
 		o.RunTest = *focus
+		o.CleanupBaseResources = false // the node goes with all of it
 		o.ReportOutputPath = report
 		o.ConformanceProfiles = []suite.ConformanceProfileName{
 			suite.GatewayHTTPConformanceProfileName, suite.GatewayGRPCConformanceProfileName, suite.GatewayTLSConformanceProfileName,

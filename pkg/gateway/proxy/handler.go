@@ -273,10 +273,10 @@ func (e *exchange) cors(w http.ResponseWriter, c *CORS) bool {
 	if c.Credentials {
 		set("Access-Control-Allow-Credentials", "true")
 	}
+	if len(c.Expose) > 0 {
+		set("Access-Control-Expose-Headers", strings.Join(c.Expose, ", "))
+	}
 	if !preflight {
-		if len(c.Expose) > 0 {
-			set("Access-Control-Expose-Headers", strings.Join(c.Expose, ", "))
-		}
 		e.response = append(e.response, h)
 		return false
 	}

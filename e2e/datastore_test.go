@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/e2e/nodes"
+)
+
+// Three servers share an etcd. One is killed, then another is cut off: the API goes on at the others, and both come back. A
+// deleted node's member goes with it.
+func TestNodesEtcd(t *testing.T) {
+	w := newWire(t)
+	s1 := w.Node("s1")
+	s1.Start("server", "--cluster-init")
+	s1.Ready()
+	servers := []*nodes.Node{s1}
+	for _, name := range []string{"s2", "s3"} {
+		s := w.Node(name)
+		s.Start("server", "--server", s1.URL(), "--token", s1.Token())
+		s.Ready()
+		servers = append(servers, s)
+	}
+	s2, s3 := servers[1], servers[2]
+	s1.ReadyInAPI(servers...)
+	put := func(at *nodes.Node, name string) {
+		t.Helper()
+		at.Eventually("a write at "+at.Name, func() (bool, string) {
+			out, err := at.Try("", "create", "configmap", name, "--from-literal=k=v")
+			return err == nil || strings.Contains(out+fmt.Sprint(err), "already exists"), out
+		})
+	}
+	put(s3, "all-there")
+
+	s1.Kill()
+	put(s2, "first-killed")
+	put(s3, "first-killed-too")
+	s1.Start("server", "--cluster-init")
+	s1.Ready()
+	s1.Becomes("first-killed", "get", "configmap", "first-killed", "-o", "jsonpath={.metadata.name}")
+
+	s3.Partition(s1, s2)
+	put(s1, "third-cut-off")
+	s3.Heal()
+	s3.Becomes("third-cut-off", "get", "configmap", "third-cut-off", "-o", "jsonpath={.metadata.name}")
+
+	if code, out := s2.Skerryd("snapshot", "save", "--data-dir", s2.DataDir()); code != 0 || !strings.Contains(out, "on-demand-s2-") {
+		t.Errorf("snapshot: %d %s", code, out)
+	}
+	s3.Stop()
+	s1.Kubectl("delete", "node", "s3")
+	s1.Eventually("two members", func() (bool, string) {
+		out := s1.Kubectl("get", "--raw", "/readyz")
+		log := s1.Log() + s2.Log()
+		return !strings.Contains(log, "stays") && out == "ok", out
+	})
+}
+
+// A snapshot taken from a running server brings the cluster back as it was; the commands need no settings but the folder.
+func TestNativeSnapshot(t *testing.T) {
+	e := newEngine(t)
+	e.start()
+	c := e.cluster()
+	if _, err := c.try(t.Context(), "", "create", "configmap", "before", "--from-literal=k=v"); err != nil {
+		t.Fatal(err)
+	}
+	code, out := e.once("snapshot", "save", "--data-dir", e.data(), "--json")
+	var saved struct{ Name, Place string }
+	if err := json.Unmarshal([]byte(out), &saved); code != 0 || err != nil {
+		t.Fatalf("save: %d %s", code, out)
+	}
+	if _, err := c.try(t.Context(), "", "create", "configmap", "after", "--from-literal=k=v"); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := e.once("snapshot", "restore", "--data-dir", e.data(), saved.Name); code != 1 || !strings.Contains(out, "--at-next-start") {
+		t.Errorf("restore under a running server: %d %s", code, out)
+	}
+	e.stop()
+	if code, out := e.once("etcd-snapshot", "restore", "--data-dir", e.data(), saved.Name); code != 0 || !strings.Contains(out, "restored") {
+		t.Fatalf("restore: %d %s", code, out)
+	}
+	e.start()
+	c.eventually(time.Minute, contains("before"), "get", "configmap", "before", "-o", "name")
+	if out, err := c.try(t.Context(), "", "get", "configmap", "after", "-o", "name"); err == nil {
+		t.Errorf("what was written after the snapshot is there: %s", out)
+	}
+	e.stop()
+
+	// The file is damaged: the server repairs itself, says so, and keeps the damaged file.
+	file := filepath.Join(e.data(), "server/db/state.db")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(data[8192 : len(data)-4096])
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.start()
+	c.eventually(time.Minute, contains("DatastoreRestored"), "get", "events", "-o", "jsonpath={.items[*].reason}")
+	c.eventually(time.Minute, contains("before"), "get", "configmap", "before", "-o", "name")
+	if kept, _ := filepath.Glob(file + ".before-*"); len(kept) != 2 {
+		t.Errorf("kept: %v", kept)
+	}
+}

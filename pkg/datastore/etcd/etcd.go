@@ -215,7 +215,7 @@ func (s *Store) config() (*embed.Config, error) {
 	c.MaxRequestBytes = 3 << 20 >> 1 // etcd's own limit, which Kubernetes counts on
 	c.QuotaBackendBytes = 8 << 30
 	c.BootstrapDefragThresholdMegabytes = 64
-	c.UnsafeNoFsync = false
+	c.WarningApplyDuration, c.WarningUnaryRequestDuration = time.Second, 2*time.Second // a busy small machine is no news
 	return c, nil
 }
 

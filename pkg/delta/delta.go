@@ -2,7 +2,7 @@
 //
 // A root is EROFS with its hash tree: everything in it lies on blocks of 4 KiB, and a file that grows shifts what follows by
 // whole blocks. So the index is a digest of each such block; a block that is anywhere in either slot need not be fetched. No
-// chunk ends have to be searched in the content, and none is larger than what changed. (BENCH.md beside this has the figures,
+// chunk ends have to be searched in the content, and none is larger than what changed. (pkg/update/UPDATES.md has the figures,
 // with those of content-defined chunks and of a zstd patch.)
 //
 // A digest here is the first 16 bytes of a SHA-256: what a machine must not be fooled by is the whole root, which is held

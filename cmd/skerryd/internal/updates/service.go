@@ -91,6 +91,7 @@ func (s *service) loop(ctx context.Context) {
 		<-ctx.Done()
 		return
 	}
+	s.settle(ctx)
 	next := time.Now().Add(jitter(min(c.Every(), 10*time.Minute)/4, 1))
 	seen := partitions()
 	for ctx.Err() == nil {
@@ -112,6 +113,25 @@ func (s *service) loop(ctx context.Context) {
 		if err := s.look(ctx); err != nil && ctx.Err() == nil {
 			s.o.Log.Warn("update", "err", err)
 			s.tellReason(ctx)
+		}
+	}
+}
+
+// calm is how long a node that has started may take to be Ready before updates go on without.
+const calm = 15 * time.Minute
+
+// settle waits until the node is Ready: a node that is updated while it starts would look as if it had been unhealthy before,
+// and the new release would be judged by that.
+func (s *service) settle(ctx context.Context) {
+	for end := time.Now().Add(calm); ctx.Err() == nil && time.Now().Before(end); {
+		if c, err := s.kube(); err == nil {
+			if h, err := read(ctx, c, s.o.NodeName); err == nil && h.missing(nil, bootTime()) == "" {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pulse):
 		}
 	}
 }

@@ -62,10 +62,10 @@ func (w *writer) root() error {
 	var otherSize int64
 	var other io.ReaderAt
 	if w.other != nil {
-		other, otherSize = w.other, w.other.Size()
+		other, otherSize = w.other, min(w.other.Size(), w.reach())
 	}
 	x := w.p.Index
-	plan, err := delta.NewPlan(x, w.dev, other, w.dev.Size(), otherSize)
+	plan, err := delta.NewPlan(x, w.dev, other, min(w.dev.Size(), w.reach()), otherSize)
 	if err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func (w *writer) root() error {
 		} else if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
-		if plan, err = delta.NewPlan(x, w.dev, other, w.dev.Size(), otherSize); err != nil {
+		if plan, err = delta.NewPlan(x, w.dev, other, min(w.dev.Size(), w.reach()), otherSize); err != nil {
 			return err
 		}
 	}
@@ -110,6 +110,9 @@ func (w *writer) root() error {
 	}
 	return w.dev.Sync()
 }
+
+// reach is how far into a slot it is worth to look: roots of one line of releases are about as large, and partitions are larger.
+func (w *writer) reach() int64 { return w.p.Index.Size + w.p.Index.Size/4 }
 
 // put writes blocks that were checked.
 func (w *writer) put(b []byte, at int64) error {

@@ -92,10 +92,14 @@ func volumeOf(claim *corev1.PersistentVolumeClaim) string { return "pvc-" + stri
 // checkFolder refuses what is not a name of ours. Names of claims have no slashes, so this is only ever about a request that was
 // tampered with.
 func checkFolder(folder string) error {
-	if !strings.HasPrefix(folder, "pvc-") || strings.ContainsAny(folder, "/\x00") || len(folder) > 255 {
+	if !isFolder(folder) {
 		return fmt.Errorf("%q is not the name of a volume's folder", folder)
 	}
 	return nil
+}
+
+func isFolder(name string) bool {
+	return strings.HasPrefix(name, "pvc-") && !strings.ContainsAny(name, "/\x00") && len(name) <= 255
 }
 
 func add(list []string, s string) []string {

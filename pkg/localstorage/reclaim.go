@@ -34,7 +34,7 @@ func (p *provisioner) reclaim(ctx context.Context, v *corev1.PersistentVolume, n
 		return p.delete(ctx, v)
 	}
 	folder, r := filepath.Base(path), reports[name]
-	if checkFolder(folder) != nil {
+	if !isFolder(folder) {
 		p.warn(v, "VolumeFailedDelete", "%s on node %s was not made by this provisioner; remove it there, then delete the volume", path, name)
 		return nil
 	}

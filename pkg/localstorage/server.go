@@ -183,7 +183,7 @@ func (p *provisioner) ask(ctx context.Context, n *corev1.Node, w *request, r *re
 // know may be from before the volume was made.
 func (p *provisioner) orphan(ctx context.Context, folder string) (bool, error) {
 	const uid = len("pvc-") + 36
-	if checkFolder(folder) != nil || len(folder) < uid {
+	if !isFolder(folder) || len(folder) < uid {
 		return false, nil
 	}
 	_, err := p.Client.CoreV1().PersistentVolumes().Get(ctx, folder[:uid], metav1.GetOptions{})

@@ -142,7 +142,7 @@ func (b *balancer) pass(ctx context.Context) error {
 	}
 	for _, s := range services {
 		w, ok := wanted[keyOf(s)]
-		if !ok && !(s.Spec.Type != corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress) > 0) {
+		if !ok && (s.Spec.Type == corev1.ServiceTypeLoadBalancer || len(s.Status.LoadBalancer.Ingress) == 0) {
 			continue // another's, or none and nothing left of one
 		}
 		if err := b.publish(ctx, s, w); err != nil && !apierrors.IsNotFound(err) {
@@ -266,7 +266,7 @@ func clean(ctx context.Context, client kubernetes.Interface) error {
 		apply := applycorev1.Service(s.Name, s.Namespace).WithStatus(applycorev1.ServiceStatus())
 		_, err := client.CoreV1().Services(s.Namespace).ApplyStatus(ctx, apply, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
 		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("Service %s: taking its addresses back: %w", keyOf(&s), err)
+			return fmt.Errorf("service %s: taking its addresses back: %w", keyOf(&s), err)
 		}
 	}
 	return nil

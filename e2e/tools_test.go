@@ -35,10 +35,17 @@ func TestNativeTools(t *testing.T) {
 	e.start()
 	c := e.cluster()
 	c.ready()
-	t.Run("crictl", func(t *testing.T) { crictl(t, e, c) })
-	t.Run("helm", func(t *testing.T) { helm(t, e, c) })
-	t.Run("secrets-encrypt", func(t *testing.T) { rotateKeys(t, e, c) })
-	t.Run("killall", func(t *testing.T) { endAll(t, e) })
+	part := func(name string, f func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) {
+			e.t, c.T = t, t // what fails there fails this part, and the next one runs
+			f(t)
+		})
+		e.t, c.T = t, t
+	}
+	part("crictl", func(t *testing.T) { crictl(t, e, c) })
+	part("helm", func(t *testing.T) { helm(t, e, c) })
+	part("secrets-encrypt", func(t *testing.T) { rotateKeys(t, e, c) })
+	part("killall", func(t *testing.T) { endAll(t, e) })
 }
 
 func crictl(t *testing.T, e *engine, c cluster) {
@@ -57,13 +64,13 @@ func crictl(t *testing.T, e *engine, c cluster) {
 	if err := json.Unmarshal([]byte(e.tool("crictl", "ps", "-o", "json")), &list); err != nil || len(list.Containers) == 0 || list.Containers[0].State != "CONTAINER_RUNNING" {
 		t.Errorf("crictl ps -o json: %+v, %v", list, err)
 	}
-	if out := e.tool("crictl", "logs", "--tail", "50", id[:13]); !strings.Contains(out, "CoreDNS") {
+	if out := e.tool("crictl", "logs", "--tail", "50", id[:13]); !strings.Contains(out, ".:53") {
 		t.Errorf("crictl logs: %s", out)
 	}
-	if out := e.tool("crictl", "exec", id[:13], "/coredns", "-version"); !strings.Contains(out, "CoreDNS-") {
+	if out := e.tool("crictl", "exec", id[:13], "/skerry-addons", "coredns", "-version"); !strings.Contains(out, "CoreDNS") {
 		t.Errorf("crictl exec: %s", out)
 	}
-	if out, err := e.tryTool("crictl", "exec", id[:13], "/coredns", "-no-such-flag"); err == nil {
+	if out, err := e.tryTool("crictl", "exec", id[:13], "/skerry-addons", "coredns", "-no-such-flag"); err == nil {
 		t.Errorf("crictl exec of a command that fails is no failure: %s", out)
 	}
 	var info struct {

@@ -41,8 +41,12 @@ func (r Remains) Clear(ctx context.Context, say func(format string, a ...any)) e
 	}
 	say("%d pods ended", len(shims))
 	var errs []error
-	// Not the folders themselves: they may be disks of their own.
-	for _, dir := range []string{r.l.run, filepath.Join(r.l.pods, "pods"), filepath.Join(r.l.pods, "plugins"), filepath.Join(r.l.data, "containerd")} {
+	// Not the folders themselves, which may be disks of their own; but kubelet mounts its folder upon itself.
+	dirs := []string{r.l.run, filepath.Join(r.l.pods, "pods"), filepath.Join(r.l.pods, "plugins"), filepath.Join(r.l.data, "containerd")}
+	if sameDisk(r.l.pods, filepath.Dir(r.l.pods)) {
+		dirs = append(dirs, r.l.pods)
+	}
+	for _, dir := range dirs {
 		if err := linux.UnmountBelow(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -54,6 +58,11 @@ func (r Remains) Clear(ctx context.Context, say func(format string, a ...any)) e
 	}
 	say("mounts, cgroups, rules and links removed, and %s", r.l.run)
 	return nil
+}
+
+func sameDisk(a, b string) bool {
+	var sa, sb syscall.Stat_t
+	return syscall.Stat(a, &sa) == nil && syscall.Stat(b, &sb) == nil && sa.Dev == sb.Dev
 }
 
 // Folders lists what Clear leaves and a node does not need to exist any more: everything kubelet and containerd keep.

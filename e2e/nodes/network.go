@@ -48,6 +48,7 @@ func New(t testing.TB, programs string) *Network {
 	if os.Geteuid() != 0 {
 		t.Fatal("nodes in namespaces need root")
 	}
+	raiseInotify(t)
 	sweep()
 	// Not t.TempDir: it is long, and containerd's sockets below it must be short.
 	dir, err := os.MkdirTemp("", "skn-")
@@ -65,6 +66,22 @@ func New(t testing.TB, programs string) *Network {
 	w.ip("addr add %s/16 dev bridge", Gateway)
 	w.ip("addr add fd98::ffff/64 dev bridge nodad")
 	return w
+}
+
+// raiseInotify gives the nodes what init gives each machine of its own: all nodes here share one kernel's allowance for root.
+func raiseInotify(t testing.TB) {
+	t.Helper()
+	const file, want = "/proc/sys/fs/inotify/max_user_instances", 8192
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && have >= want {
+		return
+	}
+	if err := os.WriteFile(file, []byte(strconv.Itoa(want)), 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (w *Network) remove() {

@@ -92,9 +92,12 @@ func TestNodesJoin(t *testing.T) {
 		}
 		short := create("--ttl", "1s")
 		n.Eventually("the token expires", func() (bool, string) {
-			code, out := n.Skerryd("agent", "--data-dir", n.DataDir(), "--node-name", n.Name, "--server", s.URL(), "--token", short)
-			return code != 0 && strings.Contains(out, "expired on"), out
+			_, out := s.Skerryd("token", "list", "--data-dir", s.DataDir())
+			return strings.Contains(out, "expired"), out
 		})
+		if code, out := n.Skerryd("agent", "--data-dir", n.DataDir(), "--node-name", n.Name, "--server", s.URL(), "--token", short); code == 0 || !strings.Contains(out, "expired on") {
+			t.Errorf("an expired token: %d %s", code, out)
+		}
 		once := create("--single-use", "--description", "for a3")
 		n.Start("agent", "--server", s.URL(), "--token", once)
 		n.Ready()

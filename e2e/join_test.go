@@ -93,7 +93,7 @@ func TestNodesJoin(t *testing.T) {
 		short := create("--ttl", "1s")
 		n.Eventually("the token expires", func() (bool, string) {
 			_, out := s.Skerryd("token", "list", "--data-dir", s.DataDir())
-			return strings.Contains(out, "expired"), out
+			return strings.Contains(out, "ended"), out
 		})
 		if code, out := n.Skerryd("agent", "--data-dir", n.DataDir(), "--node-name", n.Name, "--server", s.URL(), "--token", short); code == 0 || !strings.Contains(out, "expired on") {
 			t.Errorf("an expired token: %d %s", code, out)

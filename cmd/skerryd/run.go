@@ -30,6 +30,7 @@ const slowStart = 30 * time.Second
 // what it waits for.
 func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ctx context.Context, status func(string)) ([]supervise.Service, error)) error {
 	began := time.Now()
+	shareRegistry()
 	log, gate, err := setUpLogging(a.Debug)
 	if err != nil {
 		return err

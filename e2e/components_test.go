@@ -104,7 +104,6 @@ func (c cluster) do(stdin string, args ...string) string {
 func TestNativeComponents(t *testing.T) {
 	e := newEngine(t)
 	outside := e.outside()
-	e.flags = []string{"--disable", "ingress"} // it would have port 80
 	e.start()
 	c := e.cluster()
 	c.ready()

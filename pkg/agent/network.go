@@ -55,7 +55,8 @@ func newNode(l *layout) *node {
 const (
 	networkSettle = 50 * time.Millisecond // changes come in swarms
 	networkRetry  = 5 * time.Second
-	networkCheck  = time.Minute // what nobody tells of, such as a neighbour removed by hand
+	nftPatience   = 2 * time.Minute // nft starts late on a slow machine whose processors are all busy; to give up would restart the node
+	networkCheck  = time.Minute     // what nobody tells of, such as a neighbour removed by hand
 )
 
 // runNetwork keeps the CNI configuration equal to the Node's pod networks, and the way to the other nodes' pods open. It is
@@ -351,7 +352,7 @@ func annotate(ctx context.Context, client kubernetes.Interface, name, key, value
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, nftPatience)
 	defer cancel()
 	if _, err := client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("node %s: annotation %s: %w", name, key, err)

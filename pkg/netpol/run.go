@@ -306,7 +306,7 @@ func (c *Controller) commit(ctx context.Context) error {
 		tx = c.engine.Changes(c.nft)
 	}
 	if tx != nil {
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
 		if err := c.nft.Run(ctx, tx); err != nil {
 			c.whole = true // what the kernel has is no longer known for sure

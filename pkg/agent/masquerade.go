@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"sigs.k8s.io/knftables"
 )
@@ -18,7 +17,7 @@ func (n *node) masquerade(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("nftables: %w; the kernel needs nf_tables and the node needs the program nft", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, nftPatience)
 	defer cancel()
 	if err := nft.Run(ctx, masqueradeRules(nft, n.ClusterCIDR)); err != nil {
 		return fmt.Errorf("nftables: table %s: %w", masqTable, err)

@@ -352,7 +352,7 @@ func annotate(ctx context.Context, client kubernetes.Interface, name, key, value
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, nftPatience)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if _, err := client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("node %s: annotation %s: %w", name, key, err)

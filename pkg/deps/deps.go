@@ -38,7 +38,7 @@ engine:    pkg/gateway/controller
 engine:    pkg/server pkg/agent
 test:      pkg/deps
 programs:  cmd/skerryd/internal/settings cmd/skerryd/internal/updates
-programs:  cmd/skerryd/internal/host
+programs:  cmd/skerryd/internal/host cmd/skerryd/internal/crictl
 programs:  e2e/conformance/images e2e/conformance/journal
 programs:  init cmd/... e2e e2e/conformance e2e/conformance/suite
 `

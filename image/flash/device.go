@@ -3,6 +3,7 @@ package flash
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -40,7 +41,7 @@ func OpenDevice(name string) (*File, error) {
 		return nil, err
 	}
 	d := &File{File: f, block: block}
-	if d.size, err = f.Seek(0, os.SEEK_END); err != nil { // of a block device too
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil { // of a block device too
 		return nil, errors.Join(err, f.Close())
 	}
 	return d, nil

@@ -44,7 +44,7 @@ type Config struct {
 	KubeletKubeconfig   string // file: system:node:<name>
 	KubeProxyKubeconfig string // file: system:kube-proxy
 
-	Proxy func(*url.URL) (*url.URL, error) // for image pulls; nil: none
+	Proxy func(*url.URL) (*url.URL, error) `json:"-"` // for image pulls; nil: none
 
 	Libexec string // folder with containerd-shim-runc-v2, runc and cni/
 	Share   string // folder with images/

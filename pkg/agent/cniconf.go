@@ -30,6 +30,11 @@ func (n *node) writeCNI(subnets []netip.Prefix, mtu int) error {
 	if err != nil {
 		return err
 	}
+	return n.putCNI(want)
+}
+
+// putCNI is writeCNI with the configuration made.
+func (n *node) putCNI(want []byte) error {
 	have, err := os.ReadFile(n.cniConf())
 	if err == nil && bytes.Equal(have, want) {
 		return nil
@@ -38,7 +43,7 @@ func (n *node) writeCNI(subnets []netip.Prefix, mtu int) error {
 		return err
 	}
 	if have != nil {
-		slog.Warn("the node's pod network or its largest packet changed; pods made before keep what they have until they are made again", "networks", subnets, "mtu", mtu)
+		slog.Warn("the node's pod network or its largest packet changed; pods made before keep what they have until they are made again")
 	}
 	if err := os.MkdirAll(n.cniConfDir(), 0o755); err != nil {
 		return err

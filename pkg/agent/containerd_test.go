@@ -218,7 +218,11 @@ func TestPodsOutliveContainerd(t *testing.T) {
 	stop := start(t, cfg)
 	defer func() { stop() }()
 	runtime, images := dialCRI(t, l)
-	if err := newNode(l).writeCNI(prefixes(subnet), 1450); err != nil { // while containerd runs, as on a first start
+	conf, err := cniConfig(prefixes(subnet), 1450, l.run+"/cni", "") // nobody keeps network policies here
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := newNode(l).putCNI(conf); err != nil { // while containerd runs, as on a first start
 		t.Fatal(err)
 	}
 

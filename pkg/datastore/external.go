@@ -225,7 +225,7 @@ func (e *external) await(ctx context.Context) error {
 	for {
 		err := e.ping(ctx)
 		if err == nil || ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // a stop is no fault
 		}
 		if why := e.refused(err); why != "" {
 			return e.refusal(why, err)

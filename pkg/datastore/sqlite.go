@@ -322,7 +322,7 @@ func isDamage(err error) bool {
 // noRoom is isFull, and knows that a full disk may look like a broken one: SQLite's index of the log is mapped memory.
 func (s *sqliteStore) noRoom(err error) bool {
 	var st unix.Statfs_t
-	return isFull(err) || code(err) == sqlite3.SQLITE_IOERR && unix.Statfs(s.Dir, &st) == nil && int64(st.Bavail)*int64(st.Bsize) < 1<<20
+	return isFull(err) || code(err) == sqlite3.SQLITE_IOERR && unix.Statfs(s.Dir, &st) == nil && int64(st.Bavail)*int64(st.Bsize) < 1<<20 //nolint:unconvert // 32 bits on arm
 }
 
 func isFull(err error) bool {

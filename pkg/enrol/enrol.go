@@ -279,7 +279,7 @@ func Keep(ctx context.Context, c Config, s *State, servers func() []string, rene
 		every := min(time.Hour, max(until.Sub(from)/50, time.Second))
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // a stop is no fault
 		case err == nil:
 			pause = every
 		default:

@@ -122,7 +122,7 @@ func (w *world) listenerSets(s *gatewayState) {
 		}
 		for _, e := range ls.Spec.Listeners {
 			l := &listener{
-				Listener: gatewayv1.Listener{Name: e.Name, Hostname: e.Hostname, Port: e.Port, Protocol: e.Protocol, TLS: e.TLS, AllowedRoutes: e.AllowedRoutes},
+				Listener: gatewayv1.Listener(e),
 				gateway:  s, set: set, conds: conditions{generation: ls.Generation},
 			}
 			set.listeners = append(set.listeners, l)

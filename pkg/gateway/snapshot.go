@@ -123,7 +123,7 @@ func nameOf(o metav1.Object) types.NamespacedName {
 func byAge[T metav1.Object](list []T) {
 	slices.SortStableFunc(list, func(a, b T) int {
 		return cmp.Or(
-			a.GetCreationTimestamp().Time.Compare(b.GetCreationTimestamp().Time),
+			a.GetCreationTimestamp().Compare(b.GetCreationTimestamp().Time),
 			cmp.Compare(a.GetNamespace(), b.GetNamespace()),
 			cmp.Compare(a.GetName(), b.GetName()),
 		)

@@ -39,7 +39,7 @@ const (
 // identity must differ between the servers of a cluster and should be the same after a restart: the node's name.
 func Run(ctx context.Context, client kubernetes.Interface, name, identity string, run func(context.Context) error) error {
 	if err := awaitNamespace(ctx, client); err != nil {
-		return nil // only the end of ctx ends the waiting
+		return nil //nolint:nilerr // only the end of ctx ends the waiting
 	}
 	pause := firstPause
 	for ctx.Err() == nil {
@@ -47,7 +47,7 @@ func Run(ctx context.Context, client kubernetes.Interface, name, identity string
 		err := hold(ctx, client, name, identity, run)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // a stop is no fault
 		case err == nil:
 			return nil
 		case errors.Is(err, errLost):

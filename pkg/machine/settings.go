@@ -305,7 +305,7 @@ func (s *Server) Problems() []Problem {
 			p.addf([]any{"tls-san", i}, "%q is neither an IP address nor a host name", n)
 		}
 	}
-	s.Datastore.problems(&p)
+	s.problems(&p)
 	p.args("kube-apiserver-arg", s.KubeAPIServerArg)
 	p.args("kube-controller-manager-arg", s.KubeControllerManagerArg)
 	p.args("kube-scheduler-arg", s.KubeSchedulerArg)

@@ -66,10 +66,10 @@ func (e *Engine) walk(name string, dir direction, src, dst netip.Addr, protocol 
 			len(r.ports) > 0 && !slices.ContainsFunc(r.ports, func(p portRange) bool { return p.first <= port && port <= p.last }):
 			continue
 		}
-		switch {
-		case r.verdict == "":
+		switch r.verdict {
+		case "":
 			return "accept"
-		case r.verdict == "drop":
+		case "drop":
 			return "drop"
 		}
 		if v := e.walk(strings.TrimPrefix(r.verdict, "jump "), dir, src, dst, protocol, port); v != "" {

@@ -357,7 +357,7 @@ func TestRestartChangesNothing(t *testing.T) {
 	<-addresses
 	close(done)
 	for l := range links {
-		t.Errorf("link changed: %v", l.Link.Attrs())
+		t.Errorf("link changed: %v", l.Attrs())
 	}
 	for r := range routes {
 		if r.Protocol == protocol {

@@ -34,7 +34,7 @@ func memberService(cfg Config, member *etcd.Store) supervise.Service {
 			return removeDeleted(ctx, client, member)
 		})
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // a stop is no fault
 		}
 		return err
 	}}

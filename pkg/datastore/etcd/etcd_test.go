@@ -61,7 +61,7 @@ func newServer(t *testing.T, n int, first *server) *server {
 	t.Cleanup(func() {
 		if s.stop != nil {
 			s.stop()
-			<-s.out
+			_ = <-s.out
 		}
 	})
 	return s
@@ -220,7 +220,7 @@ func TestCluster(t *testing.T) {
 	a.put("/registry/b", "later")
 	a.end()
 	b.stop() // alone it cannot even stop properly
-	<-b.out
+	_ = <-b.out
 	b.stop = nil
 
 	// Half of the servers are lost: the other one is alone and waits, until it is told to forget them.
@@ -233,7 +233,7 @@ func TestCluster(t *testing.T) {
 	case <-time.After(3 * time.Second):
 	}
 	a.stop()
-	<-a.out
+	_ = <-a.out
 	a.store.Reset = true
 	if err := a.store.Run(t.Context(), func() {}); !errors.Is(err, ErrReset) {
 		t.Fatalf("reset: %v", err)

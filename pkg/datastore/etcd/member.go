@@ -39,7 +39,7 @@ func (s *Store) begin(ctx context.Context, config *embed.Config) error {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // a stop is no fault
 		}
 		if !said {
 			said = true
@@ -109,7 +109,7 @@ func (s *Store) promote(ctx context.Context, e *embed.Etcd) error {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // a stop is no fault
 		}
 		if err.Error() != last {
 			last = err.Error()

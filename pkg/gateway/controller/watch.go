@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -37,7 +38,7 @@ func gatewayClient(c *rest.Config) (*rest.RESTClient, error) {
 	}
 	metav1.AddToGroupVersion(scheme, metav1.Unversioned)
 	c = rest.CopyConfig(c)
-	version := gatewayv1.SchemeGroupVersion
+	version := schema.GroupVersion(gatewayv1.GroupVersion)
 	c.APIPath, c.GroupVersion, c.NegotiatedSerializer = "/apis", &version, serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.QPS, c.Burst = 100, 400
 	return rest.RESTClientFor(c)

@@ -75,10 +75,12 @@ func (t *tool) run(f func(cmd *cobra.Command, args []string) error) func(*cobra.
 			}
 		}
 		var err error
+		//nolint:staticcheck // the builder that replaces it brings nothing here
 		if t.runtime, err = criclient.NewRemoteRuntimeService(ctx, endpoint, t.timeout, nil, false); err != nil {
 			return err
 		}
 		defer func() { _ = t.runtime.Close(context.WithoutCancel(ctx)) }()
+		//nolint:staticcheck // as above
 		if t.images, err = criclient.NewRemoteImageService(ctx, endpoint, t.timeout, nil, false); err != nil {
 			return err
 		}

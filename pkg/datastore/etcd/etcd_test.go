@@ -61,7 +61,9 @@ func newServer(t *testing.T, n int, first *server) *server {
 	t.Cleanup(func() {
 		if s.stop != nil {
 			s.stop()
-			_ = <-s.out
+			if err := <-s.out; err != nil {
+				t.Log(err)
+			}
 		}
 	})
 	return s
@@ -220,7 +222,9 @@ func TestCluster(t *testing.T) {
 	a.put("/registry/b", "later")
 	a.end()
 	b.stop() // alone it cannot even stop properly
-	_ = <-b.out
+	if err := <-b.out; err != nil {
+		t.Log(err)
+	}
 	b.stop = nil
 
 	// Half of the servers are lost: the other one is alone and waits, until it is told to forget them.
@@ -233,7 +237,9 @@ func TestCluster(t *testing.T) {
 	case <-time.After(3 * time.Second):
 	}
 	a.stop()
-	_ = <-a.out
+	if err := <-a.out; err != nil {
+		t.Log(err)
+	}
 	a.store.Reset = true
 	if err := a.store.Run(t.Context(), func() {}); !errors.Is(err, ErrReset) {
 		t.Fatalf("reset: %v", err)

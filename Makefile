@@ -132,7 +132,7 @@ quick: ## unit tests alone
 	@go test ./...
 
 # Tests in e2e find what they test in out/. -count=1: what they test is not Go's to cache.
-E2E      := go test -count=1 -v -timeout 40m ./e2e
+E2E      := go test -count=1 -v -timeout 60m ./e2e
 E2E_ARGS := -args -out '$(CURDIR)/$(OUT)'
 AS_ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 

@@ -87,7 +87,7 @@ func contains(part string) func(string) bool {
 }
 
 // patience is how long anything may take on an emulated processor under load.
-const patience = 5 * time.Minute
+const patience = 12 * time.Minute
 
 // ready waits for the node and for the cluster's DNS.
 func (c cluster) ready() {

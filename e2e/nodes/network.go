@@ -131,12 +131,12 @@ type space struct {
 }
 
 // hold is a space's first process. It says when it is there, and waits. Processes that lost their parent become its children:
-// a parent that ignores their end need not wait for each.
-const hold = `trap '' CHLD; echo up; read -r _ || :`
+// bash takes leave of each that ends and reads on, where other shells would stop reading, and the space would end.
+const hold = `echo up; read -r _ || :`
 
 // newSpace makes the namespaces of unshare's flags.
 func newSpace(flags ...string) (*space, error) {
-	return start(exec.Command("unshare", append(flags, "sh", "-c", hold)...), false)
+	return start(exec.Command("unshare", append(flags, "bash", "-c", hold)...), false)
 }
 
 // start runs cmd, whose process (or that one's child) is the holder, until it says that it is up.

@@ -106,7 +106,7 @@ func (n *Node) PowerOn() {
 		}
 		fmt.Fprintf(&join, "echo $$ >%s/cgroup.procs; ", dir)
 	}
-	cmd := exec.Command("sh", "-c", join.String()+`exec unshare --mount --pid --cgroup --uts --ipc --net --fork --kill-child --mount-proc sh -c "$0" boot "$@"`,
+	cmd := exec.Command("sh", "-c", join.String()+`exec unshare --mount --pid --cgroup --uts --ipc --net --fork --kill-child --mount-proc bash -c "$0" boot "$@"`,
 		boot, n.Name, n.machineIDFile())
 	var err error
 	if n.space, err = start(cmd, true); err != nil {

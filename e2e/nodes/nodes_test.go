@@ -31,6 +31,13 @@ func TestNodesAreMachines(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 
+	// Processes that lost their parent end: the machine goes on and keeps none of them.
+	output(a, "for i in 1 2 3 4 5; do (sleep 0.0$i &); done")
+	a.Within(10*time.Second, "orphans are gone", func() (bool, string) {
+		left := output(a, "grep -lE '^State:.(Z|S)' /proc/[0-9]*/status | while read -r f; do grep -l '^Name:.sleep' $f; done; echo .")
+		return left == ".", left
+	})
+
 	l := make(map[*nodes.Node]net.Listener)
 	for _, n := range []*nodes.Node{a, b} {
 		if err := n.OnNode(func() (err error) { l[n], err = net.Listen("tcp", ":7000"); return err }); err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -75,7 +76,7 @@ func TestServicesNames(t *testing.T) {
 		}
 		names, known = append(names, s.Name), append(known, s.Name)
 	}
-	if got := strings.Join(names, " "); got != "registries containerd images pod-network network-policy kubelet kube-proxy local-storage node-ready" {
+	if got := strings.Join(names, " "); got != "registries containerd images pod-network network-policy kubelet node-addresses kube-proxy local-storage node-ready" {
 		t.Errorf("services are %s", got)
 	}
 }
@@ -374,6 +375,27 @@ func TestReadList(t *testing.T) {
 	for name, want := range map[string]bool{"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.txt": false, "tar": false, "a.tar.gz.part": false} {
 		if isArchive(name) != want {
 			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}
+
+// kube-proxy waits for the addresses of now: those of another start, of another family or in another order are not they.
+func TestANodeIsPlaced(t *testing.T) {
+	state := func(addresses ...string) *corev1.Node {
+		n := &corev1.Node{}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.1"}}
+		for _, a := range addresses {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+		}
+		return n
+	}
+	n := newNode(newLayout(Config{NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("2001:db8::5")}}))
+	if !n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
+		t.Error("the right addresses are not taken")
+	}
+	for _, wrong := range [][]string{nil, {"192.0.2.5"}, {"192.0.2.6", "2001:db8::5"}, {"2001:db8::5", "192.0.2.5"}} {
+		if n.isPlaced(state(wrong...)) {
+			t.Errorf("%v is taken for this machine's addresses", wrong)
 		}
 	}
 }

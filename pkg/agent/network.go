@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,7 @@ type node struct {
 	*layout
 	started          time.Time
 	networked, ready *latch
+	placed           *latch // the Node object has this machine's addresses
 
 	net     *podnet.Network
 	told    podnet.Announcement // what the Node object says of this node
@@ -49,14 +51,15 @@ func newLatch() *latch    { return &latch{c: make(chan struct{})} }
 func (l *latch) release() { l.once.Do(func() { close(l.c) }) }
 
 func newNode(l *layout) *node {
-	return &node{layout: l, started: time.Now().Truncate(time.Second), networked: newLatch(), ready: newLatch()}
+	return &node{layout: l, started: time.Now().Truncate(time.Second), networked: newLatch(), ready: newLatch(), placed: newLatch()}
 }
 
 const (
 	networkSettle = 50 * time.Millisecond // changes come in swarms
 	networkRetry  = 5 * time.Second
 	nftPatience   = 2 * time.Minute // nft starts late on a slow machine whose processors are all busy; to give up would restart the node
-	networkCheck  = time.Minute     // what nobody tells of, such as a neighbour removed by hand
+	addressWait   = time.Minute
+	networkCheck  = time.Minute // what nobody tells of, such as a neighbour removed by hand
 )
 
 // runNetwork keeps the CNI configuration equal to the Node's pod networks, and the way to the other nodes' pods open. It is
@@ -267,6 +270,9 @@ func (n *node) step(ctx context.Context, self kubernetes.Interface, nodes []*cor
 		if n.backend() == podnet.None {
 			n.networked.release() // as far as it can be from here
 		}
+		if n.isPlaced(own) {
+			n.placed.release()
+		}
 		if n.isReady(own) {
 			n.ready.release()
 		}
@@ -386,6 +392,34 @@ func (n *node) runReady(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// runAddresses is ready when the Node object has this machine's addresses: kube-proxy ends the process, without a word, when
+// they change under it, as they do after a start with another address than before.
+func (n *node) runAddresses(ctx context.Context, ready func()) error {
+	patience := time.NewTimer(addressWait)
+	defer patience.Stop()
+	select {
+	case <-n.placed.c:
+	case <-patience.C:
+		slog.Warn("the Node object does not have this machine's addresses; kube-proxy starts with those it has", "want", n.NodeIPs)
+	case <-ctx.Done():
+		return nil
+	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+// isPlaced says whether the Node's internal addresses are this machine's.
+func (n *node) isPlaced(state *corev1.Node) bool {
+	var have []string
+	for _, a := range state.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			have = append(have, a.Address)
+		}
+	}
+	return slices.Equal(have, strings.Fields(joinText(n.NodeIPs, " ")))
 }
 
 // isReady believes only this start's kubelet: after a quick restart the Node still says Ready from before. The first report of

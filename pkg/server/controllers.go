@@ -59,5 +59,8 @@ func (c *controllerManager) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	ready()
-	return app.Run(ctx, config.Complete())
+	if err := app.Run(ctx, config.Complete()); ctx.Err() == nil {
+		return err
+	}
+	return nil // a controller that is stopped while it starts calls that an error
 }

@@ -10,9 +10,48 @@ import (
 )
 
 func newConfigCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Check what a machine is told"}
-	cmd.AddCommand(newConfigCheckCmd())
+	cmd := &cobra.Command{Use: "config", Short: "Write and check what a machine is told"}
+	cmd.AddCommand(newConfigNewCmd(), newConfigCheckCmd(), newConfigSchemaCmd())
 	return cmd
+}
+
+func newConfigNewCmd() *cobra.Command {
+	role := string(machine.RoleServer)
+	cmd := &cobra.Command{
+		Use:     "new",
+		Short:   "Print a commented node config to begin with",
+		Example: "  skerry config new --role agent >north-2.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			data, err := machine.Example(machine.Role(role))
+			if err != nil {
+				return fmt.Errorf("--role: %w", err)
+			}
+			_, err = cmd.OutOrStdout().Write(data)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&role, "role", role, "server or agent")
+	return cmd
+}
+
+func newConfigSchemaCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of node configs, for editors",
+		Long: "Print the JSON Schema (2020-12) of node configs. An editor that knows YAML completes and checks by it when the first\n" +
+			"line of a config is: # yaml-language-server: $schema=node-config.schema.json",
+		Example: "  skerry config schema >node-config.schema.json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			data, err := machine.Schema()
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(data)
+			return err
+		},
+	}
 }
 
 func newConfigCheckCmd() *cobra.Command {

@@ -5,32 +5,8 @@
 // agent parts are the engine's settings, and this is the only place that defines them: skerryd makes its flags from them
 // (Fields), init writes them for skerryd (EngineYAML), `skerry config check` reads them (Decode).
 //
-// The whole file, with the defaults that a missing key has:
-//
-//	apiVersion: skerry/v1alpha1
-//	kind: NodeConfig
-//	role: server                     # or agent; no default
-//	hostname: north-1                # default: skerry- and the end of a network card's address
-//	cluster:
-//	  token: "at least 16 characters"
-//	  server: https://10.0.0.1:6443  # whom an agent joins
-//	network:                         # no interfaces: DHCP and router advertisements on every wired one
-//	  interfaces:
-//	    - {name: eth0, dhcp4: true}
-//	    - {mac: "52:54:00:12:34:56", addresses: [192.0.2.5/24], gateway: 192.0.2.1, mtu: 1500}
-//	  nameservers: [192.0.2.1]       # asked before those that DHCP names
-//	ntp: {servers: [0.pool.ntp.org]} # an empty list turns it off
-//	sysctls: {net.core.somaxconn: "1024"}
-//	update:                          # without a source and without sticks a machine stays as it is
-//	  source: https://updates.example.org/skerry
-//	  channel: stable
-//	  policy: auto                   # or check: look and tell, and leave the rest to `skerryd update apply`
-//	  interval: 6h                   # between two looks
-//	  windows: ["02:00-05:00"]       # when a machine may restart, in UTC; none: always
-//	  deadline: 10m                  # for a new release to be as healthy as the one before
-//	  stick: true                    # take releases from USB sticks too
-//	server: {tls-san: [k8s.example.org]} # the engine's settings, named as skerryd's flags
-//	agent: {node-label: [zone=north]}
+// CONFIG.md beside this file names every key; it and the JSON Schema are made of the fields' tags. examples/ holds files to
+// begin with.
 package machine
 
 import (
@@ -66,45 +42,48 @@ const (
 )
 
 // Config is one machine's node config. Decode makes it; nobody changes it afterwards.
+//
+// The tags of the fields are what `skerry config schema` and CONFIG.md are made of (see Keys): help is the key's text,
+// default what a missing one means, and enum, pattern, min and max are its shape.
 type Config struct {
-	APIVersion string            `yaml:"apiVersion"`
-	Kind       string            `yaml:"kind"`
-	Role       Role              `yaml:"role"`
-	Hostname   string            `yaml:"hostname"`
-	Cluster    Cluster           `yaml:"cluster"`
-	Network    Network           `yaml:"network"`
-	NTP        NTP               `yaml:"ntp"`
-	Sysctls    map[string]string `yaml:"sysctls"`
-	Update     Update            `yaml:"update"`
-	Server     Server            `yaml:"server"`
-	Agent      Agent             `yaml:"agent"`
+	APIVersion string            `yaml:"apiVersion" enum:"skerry/v1alpha1" help:"the version of this format"`
+	Kind       string            `yaml:"kind" enum:"NodeConfig" help:"what this file is"`
+	Role       Role              `yaml:"role" enum:"server,agent" help:"a server runs the control plane and pods; an agent joins a server and runs pods"`
+	Hostname   string            `yaml:"hostname" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$" default:"skerry- and the end of a network card's address" help:"name of the machine, and of its node"`
+	Cluster    Cluster           `yaml:"cluster" help:"which cluster the node belongs to"`
+	Network    Network           `yaml:"network" help:"how the machine talks to others"`
+	NTP        NTP               `yaml:"ntp" help:"whom to ask the time"`
+	Sysctls    map[string]string `yaml:"sysctls" key:"^[a-z0-9_]+([./][A-Za-z0-9_*-]+)+$" help:"kernel settings, by name, as in net.core.somaxconn"`
+	Update     Update            `yaml:"update" help:"where new releases come from, and when; without a source and without sticks a machine stays as it is"`
+	Server     Server            `yaml:"server" help:"the engine's settings of a server, named as skerryd's flags"`
+	Agent      Agent             `yaml:"agent" help:"the engine's settings of an agent, named as skerryd's flags"`
 }
 
 // Cluster says which cluster the node belongs to.
 type Cluster struct {
-	Token  string `yaml:"token"`
-	Server string `yaml:"server"`
+	Token  string `yaml:"token" help:"secret that lets nodes join, at least 16 characters; an agent needs one, a server makes one"`
+	Server string `yaml:"server" help:"server to join, as https://HOST:6443; an agent needs one"`
 }
 
 // Network says how the machine talks to others.
 type Network struct {
-	Interfaces  []Interface `yaml:"interfaces"`
-	Nameservers []string    `yaml:"nameservers"`
+	Interfaces  []Interface `yaml:"interfaces" default:"DHCP and router advertisements on every wired one" help:"the network interfaces to use; others stay down"`
+	Nameservers []string    `yaml:"nameservers" help:"addresses of name servers, asked before those that DHCP names"`
 }
 
 // Interface is a network card, named by Name or by MAC, and its addresses. IPv6 router advertisements are always heard.
 type Interface struct {
-	Name      string   `yaml:"name"`
-	MAC       string   `yaml:"mac"`
-	DHCP4     bool     `yaml:"dhcp4"`
-	Addresses []string `yaml:"addresses"` // each with its prefix length
-	Gateway   string   `yaml:"gateway"`
-	MTU       int      `yaml:"mtu"` // 0 leaves what the driver or DHCP says
+	Name      string   `yaml:"name" pattern:"^[A-Za-z0-9._-]{1,15}$" help:"the interface's name, as in eth0"`
+	MAC       string   `yaml:"mac" help:"the card's hardware address, instead of a name"`
+	DHCP4     bool     `yaml:"dhcp4" help:"ask DHCP for an IPv4 address"`
+	Addresses []string `yaml:"addresses" help:"static addresses, each with its prefix length, as in 192.0.2.5/24"`
+	Gateway   string   `yaml:"gateway" help:"address of the router that leads everywhere else"`
+	MTU       int      `yaml:"mtu" min:"1280" max:"65535" default:"what the driver or DHCP says" help:"bytes that a packet may have"`
 }
 
 // NTP says whom to ask the time. After Decode, no servers means off.
 type NTP struct {
-	Servers []string `yaml:"servers"`
+	Servers []string `yaml:"servers" default:"[0.pool.ntp.org, 1.pool.ntp.org, 2.pool.ntp.org, 3.pool.ntp.org]" help:"names or addresses of time servers; an empty list turns it off"`
 }
 
 // DefaultNTP are the servers asked when the config names none.

@@ -21,7 +21,7 @@ const MinToken = 16
 var Components = []string{"coredns", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik"}
 
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
-// flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared). Fields are string, int, bool or []string, so that Fields can offer all of them.
+// flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared), moved what a node config has elsewhere. Fields are string, int, bool or []string, so that Fields can offer all of them.
 type Agent struct {
 	DataDir         string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
 	NodeName        string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
@@ -30,9 +30,9 @@ type Agent struct {
 	FlannelIface    string   `yaml:"flannel-iface" help:"interface towards the other nodes (default: the one that has the node's address)"`
 	NodeLabel       []string `yaml:"node-label" help:"label to register the node with, as key=value; repeatable"`
 	NodeTaint       []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
-	Token           string   `yaml:"token" help:"secret that lets nodes join, alone or in the form of server/node-token, which also says of which cluster it is (default: a server makes one)"`
+	Token           string   `yaml:"token" moved:"cluster.token" help:"secret that lets nodes join, alone or in the form of server/node-token, which also says of which cluster it is (default: a server makes one)"`
 	TokenFile       string   `yaml:"token-file" help:"file with the token, instead of token"`
-	Server          string   `yaml:"server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned"`
+	Server          string   `yaml:"server" moved:"cluster.server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned"`
 	LBServerPort    int      `yaml:"lb-server-port" help:"port on this machine, of an agent, that leads to a server that works"`
 	KubeletArg      []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
 	KubeProxyArg    []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`

@@ -25,13 +25,13 @@ const (
 
 // Update says where new releases come from, and when.
 type Update struct {
-	Source   string   `yaml:"source" json:"source,omitempty"`
-	Channel  string   `yaml:"channel" json:"channel,omitempty"`
-	Policy   string   `yaml:"policy" json:"policy,omitempty"`
-	Interval string   `yaml:"interval" json:"interval,omitempty"`
-	Windows  []string `yaml:"windows" json:"windows,omitempty"`
-	Deadline string   `yaml:"deadline" json:"deadline,omitempty"`
-	Stick    bool     `yaml:"stick" json:"stick,omitempty"`
+	Source   string   `yaml:"source" json:"source,omitempty" help:"web address or folder of a repository of releases"`
+	Channel  string   `yaml:"channel" json:"channel,omitempty" pattern:"^[a-z0-9][a-z0-9.-]{0,62}$" default:"stable" help:"which of the repository's channels to follow"`
+	Policy   string   `yaml:"policy" json:"policy,omitempty" enum:"auto,check" default:"auto" help:"auto looks and updates; check looks and tells, and leaves the rest to skerryd update apply"`
+	Interval string   `yaml:"interval" json:"interval,omitempty" default:"6h" help:"time between two looks"`
+	Windows  []string `yaml:"windows" json:"windows,omitempty" pattern:"^([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])$" default:"always" help:"when the machine may restart, in UTC, as in 02:00-05:00"`
+	Deadline string   `yaml:"deadline" json:"deadline,omitempty" default:"10m" help:"time for a new release to be as healthy as the one before"`
+	Stick    bool     `yaml:"stick" json:"stick,omitempty" help:"take releases from USB sticks too"`
 }
 
 // Auto says whether the machine updates itself.

@@ -161,7 +161,7 @@ func applySysctls(_ context.Context, s *system) error {
 func startNetwork(ctx context.Context, s *system) error {
 	s.network = &network.Manager{
 		Config: s.config.Network, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
-		Log: s.console.sayf,
+		Patience: network.Patience, Log: s.console.sayf,
 	}
 	s.behind(func(ctx context.Context) {
 		for ctx.Err() == nil {

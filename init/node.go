@@ -98,16 +98,21 @@ func startNode(_ context.Context, s *system) error {
 // status is what the display shows.
 type status struct {
 	release, slot, role, name, addresses, state string
+	notes                                       []string // what is not as the config says
 }
 
 func (st status) lines() []string {
-	return []string{
+	out := []string{
 		"Skerry " + st.release,
 		"slot      " + st.slot,
 		"node      " + st.name + ", " + st.role,
 		"address   " + st.addresses,
 		"state     " + st.state,
 	}
+	for _, n := range st.notes {
+		out = append(out, "note      "+n)
+	}
+	return out
 }
 
 // describeIdentity gives the two lines of the display that do not change.

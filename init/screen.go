@@ -44,6 +44,10 @@ func (sc *screen) run(ctx context.Context) {
 			if len(texts) > 0 {
 				sc.st.addresses = strings.Join(texts, ", ")
 			}
+			sc.st.notes = nil
+			if note := sc.sys.network.Note(); note != "" {
+				sc.st.notes = append(sc.st.notes, note)
+			}
 			sc.mu.Unlock()
 		}
 		sc.show()

@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path"
@@ -63,22 +62,6 @@ type Config struct {
 type Cluster struct {
 	Token  string `yaml:"token" help:"secret that lets nodes join, at least 16 characters; an agent needs one, a server makes one"`
 	Server string `yaml:"server" help:"server to join, as https://HOST:6443; an agent needs one"`
-}
-
-// Network says how the machine talks to others.
-type Network struct {
-	Interfaces  []Interface `yaml:"interfaces" default:"DHCP and router advertisements on every wired one" help:"the network interfaces to use; others stay down"`
-	Nameservers []string    `yaml:"nameservers" help:"addresses of name servers, asked before those that DHCP names"`
-}
-
-// Interface is a network card, named by Name or by MAC, and its addresses. IPv6 router advertisements are always heard.
-type Interface struct {
-	Name      string   `yaml:"name" pattern:"^[A-Za-z0-9._-]{1,15}$" help:"the interface's name, as in eth0"`
-	MAC       string   `yaml:"mac" help:"the card's hardware address, instead of a name"`
-	DHCP4     bool     `yaml:"dhcp4" help:"ask DHCP for an IPv4 address"`
-	Addresses []string `yaml:"addresses" help:"static addresses, each with its prefix length, as in 192.0.2.5/24"`
-	Gateway   string   `yaml:"gateway" help:"address of the router that leads everywhere else"`
-	MTU       int      `yaml:"mtu" min:"1280" max:"65535" default:"what the driver or DHCP says" help:"bytes that a packet may have"`
 }
 
 // NTP says whom to ask the time. After Decode, no servers means off.
@@ -152,7 +135,6 @@ func placed(doc *strictyaml.Doc, list []Problem) error {
 
 var (
 	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+([./][A-Za-z0-9_*-]+)+$`)
-	ifname    = regexp.MustCompile(`^[A-Za-z0-9._-]{1,15}$`)
 )
 
 func (c *Config) problems() []Problem {
@@ -180,7 +162,7 @@ func (c *Config) problems() []Problem {
 	}
 	c.Update.problems(&p)
 	c.roleProblems(&p)
-	c.networkProblems(&p)
+	p.below("network", c.Network.problems)
 	for i, s := range c.NTP.Servers {
 		if _, err := netip.ParseAddr(s); err != nil && !domain.MatchString(s) {
 			p.addf([]any{"ntp", "servers", i}, "%q is neither an IP address nor a host name", s)
@@ -237,72 +219,6 @@ func (c *Config) roleProblems(p *problems) {
 	}
 }
 
-func (c *Config) networkProblems(p *problems) {
-	seen := map[string]bool{}
-	for i, n := range c.Network.Interfaces {
-		at := func(path ...any) []any { return append([]any{"network", "interfaces", i}, path...) }
-		switch {
-		case n.Name == "" && n.MAC == "":
-			p.add("name it by name or by mac", at()...)
-		case n.Name != "" && n.MAC != "":
-			p.add("has both name and mac; one of them picks the interface", at("mac")...)
-		case seen[n.Name+strings.ToLower(n.MAC)]:
-			p.addf(at(), "%s is here twice", n.Name+n.MAC)
-		}
-		seen[n.Name+strings.ToLower(n.MAC)] = true
-		if n.Name != "" && !ifname.MatchString(n.Name) {
-			p.addf(at("name"), "%q is not the name of an interface, as in eth0", n.Name)
-		}
-		if n.MAC != "" {
-			if hw, err := net.ParseMAC(n.MAC); err != nil || len(hw) != 6 {
-				p.addf(at("mac"), "%q is not a hardware address, as in 52:54:00:12:34:56", n.MAC)
-			}
-		}
-		if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
-			p.addf(at("mtu"), "%d is not an MTU; write 1280 to 65535", n.MTU)
-		}
-		n.addressProblems(p, at)
-	}
-	for i, s := range c.Network.Nameservers {
-		if _, err := netip.ParseAddr(s); err != nil {
-			p.addf([]any{"network", "nameservers", i}, "%q is not an IP address", s)
-		}
-	}
-}
-
-func (n *Interface) addressProblems(p *problems, at func(...any) []any) {
-	if len(n.Addresses) == 0 && n.Gateway != "" {
-		p.add("has no addresses to go with it", at("gateway")...)
-		return
-	}
-	var nets []netip.Prefix
-	for j, a := range n.Addresses {
-		prefix, err := netip.ParsePrefix(a)
-		switch {
-		case err != nil:
-			p.addf(at("addresses", j), "%q is not an address with its prefix length, as in 192.0.2.5/24", a)
-		case prefix.Addr().Is4() && prefix.Bits() < 31 && prefix.Masked().Addr() == prefix.Addr():
-			p.addf(at("addresses", j), "%s is a network; write the machine's own address", a)
-		default:
-			nets = append(nets, prefix)
-		}
-	}
-	if n.Gateway == "" || len(nets) < len(n.Addresses) {
-		return
-	}
-	gw, err := netip.ParseAddr(n.Gateway)
-	if err != nil {
-		p.addf(at("gateway"), "%q is not an IP address", n.Gateway)
-		return
-	}
-	for _, prefix := range nets {
-		if prefix.Contains(gw) || gw.IsLinkLocalUnicast() && prefix.Addr().Is6() {
-			return
-		}
-	}
-	p.addf(at("gateway"), "%s cannot be reached from %s", n.Gateway, strings.Join(n.Addresses, ", "))
-}
-
 // Own gives the part of the engine's settings that every node has, from the section of the node's role.
 func (c *Config) Own() *Agent {
 	if c.Role == RoleServer {
@@ -312,13 +228,13 @@ func (c *Config) Own() *Agent {
 }
 
 // EngineYAML gives the file that skerryd reads with --config: the settings of the node's role that differ from the
-// defaults, with the token and server of its cluster. hostname names the node unless the settings do.
+// defaults, with the token and server of its cluster and the network's proxy. hostname names the node unless the settings do.
 func EngineYAML(c *Config, hostname string) ([]byte, error) {
 	fill := func(a Agent) Agent {
 		a.Token, a.Server = c.Cluster.Token, c.Cluster.Server
-		if a.NodeName == "" {
-			a.NodeName = hostname
-		}
+		a.NodeName = cmp.Or(a.NodeName, hostname)
+		proxy := c.Network.Proxy
+		a.HTTPProxy, a.HTTPSProxy, a.NoProxy = cmp.Or(a.HTTPProxy, proxy.HTTP), cmp.Or(a.HTTPSProxy, proxy.HTTPS), cmp.Or(a.NoProxy, proxy.No)
 		return a
 	}
 	var pairs []*yaml.Node

@@ -91,6 +91,25 @@ func TestFaults(t *testing.T) {
 		{"far gateway", server + "network: {interfaces: [{name: eth0, addresses: [192.0.2.5/24], gateway: 198.51.100.1}]}\n", `198.51.100.1 cannot be reached from 192.0.2.5/24`},
 		{"gateway alone", server + "network: {interfaces: [{name: eth0, gateway: 198.51.100.1}]}\n", `has no addresses`},
 		{"mtu", server + "network: {interfaces: [{name: eth0, mtu: 100}]}\n", `100 is not an MTU`},
+		{"nothing picks it", server + "network: {interfaces: [{dhcp4: true}]}\n", `config.yaml:4:24: network.interfaces[0]: name it by name, mac, path or driver`},
+		{"path out of sysfs", server + "network: {interfaces: [{path: /sys/x}]}\n", `network.interfaces[0].path: "/sys/x" is not part of a device's path`},
+		{"driver", server + "network: {interfaces: [{driver: i g b}]}\n", `"i g b" is not the name of a driver`},
+		{"address of nobody", server + "network: {interfaces: [{name: eth0, addresses: [\"ff02::1/64\"]}]}\n", `ff02::1/64 is not an address that a machine can have`},
+		{"two gateways of a family", server + "network: {interfaces: [{name: eth0, addresses: [192.0.2.5/24], gateway: \"192.0.2.1, 192.0.2.2\"}]}\n", `192.0.2.2 is the second of its family`},
+		{"route", server + "network: {interfaces: [{name: eth0, routes: [{to: 10.0.0.1/8}]}]}\n", `network.interfaces[0].routes[0].to: 10.0.0.1/8 has bits set behind its length; write 10.0.0.0/8`},
+		{"route to nothing", server + "network: {interfaces: [{name: eth0, routes: [{via: 10.0.0.1}]}]}\n", `routes[0].to: "" is not a network`},
+		{"route of two families", server + "network: {interfaces: [{name: eth0, routes: [{to: 10.0.0.0/8, via: \"fe80::1\"}]}]}\n", `fe80::1 leads to 10.0.0.0/8, which is of the other IP family`},
+		{"vlan", server + "network: {interfaces: [{name: v, vlan: {id: 5000}}]}\n", `5000 is not a VLAN`},
+		{"vlan on nothing", server + "network: {interfaces: [{name: v, vlan: {id: 5}}]}\n", `vlan.on: "" is neither an interface's name nor a hardware address`},
+		{"nameless bridge", server + "network: {interfaces: [{mac: \"52:54:00:12:34:56\", bridge: {members: [eth0]}}]}\n", `needs a name: the machine makes this interface`},
+		{"bond and bridge", server + "network: {interfaces: [{name: b, bridge: {members: [eth0]}, bond: {members: [eth1]}}]}\n", `more than one of vlan, bond and bridge`},
+		{"empty bond", server + "network: {interfaces: [{name: b, bond: {}}]}\n", `has no members`},
+		{"bond mode", server + "network: {interfaces: [{name: b, bond: {members: [eth0], mode: lacp}}]}\n", `"lacp" is not a mode; known are active-backup`},
+		{"member of two", server + "network: {interfaces: [{name: b, bridge: {members: [eth0]}}, {name: c, bridge: {members: [eth0]}}]}\n", `eth0 is in b already`},
+		{"member with an address", server + "network: {interfaces: [{name: b, bridge: {members: [eth0]}}, {name: eth0, dhcp4: true}]}\n", `is in b, which is what has addresses`},
+		{"made of itself", server + "network: {interfaces: [{name: b, bridge: {members: [v]}}, {name: v, vlan: {id: 1, on: b}}]}\n", `b is made of itself`},
+		{"search", server + "network: {search: [\"a b\"]}\n", `"a b" is not a domain`},
+		{"network proxy", server + "network: {proxy: {http: squid}}\n", `network.proxy.http: "squid" is not a proxy`},
 		{"nameserver", server + "network: {nameservers: [dns.example]}\n", `"dns.example" is not an IP address`},
 		{"sysctl", server + "sysctls: {\"../../etc/passwd\": x}\n", `is not the name of a kernel setting`},
 		{"ntp", server + "ntp: {servers: [\"a b\"]}\n", `neither an IP address nor a host name`},
@@ -114,6 +133,13 @@ func TestAllFaultsAtOnce(t *testing.T) {
 
 // What init writes for skerryd, skerryd reads back as the same settings.
 func TestEngineYAML(t *testing.T) {
+	p, err := machine.Decode("c", []byte(server+"network: {proxy: {http: \"http://192.0.2.9:3128\", no: a.example}}\nserver: {no-proxy: b.example}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := machine.EngineYAML(p, "north-1"); err != nil || !strings.Contains(string(data), "http-proxy: http://192.0.2.9:3128\nno-proxy: b.example\n") {
+		t.Errorf("the network's proxy: %v\n%s", err, data)
+	}
 	c, err := machine.Decode("c", []byte(server+"cluster: {token: \"0123456789012345\"}\nserver: {debug: true, https-listen-port: 7443, disable: [ingress], write-kubeconfig-mode: \"0644\"}\n"))
 	if err != nil {
 		t.Fatal(err)

@@ -76,6 +76,9 @@ func keyOf(name string, f reflect.StructField, v reflect.Value) Key {
 	k.Kind = kindOf(f.Type)
 	switch k.Kind {
 	case Section:
+		if v.Kind() == reflect.Pointer {
+			v = reflect.New(f.Type.Elem()).Elem()
+		}
 		k.Keys = keysOf(v)
 	case SectionList, SectionMap:
 		k.Keys = keysOf(reflect.New(f.Type.Elem()).Elem())
@@ -102,7 +105,7 @@ func kindOf(t reflect.Type) KeyKind {
 		return Number
 	case reflect.Bool:
 		return Switch
-	case reflect.Struct:
+	case reflect.Struct, reflect.Pointer:
 		return Section
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Struct {

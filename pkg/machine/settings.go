@@ -189,6 +189,13 @@ func (p *problems) addf(path []any, format string, a ...any) {
 	p.add(fmt.Sprintf(format, a...), path...)
 }
 
+// below collects the problems of a section.
+func (p *problems) below(key string, f func(*problems)) {
+	q := problems{base: append(slices.Clone(p.base), key)}
+	f(&q)
+	p.list = append(p.list, q.list...)
+}
+
 // Problems lists what is wrong with the settings, wherever they came from.
 func (a *Agent) Problems() []Problem {
 	var p problems

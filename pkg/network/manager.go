@@ -26,17 +26,27 @@ type Manager struct {
 	Config     machine.Network
 	Hostname   string                        // told to DHCP servers
 	ResolvConf string                        // file to keep; "" for none
-	StateDir   string                        // remembers addresses from one start to the next; "" for nowhere
+	StateDir   string                        // remembers addresses and the config that worked last; "" for nowhere
+	Patience   time.Duration                 // for a config to reach a router before the last good one is used; 0: for ever
 	Log        func(format string, a ...any) // one line for the operator
 
 	wg      sync.WaitGroup
 	mu      sync.Mutex
 	served  map[int]*served   // by link index
 	leases  map[string]*lease // by interface name
+	heard   map[int]heard     // what routers say, by link index
 	changed chan struct{}     // closed and made anew whenever addresses may have changed
+
+	active machine.Network      // in force
+	wanted machine.Network      // what the person wants
+	note   string               // why active is not wanted
+	apply  chan machine.Network // a new config for a running Manager
+	said   map[string]bool      // what was said of links that cannot be made, so that it is said once
 }
 
 type served struct {
+	link    netlink.Link
+	cfg     machine.Interface
 	stop    context.CancelFunc
 	carrier bool
 	again   chan struct{}
@@ -44,13 +54,43 @@ type served struct {
 
 // Run brings everything up and keeps it so until ctx ends. Addresses stay: a machine that shuts down talks to the last.
 func (m *Manager) Run(ctx context.Context) error {
+	m.mu.Lock()
+	if m.apply == nil {
+		m.apply, m.wanted, m.active = make(chan machine.Network, 1), m.Config, m.Config
+	}
+	m.served, m.leases, m.heard, m.said = map[int]*served{}, map[string]*lease{}, map[int]heard{}, map[string]bool{}
+	m.mu.Unlock()
+	for {
+		next, err := m.period(ctx)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		m.undo()
+		m.mu.Lock()
+		m.active = next
+		m.mu.Unlock()
+	}
+}
+
+// period runs one config, until ctx ends or another one is to take its place.
+func (m *Manager) period(ctx context.Context) (next machine.Network, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer m.wg.Wait()
 	defer cancel()
-	m.mu.Lock()
-	m.served, m.leases = map[int]*served{}, map[string]*lease{}
-	m.mu.Unlock()
+	m.wg.Go(func() {
+		if n, ok := m.prove(ctx); ok {
+			next = n
+			cancel()
+		}
+	})
+	err = m.keep(ctx)
+	cancel()
+	m.wg.Wait()
+	return next, err
+}
 
+// keep brings up the active config and follows what happens to links.
+func (m *Manager) keep(ctx context.Context) error {
 	links := make(chan netlink.LinkUpdate, 64)
 	addrs := make(chan netlink.AddrUpdate, 64)
 	var lost sync.Once
@@ -63,6 +103,11 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listening for network links: %w", err)
 	}
+	m.wg.Go(func() {
+		if err := m.hearRouters(ctx); err != nil {
+			m.Log("name servers that routers advertise are not heard: %v", err)
+		}
+	})
 	err = m.start(ctx)
 	for err == nil {
 		select {
@@ -97,6 +142,7 @@ func (m *Manager) start(ctx context.Context) error {
 	if err := m.writeResolvConf(); err != nil {
 		return err
 	}
+	m.makeLinks()
 	list, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("listing network links: %w", err)
@@ -104,15 +150,22 @@ func (m *Manager) start(ctx context.Context) error {
 	for _, l := range list {
 		m.serve(ctx, l)
 	}
-	for _, i := range m.Config.Interfaces {
-		if !slices.ContainsFunc(list, func(l netlink.Link) bool {
-			s, ok := setup(m.Config, linkOf(l))
-			return ok && describe(s) == describe(i)
-		}) {
-			m.Log("interface %s of the node config is not there; it is brought up when it comes", describe(i))
+	for _, i := range m.current().Interfaces {
+		if !slices.ContainsFunc(list, func(l netlink.Link) bool { return picks(i, linkOf(l)) }) {
+			m.Log("interface %s of the node config is not there; it is brought up when it comes", i.Called())
 		}
 	}
 	return nil
+}
+
+// current is the config in force.
+func (m *Manager) current() machine.Network {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.apply == nil {
+		return m.Config
+	}
+	return m.active
 }
 
 // link follows a change of a link.
@@ -123,9 +176,11 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 			s.stop()
 			delete(m.served, u.Attrs().Index)
 		}
+		delete(m.heard, u.Attrs().Index)
 		m.mu.Unlock()
 		return
 	}
+	m.makeLinks() // one may have waited for this
 	m.serve(ctx, u.Link)
 }
 
@@ -146,19 +201,25 @@ func (m *Manager) serve(ctx context.Context, l netlink.Link) {
 		m.mu.Unlock()
 		return
 	}
-	cfg, ours := setup(m.Config, linkOf(l))
+	cfg, ours := setup(m.active, linkOf(l))
 	if !ours {
 		m.mu.Unlock()
 		return
 	}
 	ctx, stop := context.WithCancel(ctx)
-	// Coming up is not yet news: the first exchange asks anyway.
-	s = &served{stop: stop, carrier: true, again: make(chan struct{}, 1)}
+	// A card's coming up is not yet news: the first exchange asks anyway. A bond or bridge has nobody to ask before.
+	s = &served{link: l, cfg: cfg, stop: stop, carrier: !cfg.Made() || carrier, again: make(chan struct{}, 1)}
+	master, member := masterOf(m.active, linkOf(l))
 	m.served[a.Index] = s
 	m.mu.Unlock()
 
 	m.wg.Go(func() {
 		defer stop()
+		if member {
+			if err := enslave(l, master); err != nil {
+				m.Log("%s: into %s: %v", a.Name, master.Name, err)
+			}
+		}
 		if err := m.configure(l, cfg); err != nil {
 			m.Log("%s: %v", a.Name, err)
 		}
@@ -173,7 +234,15 @@ func (m *Manager) serve(ctx context.Context, l netlink.Link) {
 
 func linkOf(l netlink.Link) Link {
 	a := l.Attrs()
-	return Link{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Wired: wired("/sys", l)}
+	out := Link{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Wired: wired("/sys", l)}
+	dir := filepath.Join("/sys/class/net", a.Name, "device")
+	if p, err := filepath.EvalSymlinks(dir); err == nil {
+		out.Path = strings.TrimPrefix(p, "/sys/devices/")
+	}
+	if p, err := os.Readlink(filepath.Join(dir, "driver")); err == nil {
+		out.Driver = filepath.Base(p)
+	}
+	return out
 }
 
 // wired tells a card with a cable by what sysfs has for it: a device behind it, and no radio.
@@ -214,28 +283,62 @@ func (m *Manager) configure(l netlink.Link, cfg machine.Interface) error {
 			errs = append(errs, fmt.Errorf("address %s: %w", a, err))
 		}
 	}
-	if cfg.Gateway != "" {
-		gw, err := netip.ParseAddr(cfg.Gateway)
-		if err == nil {
-			err = netlink.RouteReplace(routeFor(l, route{via: gw}, unix.RTPROT_STATIC))
+	for _, gw := range cfg.Gateways() {
+		if err := netlink.RouteReplace(routeFor(l, route{to: everywhere(gw), via: gw}, unix.RTPROT_STATIC)); err != nil {
+			errs = append(errs, fmt.Errorf("gateway %s: %w", gw, err))
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("gateway %s: %w", cfg.Gateway, err))
+	}
+	for _, r := range cfg.Routes {
+		if err := addRoute(l, r); err != nil {
+			errs = append(errs, fmt.Errorf("route to %s: %w", r.To, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func addRoute(l netlink.Link, r machine.Route) error {
+	to, err := netip.ParsePrefix(r.To)
+	if err != nil {
+		return err
+	}
+	var via netip.Addr
+	if r.Via != "" {
+		if via, err = netip.ParseAddr(r.Via); err != nil {
+			return err
+		}
+	}
+	out := routeFor(l, route{to, via}, unix.RTPROT_STATIC)
+	if r.Metric != 0 {
+		out.Priority = r.Metric
+	}
+	return netlink.RouteReplace(out)
+}
+
+// everywhere is the destination of a default route of the address's family.
+func everywhere(a netip.Addr) netip.Prefix {
+	if a.Is6() {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
 func ipnet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// metric keeps the default routes of several links apart; the first link wins.
-const metric = 100
+// Metrics keep the default routes of several links apart: what the config says comes before what DHCP says, then the first link
+// wins.
+const (
+	metric     = 100
+	dhcpMetric = 1000
+)
 
 func routeFor(l netlink.Link, r route, proto int) *netlink.Route {
 	out := &netlink.Route{LinkIndex: l.Attrs().Index, Priority: metric + l.Attrs().Index, Protocol: netlink.RouteProtocol(proto)}
-	if r.to.IsValid() && r.to.Bits() > 0 {
+	if proto == unix.RTPROT_DHCP {
+		out.Priority = dhcpMetric + l.Attrs().Index
+	}
+	if r.to.IsValid() {
 		out.Dst = ipnet(r.to.Masked())
 	}
 	if r.via.IsValid() {
@@ -300,7 +403,23 @@ func (m *Manager) writeResolvConf() error {
 		dns = append(dns, m.leases[n].dns...)
 		search = append(search, m.leases[n].search...)
 	}
-	return atomicfile.Write(m.ResolvConf, []byte(resolvConf(m.Config.Nameservers, dns, search)), 0o644)
+	for _, h := range m.heard {
+		dns = append(dns, h.servers...)
+		search = append(search, h.search...)
+	}
+	search = append(slices.Clone(m.active.Search), search...)
+	slices.SortStableFunc(dns, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	return atomicfile.Write(m.ResolvConf, []byte(resolvConf(m.active.Nameservers, dns, unique(search))), 0o644)
+}
+
+// unique leaves out what came before.
+func unique(list []string) (out []string) {
+	for _, s := range list {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func (m *Manager) remembered(name string) netip.Addr {
@@ -360,8 +479,9 @@ func (m *Manager) Addresses() ([]Address, error) {
 		return nil, err
 	}
 	var out []Address
+	cfg := m.current()
 	for _, l := range list {
-		if _, ours := setup(m.Config, linkOf(l)); !ours {
+		if _, ours := setup(cfg, linkOf(l)); !ours {
 			continue
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)

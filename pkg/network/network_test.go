@@ -2,12 +2,12 @@ package network
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -27,6 +27,10 @@ func TestSetup(t *testing.T) {
 	eth := Link{Name: "eth0", MAC: "52:54:00:12:34:56", Wired: true}
 	bridge := Link{Name: "cni0", MAC: "52:54:00:12:34:56"}
 	byMAC := machine.Network{Interfaces: []machine.Interface{{MAC: "52:54:00:12:34:56", MTU: 9000}}}
+	card := Link{Name: "eth7", Path: "pci0000:00/0000:00:03.0/virtio0", Driver: "virtio_net", Wired: true}
+	byPath := machine.Network{Interfaces: []machine.Interface{{Path: "0000:00:03.*/virtio0", DHCP4: true}}}
+	byDriver := machine.Network{Interfaces: []machine.Interface{{Driver: "virtio_net", DHCP4: true}}}
+	bond := machine.Network{Interfaces: []machine.Interface{{Name: "bond0", Bond: &machine.Bond{Members: []string{"52:54:00:12:34:56"}}}}}
 	for _, tt := range []struct {
 		name string
 		cfg  machine.Network
@@ -38,10 +42,14 @@ func TestSetup(t *testing.T) {
 		{"nothing said: not for bridges", machine.Network{}, bridge, machine.Interface{}, false},
 		{"by hardware address", byMAC, eth, byMAC.Interfaces[0], true},
 		{"a bridge that took the card's address", byMAC, bridge, machine.Interface{}, false},
+		{"by path", byPath, card, byPath.Interfaces[0], true},
+		{"by path, another slot", byPath, eth, machine.Interface{}, false},
+		{"by driver", byDriver, card, byDriver.Interfaces[0], true},
+		{"a member of a bond", bond, eth, machine.Interface{Name: "eth0"}, true},
 		{"another is named", machine.Network{Interfaces: []machine.Interface{{Name: "eth1"}}}, eth, machine.Interface{}, false},
 	} {
 		got, ours := setup(tt.cfg, tt.link)
-		if fmt.Sprint(got) != fmt.Sprint(tt.want) || ours != tt.ours {
+		if !reflect.DeepEqual(got, tt.want) || ours != tt.ours {
 			t.Errorf("%s: %+v, %v", tt.name, got, ours)
 		}
 	}
@@ -214,7 +222,9 @@ func (s *dhcpServer) start(t *testing.T, in func(func() error), iface string) {
 // manage runs a Manager for the test and waits until ok.
 func manage(t *testing.T, m *Manager) (wait func(what string, ok func() bool)) {
 	t.Helper()
-	m.Log = t.Logf
+	if m.Log == nil {
+		m.Log = t.Logf
+	}
 	done := make(chan error, 1)
 	ctx := t.Context()
 	go func() { done <- m.Run(ctx) }()

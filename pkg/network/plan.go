@@ -1,14 +1,17 @@
 // Package network brings up a machine's links and addresses: loopback, what the node config says of each interface, and
-// where it says nothing, DHCP on every wired one. IPv6 router advertisements are the kernel's work, on every interface
-// brought up here; name servers in them are not read, so a network of IPv6 alone needs them in the node config.
+// where it says nothing, DHCP on every wired one. It makes the VLANs, bonds and bridges that the config names. IPv6 router
+// advertisements are the kernel's work, on every interface brought up here; name servers in them are read here.
 //
 // It goes on in the background: cards that appear later, cables plugged in later and DHCP servers that answer later are all
 // served when they come.
+//
+// A config that reaches no router in time gives way to the one that worked last, which is kept; see Manager.Patience.
 package network
 
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 
@@ -17,18 +20,23 @@ import (
 
 // Link is a network interface of the machine.
 type Link struct {
-	Index int
-	Name  string
-	MAC   string // small letters
-	Wired bool   // a card with a cable: not a bridge, tunnel or veth, and not Wi-Fi
+	Index  int
+	Name   string
+	MAC    string // small letters
+	Path   string // of its device below /sys/devices; "" for none
+	Driver string // of its device
+	Wired  bool   // a card with a cable: not a bridge, tunnel or veth, and not Wi-Fi
 }
 
 // setup gives what to do with a link, and false for one that is not ours to touch.
 func setup(cfg machine.Network, l Link) (machine.Interface, bool) {
 	for _, i := range cfg.Interfaces {
-		if i.Name == l.Name || (i.MAC != "" && strings.EqualFold(i.MAC, l.MAC) && l.Wired) {
+		if picks(i, l) {
 			return i, true
 		}
+	}
+	if _, ours := masterOf(cfg, l); ours {
+		return machine.Interface{Name: l.Name}, true
 	}
 	if len(cfg.Interfaces) == 0 && l.Wired {
 		return machine.Interface{Name: l.Name, DHCP4: true}, true
@@ -36,12 +44,48 @@ func setup(cfg machine.Network, l Link) (machine.Interface, bool) {
 	return machine.Interface{}, false
 }
 
-// describe names the interface of a config as a person wrote it.
-func describe(i machine.Interface) string {
-	if i.Name != "" {
-		return i.Name
+func picks(i machine.Interface, l Link) bool {
+	switch {
+	case i.Name != "":
+		return i.Name == l.Name
+	case !l.Wired: // a bridge has the address of one of its cards
+		return false
+	case i.MAC != "":
+		return sameMAC(i.MAC, l.MAC)
+	case i.Path != "":
+		return onPath(i.Path, l.Path)
 	}
-	return i.MAC
+	return i.Driver == l.Driver
+}
+
+// isCalled says whether a link is the one that a VLAN or a master names.
+func isCalled(name string, l Link) bool { return name == l.Name || l.Wired && sameMAC(name, l.MAC) }
+
+func sameMAC(a, b string) bool {
+	return a != "" && strings.EqualFold(strings.ReplaceAll(a, "-", ":"), strings.ReplaceAll(b, "-", ":"))
+}
+
+// onPath says whether the parts of pattern stand one behind the other in the path of a device.
+func onPath(pattern, device string) bool {
+	want, have := strings.Split(pattern, "/"), strings.Split(device, "/")
+	for at := 0; at+len(want) <= len(have); at++ {
+		if ok, err := path.Match(pattern, strings.Join(have[at:at+len(want)], "/")); ok && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// masterOf gives the bond or bridge that a link belongs to.
+func masterOf(cfg machine.Network, l Link) (machine.Interface, bool) {
+	for _, i := range cfg.Interfaces {
+		for _, name := range i.Members() {
+			if isCalled(name, l) {
+				return i, true
+			}
+		}
+	}
+	return machine.Interface{}, false
 }
 
 // maxNameservers is how many resolvers read.
@@ -50,7 +94,7 @@ const maxNameservers = 3
 // resolvConf is the content of /etc/resolv.conf. The config's servers come before those that DHCP named.
 func resolvConf(configured []string, learned []netip.Addr, search []string) string {
 	var b strings.Builder
-	b.WriteString("# written by Skerry: network.nameservers of the node config, then what DHCP says\n")
+	b.WriteString("# written by Skerry: network.nameservers of the node config, then what DHCP and routers say\n")
 	if len(search) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}

@@ -96,7 +96,15 @@ func TestVLANOnBond(t *testing.T) {
 	}
 	in := router(t)
 	cable(t, in, "near", "far")
-	cable(t, router(t), "spare", "nowhere")
+	spare := router(t)
+	cable(t, spare, "spare", "nowhere")
+	spare(func() error { // this cable is dead, and the bond must find out
+		l, err := netlink.LinkByName("nowhere")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(l)
+	})
 	in(func() error { // the other end speaks VLAN 10 alone
 		far, err := netlink.LinkByName("far")
 		if err != nil {

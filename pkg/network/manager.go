@@ -271,6 +271,11 @@ func (m *Manager) configure(l netlink.Link, cfg machine.Interface) error {
 			errs = append(errs, fmt.Errorf("mtu %d: %w", cfg.MTU, err))
 		}
 	}
+	if cfg.VLAN != nil { // it cannot be up without the one below it, which need not be in the config
+		if on, err := netlink.LinkByIndex(l.Attrs().ParentIndex); err == nil {
+			errs = append(errs, netlink.LinkSetUp(on))
+		}
+	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return errors.Join(append(errs, fmt.Errorf("bringing it up: %w", err))...)
 	}

@@ -18,39 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
-	"github.com/skerry-os/skerry/pkg/clock"
 	"github.com/skerry-os/skerry/pkg/linux"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/network"
 )
 
-const (
-	runDir    = "/run/skerry"
-	clockFile = dataDir + "/clock"
-	saveClock = 10 * time.Minute
-)
-
-// setClock moves the clock to the latest time that has certainly passed, and stores the time from now on.
-func setClock(_ context.Context, s *system) error {
-	c := clock.System()
-	saved, err := clock.Saved(clockFile)
-	behind, rerr := c.Raise(s.id.Release.BuildTime, saved)
-	if behind > 0 {
-		s.console.sayf("set clock: it was %v behind the last time known", behind.Round(time.Second))
-	}
-	s.behind(func(ctx context.Context) {
-		t := time.NewTicker(saveClock)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-				_ = c.Save(clockFile) // the next one may work; shutdown saves too
-			}
-		}
-	})
-	return errors.Join(err, rerr)
-}
+const runDir = "/run/skerry"
 
 // nameMachine gives the machine its host name and id.
 func nameMachine(_ context.Context, s *system) error {
@@ -159,8 +132,22 @@ func applySysctls(_ context.Context, s *system) error {
 
 // startNetwork brings links up, and waits a little for the first address: skerryd would only start to wait for it.
 func startNetwork(ctx context.Context, s *system) error {
+	if s.network != nil { // the machine waited for its config
+		s.network.Apply(s.config.Network)
+	} else {
+		s.keepNetwork(s.config.Network)
+	}
+	s.askTime(s.config.NTP.Servers)
+	if err := s.network.WaitAddress(ctx); err != nil {
+		return fmt.Errorf("no address yet: %w", err)
+	}
+	return nil
+}
+
+// keepNetwork brings the network up and keeps it so until the machine stops.
+func (s *system) keepNetwork(cfg machine.Network) {
 	s.network = &network.Manager{
-		Config: s.config.Network, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
+		Config: cfg, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
 		Patience: network.Patience, Log: s.console.sayf,
 	}
 	s.behind(func(ctx context.Context) {
@@ -174,16 +161,4 @@ func startNetwork(ctx context.Context, s *system) error {
 			}
 		}
 	})
-	if len(s.config.NTP.Servers) > 0 {
-		sync := &clock.Sync{Clock: clock.System(), Servers: s.config.NTP.Servers, Floor: s.id.Release.BuildTime, Log: s.console.sayf}
-		s.behind(func(ctx context.Context) {
-			if s.network.WaitAddress(ctx) == nil {
-				sync.Run(ctx)
-			}
-		})
-	}
-	if err := s.network.WaitAddress(ctx); err != nil {
-		return fmt.Errorf("no address yet: %w", err)
-	}
-	return nil
 }

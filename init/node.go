@@ -77,6 +77,7 @@ func startNode(_ context.Context, s *system) error {
 		},
 	}
 	s.behind(func(ctx context.Context) {
+		s.awaitTime(ctx)
 		node.Run(ctx, s.reaper)
 		_ = listener.Close()
 		_ = log.Close()

@@ -37,7 +37,7 @@ func (s *system) shutdown(cause error) {
 		s.console.sayf("%s: skerryd did not stop in %v; going on", word, stopBackground)
 	}
 	if s.config != nil { // the data partition is there
-		if err := clock.System().Save(clockFile); err != nil {
+		if err := clock.System().Save(clockFile, 0); err != nil {
 			s.console.sayf("%s: saving the time: %s", word, oneLine(err))
 		}
 	}

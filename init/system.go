@@ -49,6 +49,7 @@ type system struct {
 	network  *network.Manager
 	screen   *screen
 	health   *health
+	time     *timekeeper
 
 	// life ends when the machine is to stop; what runs in the background ends with it.
 	life       context.Context
@@ -57,7 +58,7 @@ type system struct {
 }
 
 func newSystem() *system {
-	s := &system{console: new(console), reaper: process.NewReaper(), health: newHealth()}
+	s := &system{console: new(console), reaper: process.NewReaper(), health: newHealth(), time: newTimekeeper()}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.console.open([]string{"/dev/console"})
 	return s

@@ -1,6 +1,10 @@
 // Package clock keeps a machine's time right enough for certificates: many boards wake up in 1970. Three things hold it:
 // a floor (the time the release was built, which has certainly passed), the time last saved on the data partition, and NTP
 // servers. The first two only ever move the clock forward; NTP may move it back, but never below the floor.
+//
+// Without NTP, time is monotone from one start to the next on boards without a clock of their own too: a running machine saves
+// a time that lies as far ahead as it will be until the next save, so that one whose plug was pulled does not start in what it
+// has lived through already.
 package clock
 
 import (
@@ -71,25 +75,43 @@ func (c Clock) Raise(floors ...time.Time) (time.Duration, error) {
 	return behind, c.Step(latest)
 }
 
-// Save stores the time for the next start.
-func (c Clock) Save(name string) error {
-	return atomicfile.Write(name, []byte(c.Now().UTC().Format(time.RFC3339)+"\n"), 0o644)
+// Save stores the time for the next start, and how much later it may become before it is saved again; 0 for a machine that goes
+// down in order.
+func (c Clock) Save(name string, ahead time.Duration) error {
+	return atomicfile.Write(name, fmt.Appendf(nil, "%s +%s\n", c.Now().UTC().Format(time.RFC3339), ahead), 0o644)
 }
 
-// Saved gives the time stored last; the zero time where there is none.
-func Saved(name string) (time.Time, error) {
+// Saved gives the time stored last and how much later it may have become; the zero time where there is none.
+func Saved(name string) (t time.Time, ahead time.Duration, err error) {
 	data, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return time.Time{}, nil
+		return t, 0, nil
 	}
 	if err != nil {
-		return time.Time{}, err
+		return t, 0, err
 	}
-	t, err := time.Parse(time.RFC3339, strings.TrimSpace(string(data)))
+	at, later, _ := strings.Cut(strings.TrimSpace(string(data)), " +")
+	if later != "" {
+		ahead, err = time.ParseDuration(later)
+	}
+	if err == nil {
+		t, err = time.Parse(time.RFC3339, at)
+	}
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%s: is not a time: %w", name, err)
+		return time.Time{}, 0, fmt.Errorf("%s: is not a time: %w", name, err)
 	}
-	return t, nil
+	return t, ahead, nil
+}
+
+// Resume moves the clock to the latest time that has certainly passed, by the floor and the file of Save, and says by how much.
+// A clock that ran on meanwhile is left alone.
+func (c Clock) Resume(floor time.Time, name string) (time.Duration, error) {
+	saved, ahead, err := Saved(name)
+	if c.Now().Before(saved) {
+		saved = saved.Add(ahead)
+	}
+	behind, rerr := c.Raise(floor, saved)
+	return behind, errors.Join(err, rerr)
 }
 
 // slewMost is the largest error that is slewed; more is stepped. It is the most that the kernel slews.

@@ -53,21 +53,49 @@ func TestRaise(t *testing.T) {
 
 func TestSaved(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "clock")
-	if got, err := clock.Saved(name); err != nil || !got.IsZero() {
+	if got, _, err := clock.Saved(name); err != nil || !got.IsZero() {
 		t.Errorf("before the first: %v, %v", got, err)
 	}
 	h := &hand{off: time.Hour}
-	if err := h.clock().Save(name); err != nil {
+	if err := h.clock().Save(name, 0); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := clock.Saved(name); err != nil || time.Until(got).Round(time.Minute) != time.Hour {
+	if got, _, err := clock.Saved(name); err != nil || time.Until(got).Round(time.Minute) != time.Hour {
 		t.Errorf("got %v, %v", got, err)
 	}
 	if err := os.WriteFile(name, []byte("yesterday"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := clock.Saved(name); err == nil || !strings.Contains(err.Error(), name) {
+	if _, _, err := clock.Saved(name); err == nil || !strings.Contains(err.Error(), name) {
 		t.Errorf("a damaged file: %v", err)
+	}
+}
+
+// A board without a clock of its own never lives through the same time twice, however often its plug is pulled; one that has a
+// clock, and a right one, is not moved by what was saved ahead of it.
+func TestMonotoneAcrossStarts(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "clock")
+	const every = 10 * time.Minute
+	last := built
+	for start := range 5 {
+		h := &hand{off: -time.Until(time.Unix(0, 0)).Abs()}
+		c := h.clock()
+		if _, err := c.Resume(built, name); err != nil || c.Now().Before(last) {
+			t.Fatalf("start %d: it is %v and was %v, %v", start, c.Now(), last, err)
+		}
+		if err := c.Save(name, every); err != nil {
+			t.Fatal(err)
+		}
+		h.off += every - time.Second // the plug is pulled just before the next save
+		last = c.Now()
+	}
+	h := &hand{}
+	if err := h.clock().Save(name, every); err != nil {
+		t.Fatal(err)
+	}
+	h.off = time.Minute
+	if behind, err := h.clock().Resume(built, name); err != nil || behind != 0 || h.steps != 0 {
+		t.Errorf("a right clock was moved by %v, %v", behind, err)
 	}
 }
 

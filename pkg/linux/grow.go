@@ -26,6 +26,11 @@ type ReadWriterAt interface {
 // The copy at the end is written and made durable before the one at the start, so that a disk whose power fails has a whole
 // table at any instant: before, the old one at the start; after, either.
 func GrowLast(d ReadWriterAt, size int64, name string) (num int, p disk.Partition, grown bool, err error) {
+	return GrowLastTo(d, size, name, 0)
+}
+
+// GrowLastTo is GrowLast for a partition that is to have no more than most bytes; 0 is all there is. It never shrinks one.
+func GrowLastTo(d ReadWriterAt, size int64, name string, most int64) (num int, p disk.Partition, grown bool, err error) {
 	size -= size % disk.Sector
 	t, err := disk.Read(d, size)
 	if t == nil {
@@ -44,7 +49,11 @@ func GrowLast(d ReadWriterAt, size int64, name string) (num int, p disk.Partitio
 		return 0, p, false, fmt.Errorf("the last partition is %s and not %s", last.Name, name)
 	}
 	t.Size = size
-	if end := (size - disk.TailSize) / growAlign * growAlign; end > last.Start+last.Size {
+	end := (size - disk.TailSize) / growAlign * growAlign
+	if most > 0 {
+		end = min(end, (last.Start+most)/growAlign*growAlign)
+	}
+	if end > last.Start+last.Size {
 		last.Size = end - last.Start
 	}
 	head, tail, err := t.Encode()

@@ -91,6 +91,17 @@ func TestGrowLast(t *testing.T) {
 	}
 }
 
+// A size is a limit for growing, not a reason to shrink.
+func TestGrowLastTo(t *testing.T) {
+	f := diskImage(t, 8<<20, 64<<20)
+	if _, p, _, err := GrowLastTo(f, 64<<20, "data", 20<<20); err != nil || p.Start != 5<<20 || p.Size != 20<<20 {
+		t.Errorf("got %+v, %v", p, err)
+	}
+	if _, p, _, err := GrowLastTo(f, 64<<20, "data", 10<<20); err != nil || p.Size != 20<<20 {
+		t.Errorf("then %+v, %v", p, err)
+	}
+}
+
 func TestGrowLastRefuses(t *testing.T) {
 	f := diskImage(t, 8<<20, 16<<20)
 	if _, _, _, err := GrowLast(f, 16<<20, "root-a"); err == nil || !strings.Contains(err.Error(), "the last partition is data") {

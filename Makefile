@@ -194,6 +194,7 @@ unchanged: image # a second `make image` leaves the first one's image alone, or 
 golden: ## rewrite the golden files of tests; read the diff before you commit it
 	@go test ./image -run Golden -args -update
 	@go test ./pkg/machine -run Golden -args -update
+	@go test ./image/fleet -run 'Faults|NodeConfigs|New' -args -update
 	@go test ./cmd/skerryd/internal/settings -run Table -args -update
 
 clean: ## remove out/ but the keys

@@ -3,6 +3,7 @@ module github.com/skerry-os/skerry
 go 1.26.8
 
 require (
+	filippo.io/age v1.3.2
 	github.com/beevik/ntp v1.6.0
 	github.com/caddyserver/caddy/v2 v2.11.9
 	github.com/containerd/containerd/v2 v2.4.2
@@ -100,6 +101,7 @@ require (
 	dev.gaijin.team/go/golib v0.8.1 // indirect
 	filippo.io/bigmod v0.1.0 // indirect
 	filippo.io/edwards25519 v1.2.0 // indirect
+	filippo.io/hpke v0.4.0 // indirect
 	github.com/4meepo/tagalign v1.4.4 // indirect
 	github.com/Abirdcfly/dupword v0.1.8 // indirect
 	github.com/AdminBenni/iota-mixing v1.0.0 // indirect

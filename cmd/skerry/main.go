@@ -53,6 +53,7 @@ func newRootCmd() *cobra.Command {
 		newBoardCmd(),
 		newConfigCmd(),
 		newFlashCmd(),
+		newFleetCmd(),
 		newImageCmd(),
 		newKeysCmd(),
 		newKubeconfigCmd(),

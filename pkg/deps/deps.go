@@ -20,6 +20,7 @@ data:      pkg/keys boards pkg/machine
 system:    pkg/linux pkg/network
 build:     image/compose overlays
 build:     image image/releasetest image/flash
+build:     image/fleet
 update:    pkg/repository
 update:    pkg/update/record pkg/update/host
 update:    pkg/update

@@ -83,8 +83,17 @@ func Load(name string) (*Config, error) {
 
 // Decode reads a node config. The error joins every fault of the file, each as "name:line:column: what is wrong".
 func Decode(name string, data []byte) (*Config, error) {
+	return decode(func(c *Config) (*strictyaml.Doc, error) { return strictyaml.Decode(name, data, c) })
+}
+
+// DecodeNode is Decode for a config that is YAML nodes already, such as one that a fleet was asked for.
+func DecodeNode(name string, root *yaml.Node) (*Config, error) {
+	return decode(func(c *Config) (*strictyaml.Doc, error) { return strictyaml.DecodeNode(name, root, c) })
+}
+
+func decode(read func(*Config) (*strictyaml.Doc, error)) (*Config, error) {
 	c := &Config{Server: DefaultServer(), Agent: DefaultAgent()}
-	doc, err := strictyaml.Decode(name, data, c)
+	doc, err := read(c)
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,13 @@ func Decode(name string, data []byte, v any) (*Doc, error) {
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, Fault{Name: name, Msg: "holds more than one document; write one"}
 	}
-	d := &Doc{name: name, root: root.Content[0]}
+	return DecodeNode(name, root.Content[0], v)
+}
+
+// DecodeNode is Decode for a document that is nodes already, of one file or put together from several places of it; faults
+// name the places that the nodes have.
+func DecodeNode(name string, root *yaml.Node, v any) (*Doc, error) {
+	d := &Doc{name: name, root: root}
 	var faults []error
 	d.check(d.root, reflect.TypeOf(v).Elem(), "", &faults)
 	if len(faults) > 0 {
@@ -84,6 +90,15 @@ func (d *Doc) At(msg string, path ...any) error {
 		return Fault{Name: d.name, Msg: msg}
 	}
 	return Fault{Name: d.name, Line: n.Line, Column: n.Column, Msg: msg}
+}
+
+// Node gives the value that path leads to, or nil.
+func (d *Doc) Node(path ...any) *yaml.Node {
+	n := d.root
+	for _, p := range path {
+		n = child(n, p)
+	}
+	return n
 }
 
 func child(n *yaml.Node, p any) *yaml.Node {

@@ -25,6 +25,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/controllers"
+	"github.com/skerry-os/skerry/pkg/enrol"
 	"github.com/skerry-os/skerry/pkg/helm"
 	"github.com/skerry-os/skerry/pkg/localstorage"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -99,8 +100,14 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if err != nil {
 		return nil, err
 	}
+	if err := enrol.TakeSeed(s.DataDir); err != nil {
+		return nil, err
+	}
 	if err := joinServers(ctx, s, name, self, status); err != nil {
 		return nil, err
+	}
+	if s.Server != "" {
+		s.Token = "" // it was for joining, and may be this node's alone; the cluster's own came with the answer
 	}
 	certificates := pki.Config{
 		DataDir: s.DataDir, NodeName: name, NodeIPs: ips, ServiceIP: serviceIP, Domain: s.ClusterDomain,

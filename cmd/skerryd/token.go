@@ -71,24 +71,25 @@ func newTokenCmd() *cobra.Command {
 func newTokenCreateCmd() *cobra.Command {
 	var o onServer
 	var ttl time.Duration
-	var description string
-	var once bool
+	var t membership.Token
 	cmd := &cobra.Command{
 		Use:     "create [TOKEN]",
 		Short:   "Make a token with which agents can join",
-		Example: "  skerryd token create --ttl 2h --single-use --description 'for north-7'",
+		Example: "  skerryd token create --ttl 2h --single-use --description 'for north-7'\n  skerryd token create --node north-7",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if ttl < 0 {
 				return settings.Usage(errors.New("--ttl: is in the past; write a duration, as 24h, or 0 for a token without end"))
 			}
-			secret := ""
+			if t.Server && t.Node == "" {
+				return settings.Usage(errors.New("--server: needs --node; with a token that lets servers join everything can be had"))
+			}
 			if len(args) > 0 {
-				t, err := token.Parse(args[0])
+				given, err := token.Parse(args[0])
 				if err != nil {
 					return settings.Usage(err)
 				}
-				secret = t.Secret
+				t.Secret = given.Secret
 			}
 			client, err := o.client()
 			if err != nil {
@@ -96,11 +97,11 @@ func newTokenCreateCmd() *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), limit)
 			defer cancel()
-			t, err := membership.CreateToken(ctx, client, secret, description, ttl, once)
+			made, err := membership.CreateToken(ctx, client, t, ttl)
 			if err != nil {
 				return err
 			}
-			text, err := o.pinned(t.Secret, "")
+			text, err := o.pinned(made.Secret, "")
 			if err != nil {
 				return err
 			}
@@ -110,8 +111,10 @@ func newTokenCreateCmd() *cobra.Command {
 	}
 	o.bind(cmd, false)
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "end it after this time; 0 for never")
-	cmd.Flags().BoolVar(&once, "single-use", false, "let one node join with it")
-	cmd.Flags().StringVar(&description, "description", "", "what it is for")
+	cmd.Flags().BoolVar(&t.SingleUse, "single-use", false, "let one node join with it")
+	cmd.Flags().StringVar(&t.Node, "node", "", "let only the node of this name join with it, and of the machines that ask for the name only the first")
+	cmd.Flags().BoolVar(&t.Server, "server", false, "let that node be a server")
+	cmd.Flags().StringVar(&t.Description, "description", "", "what it is for")
 	return cmd
 }
 
@@ -146,7 +149,12 @@ func newTokenListCmd() *cobra.Command {
 				if t.Expired(time.Now()) {
 					ends = "ended"
 				}
-				if t.SingleUse {
+				switch {
+				case t.Node != "" && t.Machine != "":
+					use = t.Node + ", which has"
+				case t.Node != "":
+					use = t.Node
+				case t.SingleUse:
 					use = "once"
 				}
 				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.ID, ends, use, t.Description)

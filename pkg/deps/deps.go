@@ -10,7 +10,7 @@ package deps
 const Layers = `
 leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
-leaves:    pkg/join pkg/balance
+leaves:    pkg/join pkg/balance pkg/seed
 leaves:    pkg/gateway/proxy
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 data:      pkg/slot
@@ -18,6 +18,7 @@ data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
 system:    pkg/linux pkg/network
+engine:    pkg/pki pkg/server/secrets
 build:     image/compose overlays
 build:     image image/releasetest image/flash
 build:     image/fleet
@@ -26,7 +27,7 @@ update:    pkg/update/record pkg/update/host
 update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi
-engine:    pkg/pki pkg/cni pkg/datastore pkg/checkconfig pkg/server/secrets
+engine:    pkg/cni pkg/datastore pkg/checkconfig
 engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
 engine:    pkg/podnet
 engine:    pkg/datastore/snapshot pkg/datastore/etcd

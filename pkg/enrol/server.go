@@ -43,7 +43,7 @@ func JoinServer(ctx context.Context, c Config, check func(shared map[string]any)
 			if err := check(a.Settings); err != nil {
 				return err
 			}
-			return keepShared(c.DataDir, a.Files)
+			return keepShared(c.DataDir, a.Files, pki.Shared())
 		}
 		var no *join.Refusal
 		if ctx.Err() != nil || errors.As(err, &no) && !no.Wait {
@@ -72,15 +72,15 @@ func (c Config) askAsServer(ctx context.Context, addr string, t token.Token) (*j
 	return join.Join(ctx, addr, t, join.Request{Node: c.NodeName, Machine: c.Machine, Addresses: texts(ips), Time: time.Now(), Server: true})
 }
 
-// keepShared writes the files into a new folder and renames it to server.
-func keepShared(dataDir string, files map[string][]byte) error {
+// keepShared writes those of the files that are wanted into a new folder and renames it to server.
+func keepShared(dataDir string, files map[string][]byte, wanted []string) error {
 	final, fresh := filepath.Join(dataDir, "server"), filepath.Join(dataDir, "server.joining")
 	if err := os.RemoveAll(fresh); err != nil {
 		return err
 	}
 	for name, data := range files {
 		rel, ok := strings.CutPrefix(name, "server/")
-		if !ok || !filepath.IsLocal(rel) || !slices.Contains(pki.Shared(), name) {
+		if !ok || !filepath.IsLocal(rel) || !slices.Contains(wanted, name) {
 			continue // of a newer server, which has more to share
 		}
 		path := filepath.Join(fresh, rel)
@@ -92,7 +92,7 @@ func keepShared(dataDir string, files map[string][]byte) error {
 		}
 	}
 	if _, err := os.Stat(filepath.Join(fresh, "tls", "server-ca.pem")); err != nil {
-		return errors.New("the server's answer lacks the cluster's CA")
+		return errors.New("the cluster's CA is missing")
 	}
 	if err := os.Remove(final); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: holds another server's files; start without --server, or with an empty --data-dir: %w", final, err)

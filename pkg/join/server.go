@@ -19,7 +19,8 @@ import (
 type Secret struct {
 	ID      string // for people: "server", or a made token's public part
 	Text    string
-	Server  bool // opens everything; else a node may join with it
+	Server  bool   // opens everything; else a node may join with it
+	Node    string // the only one that may use it, and for nothing but to join; "" for any
 	Expired time.Time
 }
 
@@ -118,7 +119,7 @@ func (s *Server) caller(r *http.Request) (Caller, error) {
 	case !c.Secret.Expired.IsZero():
 		return c, &Refusal{Status: http.StatusUnauthorized, Message: fmt.Sprintf("the token %s expired on %s; make another with skerryd token create",
 			c.Secret.ID, c.Secret.Expired.UTC().Format(time.RFC3339))}
-	case r.URL.Path == KubeconfigPath && !c.Secret.Server:
+	case r.URL.Path == KubeconfigPath && (!c.Secret.Server || c.Secret.Node != ""):
 		return c, &Refusal{Status: http.StatusForbidden, Message: fmt.Sprintf("the token %s lets nodes join and opens nothing else; use the server's", c.Secret.ID)}
 	}
 	return c, nil

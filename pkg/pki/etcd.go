@@ -34,11 +34,11 @@ func EnsureEtcd(c Config) (*EtcdFiles, error) {
 		ServerPair: at("etcd-server.pem"), PeerPair: at("etcd-peer.pem"), ClientPair: at("etcd-client.pem"),
 	}
 	names := EtcdAuthorities()
-	serverCA, err := ensureCA(c.Now, filepath.Join(c.DataDir, names[0]), f.ServerCA, "skerry-etcd-server-ca")
+	serverCA, err := ensureCA(c.Now, filepath.Join(c.DataDir, names[0]), f.ServerCA, etcdServerCAName)
 	if err != nil {
 		return nil, err
 	}
-	peerCA, err := ensureCA(c.Now, filepath.Join(c.DataDir, names[1]), f.PeerCA, "skerry-etcd-peer-ca")
+	peerCA, err := ensureCA(c.Now, filepath.Join(c.DataDir, names[1]), f.PeerCA, etcdPeerCAName)
 	if err != nil {
 		return nil, err
 	}

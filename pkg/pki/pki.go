@@ -112,15 +112,15 @@ func Ensure(c Config) (*Files, error) {
 		KubeProxy:            filepath.Join(agentDir, "kube-proxy.kubeconfig"),
 	}
 
-	serverCA, err := ensureCA(c.Now, f.ServerCAPair, f.ServerCA, "skerry-server-ca")
+	serverCA, err := ensureCA(c.Now, f.ServerCAPair, f.ServerCA, serverCAName)
 	if err != nil {
 		return nil, err
 	}
-	clientCA, err := ensureCA(c.Now, f.ClientCAPair, f.ClientCA, "skerry-client-ca")
+	clientCA, err := ensureCA(c.Now, f.ClientCAPair, f.ClientCA, clientCAName)
 	if err != nil {
 		return nil, err
 	}
-	headerCA, err := ensureCA(c.Now, filepath.Join(tlsDir, "request-header-ca.pem"), f.RequestHeaderCA, "skerry-request-header-ca")
+	headerCA, err := ensureCA(c.Now, filepath.Join(tlsDir, "request-header-ca.pem"), f.RequestHeaderCA, headerCAName)
 	if err != nil {
 		return nil, err
 	}
@@ -192,15 +192,7 @@ func ensureCA(now time.Time, pairFile, certFile, name string) (*authority, error
 	p, err := readPair(pairFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		p, err = newPair(&x509.Certificate{
-			Subject:               pkix.Name{CommonName: name},
-			NotBefore:             now.Add(-Backdate),
-			NotAfter:              now.Add(10 * Lifetime),
-			IsCA:                  true,
-			BasicConstraintsValid: true,
-			KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		}, nil)
-		if err != nil {
+		if p, err = newAuthority(now, now, name); err != nil {
 			return nil, err
 		}
 		if err := atomicfile.Write(pairFile, p.pem(), 0o600); err != nil {
@@ -215,6 +207,18 @@ func ensureCA(now time.Time, pairFile, certFile, name string) (*authority, error
 	}
 	a := &authority{p}
 	return a, writeIfChanged(certFile, a.certPEM())
+}
+
+// newAuthority is valid from a day before from, for ten lifetimes after now.
+func newAuthority(from, now time.Time, name string) (*pair, error) {
+	return newPair(&x509.Certificate{
+		Subject:               pkix.Name{CommonName: name},
+		NotBefore:             from.Add(-Backdate),
+		NotAfter:              now.Add(10 * Lifetime),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}, nil)
 }
 
 func ensureKey(name string) error {

@@ -233,6 +233,9 @@ func RemoveNode(ctx context.Context, client kubernetes.Interface, node string) e
 	if err != nil {
 		return err
 	}
+	if err := deleteTokensOf(ctx, client, node); err != nil {
+		return err
+	}
 	if err := client.CoreV1().Nodes().Delete(ctx, node, metav1.DeleteOptions{}); !apierrors.IsNotFound(err) {
 		return err
 	}

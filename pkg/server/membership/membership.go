@@ -120,6 +120,7 @@ func (m *Members) secrets(ctx context.Context) ([]join.Secret, error) {
 	if !slices.ContainsFunc(all, func(s join.Secret) bool { return s.ID == serverToken }) {
 		all = append(all, join.Secret{ID: serverToken, Text: m.fileToken(), Server: true})
 	}
+	all = append(all, m.pending(all)...)
 	if m.cfg.AgentToken != "" {
 		all = append(all, join.Secret{ID: "agent", Text: m.cfg.AgentToken})
 	}
@@ -139,6 +140,9 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 	if err != nil {
 		return nil, err
 	}
+	if c.Secret != nil && c.Secret.Node != "" && c.Secret.Node != r.Node {
+		return nil, refuse(http.StatusForbidden, false, "the token %s is for node %s and this is %q: it is another machine's card, or the host name was changed", c.Secret.ID, c.Secret.Node, r.Node)
+	}
 	if r.Server {
 		if c.Secret == nil || !c.Secret.Server {
 			return nil, refuse(http.StatusForbidden, false, "this token lets agents join; a server needs the token in server/node-token of the first server's data folder")
@@ -150,6 +154,11 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 	ips, err := m.checkAddresses(ctx, client, r)
 	if err != nil {
 		return nil, err
+	}
+	if c.Secret != nil {
+		if err := m.stored(ctx, client, c.Secret.ID); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.claim(ctx, client, c, r); err != nil {
 		return nil, err
@@ -173,7 +182,7 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 	}
 	// A single-use token is spent when all else is well, and by one: who comes second finds it gone.
 	if c.Secret != nil {
-		if err := spend(ctx, client, c.Secret.ID); err != nil {
+		if err := spend(ctx, client, c.Secret.ID, r.Machine.ID); err != nil {
 			return nil, err
 		}
 	}

@@ -135,7 +135,7 @@ func want(t *testing.T, got string, parts ...string) {
 
 func TestEveryKindOfTokenOpens(t *testing.T) {
 	b := newBench(t, 0, nil)
-	made, err := CreateToken(t.Context(), b.client, "", "for a test", time.Hour, false)
+	made, err := CreateToken(t.Context(), b.client, Token{Description: "for a test"}, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,14 +153,14 @@ func TestOtherTokensDoNot(t *testing.T) {
 	foreign := token.Token{Pin: strings.Repeat("0", 64), User: "server", Secret: own}.String()
 	want(t, b.refused(b.node("n", "m", foreign)), "another cluster than the token")
 
-	old, err := CreateToken(t.Context(), b.client, "", "", time.Nanosecond, false)
+	old, err := CreateToken(t.Context(), b.client, Token{}, time.Nanosecond)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for time.Now().Before(old.Expires.Add(time.Millisecond)) {
 	}
 	want(t, b.refused(b.node("n", "m", old.Secret)), "expired on", old.ID)
-	once, err := CreateToken(t.Context(), b.client, "", "", 0, true)
+	once, err := CreateToken(t.Context(), b.client, Token{SingleUse: true}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,12 +24,15 @@ func (m *Members) Service() supervise.Service {
 			return err
 		}
 		wait := time.Second // the namespace may not be there yet
-		registered := false
+		registered, seeded := false, false
 		for {
 			if !registered {
 				registered = m.register(ctx, client)
 			}
-			if m.followToken(ctx, client) && registered {
+			if !seeded {
+				seeded = m.storePending(ctx, client)
+			}
+			if m.followToken(ctx, client) && registered && seeded {
 				wait = follow
 			}
 			select {

@@ -34,6 +34,9 @@ const (
 	keySecret    = "token-secret"
 	keyExpires   = "expiration"
 	keyDescribed = "description"
+	keyNode      = "skerry-node"    // the only node that may join with it
+	keyServer    = "skerry-server"  // "true": as a server
+	keyMachine   = "skerry-machine" // which machine that is
 )
 
 // Token is one that `skerryd token create` made.
@@ -43,6 +46,9 @@ type Token struct {
 	Description string     `json:"description,omitempty"`
 	Expires     *time.Time `json:"expires,omitempty"`
 	SingleUse   bool       `json:"singleUse,omitempty"`
+	Node        string     `json:"node,omitempty"`    // the only one that may join with it
+	Server      bool       `json:"server,omitempty"`  // that node may be a server
+	Machine     string     `json:"machine,omitempty"` // the one that has joined with it, if it is for a node
 }
 
 // Expired says whether it no longer opens anything.
@@ -59,7 +65,9 @@ func ListTokens(ctx context.Context, client kubernetes.Interface, now time.Time)
 		t := Token{
 			ID: string(s.Data[keyID]), Secret: string(s.Data[keyID]) + "." + string(s.Data[keySecret]),
 			Description: string(s.Data[keyDescribed]), SingleUse: string(s.Data[onceKey]) == "true",
+			Node: string(s.Data[keyNode]), Machine: string(s.Data[keyMachine]),
 		}
+		t.Server = t.Node != "" && string(s.Data[keyServer]) == "true"
 		if token.ID(t.Secret) == "" {
 			continue // not made by a program
 		}
@@ -83,16 +91,18 @@ func ListTokens(ctx context.Context, client kubernetes.Interface, now time.Time)
 	return out, nil
 }
 
-// CreateToken makes a token. secret may be "", and ttl 0 for one that does not expire.
-func CreateToken(ctx context.Context, client kubernetes.Interface, secret, description string, ttl time.Duration, once bool) (*Token, error) {
-	if secret == "" {
-		secret = token.New()
+// CreateToken makes a token of t's Secret, Description, SingleUse, Node and Server, and completes it. Without a Secret one is
+// made; ttl is 0 for one that does not expire.
+func CreateToken(ctx context.Context, client kubernetes.Interface, t Token, ttl time.Duration) (*Token, error) {
+	if t.Secret == "" {
+		t.Secret = token.New()
 	}
+	secret, description := t.Secret, t.Description
 	id := token.ID(secret)
 	if id == "" {
 		return nil, fmt.Errorf("%q is not a token: write six small letters or digits, a dot and sixteen more, or leave it out", secret)
 	}
-	t := &Token{ID: id, Secret: secret, Description: description, SingleUse: once}
+	t.ID = id
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: madePrefix + id, Namespace: kubeSystem},
 		Type:       madeType,
@@ -106,14 +116,20 @@ func CreateToken(ctx context.Context, client kubernetes.Interface, secret, descr
 		t.Expires = &until
 		s.Data[keyExpires] = []byte(until.Format(timeLayout))
 	}
-	if once {
+	if t.SingleUse {
 		s.Data[onceKey] = []byte("true")
+	}
+	if t.Node != "" {
+		s.Data[keyNode] = []byte(t.Node)
+		if t.Server {
+			s.Data[keyServer] = []byte("true")
+		}
 	}
 	_, err := client.CoreV1().Secrets(kubeSystem).Create(ctx, s, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		return nil, fmt.Errorf("there is a token %s already; delete it first, or leave the token out to get a new one", id)
+		return nil, fmt.Errorf("there is a token %s already; delete it first, or leave the token out to get a new one: %w", id, err)
 	}
-	return t, err
+	return &t, err
 }
 
 // DeleteToken takes a made token, or its ID.
@@ -191,7 +207,7 @@ func readSecrets(ctx context.Context, client kubernetes.Interface, now time.Time
 	}
 	made, err := ListTokens(ctx, client, now)
 	for _, t := range made {
-		secret := join.Secret{ID: t.ID, Text: t.Secret}
+		secret := join.Secret{ID: t.ID, Text: t.Secret, Node: t.Node, Server: t.Server}
 		if t.Expired(now) {
 			secret.Expired = *t.Expires
 		}
@@ -200,10 +216,17 @@ func readSecrets(ctx context.Context, client kubernetes.Interface, now time.Time
 	return out, err
 }
 
-// spend removes a token that was for one node.
-func spend(ctx context.Context, client kubernetes.Interface, id string) error {
+// spend uses a token up. One for a single use is removed. One for a node stays: the name is a machine's as soon as that has joined
+// (see claim), so the token opens nothing for any other, and the machine may come again if the answer got lost on its way, or
+// another that a person approves for the name, with the same card.
+func spend(ctx context.Context, client kubernetes.Interface, id, machine string) error {
 	api := client.CoreV1().Secrets(kubeSystem)
 	s, err := api.Get(ctx, madePrefix+id, metav1.GetOptions{})
+	if err == nil && len(s.Data[keyNode]) > 0 {
+		s.Data[keyMachine] = []byte(machine)
+		_, err = api.Update(ctx, s, metav1.UpdateOptions{})
+		return err
+	}
 	if apierrors.IsNotFound(err) && (id == serverToken || id == previousID || id == "agent") {
 		return nil
 	}

@@ -109,11 +109,26 @@ func ensureToken(name, given string) (string, error) {
 		secret = t.Secret
 	}
 	if secret == "" {
-		b := make([]byte, 32)
-		_, _ = rand.Read(b) // never fails
-		secret = hex.EncodeToString(b)
+		secret = newToken()
 	}
 	return secret, writeIfChanged(name, secret+"\n")
+}
+
+func newToken() string {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+func newEncryption() []byte {
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails
+	return fmt.Appendf(nil, encryption, base64.StdEncoding.EncodeToString(key))
+}
+
+// New makes what Ensure would, for a cluster that has no server yet: files below the data folder, by name.
+func New() map[string][]byte {
+	return map[string][]byte{"server/token": []byte(newToken() + "\n"), "server/encryption.yaml": newEncryption()}
 }
 
 // ensureEncryption never replaces the file: without its key no stored secret can be read again.
@@ -121,9 +136,7 @@ func ensureEncryption(name string) error {
 	info, err := os.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		key := make([]byte, 32)
-		_, _ = rand.Read(key)
-		return atomicfile.Write(name, fmt.Appendf(nil, encryption, base64.StdEncoding.EncodeToString(key)), 0o600)
+		return atomicfile.Write(name, newEncryption(), 0o600)
 	case err != nil:
 		return err
 	case info.Size() == 0:

@@ -41,7 +41,7 @@ func benchPlan(b *testing.B) (*releasetest.Bench, *Plan) {
 		b.Fatal(err)
 	}
 	r := releasetest.New(b, 128<<20)
-	p, err := New(board, r.Signed, Config{"node.yaml", []byte(releasetest.Config)}, Options{})
+	p, err := New(board, r.Signed, Config{Name: "node.yaml", Data: []byte(releasetest.Config)}, Options{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func testBoard(t testing.TB) *boards.Board {
 
 func newPlan(t testing.TB, r *releasetest.Bench, o Options) *Plan {
 	t.Helper()
-	p, err := New(testBoard(t), r.Signed, Config{"node.yaml", []byte(releasetest.Config)}, o)
+	p, err := New(testBoard(t), r.Signed, Config{Name: "node.yaml", Data: []byte(releasetest.Config)}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestSameInputsSameBytes(t *testing.T) {
 func TestOtherConfigOtherIDs(t *testing.T) {
 	r := releasetest.New(t, 1<<20)
 	a := newPlan(t, r, Options{})
-	b, err := New(testBoard(t), r.Signed, Config{"node.yaml", []byte(strings.Replace(releasetest.Config, "north-1", "north-2", 1))}, Options{})
+	b, err := New(testBoard(t), r.Signed, Config{Name: "node.yaml", Data: []byte(strings.Replace(releasetest.Config, "north-1", "north-2", 1))}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestOtherConfigOtherIDs(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	r := releasetest.New(t, 1<<20)
-	good := Config{"node.yaml", []byte(releasetest.Config)}
+	good := Config{Name: "node.yaml", Data: []byte(releasetest.Config)}
 	resign := func(change func(*release.Manifest)) *release.Release {
 		m := *r.Signed.Manifest()
 		m.Files = append([]release.File(nil), m.Files...)
@@ -166,7 +166,7 @@ func TestNewRefuses(t *testing.T) {
 			m.Boards = map[string]release.Board{"other": m.Boards["x86-uefi"]}
 		}},
 		{want: "lacks boot/systemd-boot.efi, which board x86-uefi needs", rel: func(m *release.Manifest) { m.Files = m.Files[1:] }},
-		{want: "node.yaml:1:1: unknown key", config: Config{"node.yaml", []byte("apiVersio: x\n")}},
+		{want: "node.yaml:1:1: unknown key", config: Config{Name: "node.yaml", Data: []byte("apiVersio: x\n")}},
 		{want: "image size 60MiB: is too small for board x86-uefi; it takes 89MiB or more", o: Options{Size: 60 * size.MiB}},
 		{want: "is not a whole number of MiB", o: Options{Size: 600*size.MiB + 512}},
 		{want: "partition root-b: the release's root is", board: func(b *boards.Board) { b.Disk.Partitions[1].Size = size.MiB }},

@@ -51,7 +51,7 @@ func TestGoldenPlans(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, b := range all {
-		p, err := New(b, goldenRelease(t, b), Config{"node.yaml", []byte(releasetest.Config)}, Options{})
+		p, err := New(b, goldenRelease(t, b), Config{Name: "node.yaml", Data: []byte(releasetest.Config)}, Options{})
 		if err != nil {
 			t.Errorf("%s: %v", b.ID, err)
 			continue

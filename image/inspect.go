@@ -17,6 +17,7 @@ import (
 	"github.com/skerry-os/skerry/image/verity"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/seed"
 	"github.com/skerry-os/skerry/pkg/slot"
 	"github.com/skerry-os/skerry/pkg/strictyaml"
 )
@@ -62,7 +63,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 		return nil, i.err()
 	}
 	var known bool
-	if d.config, known = i.config(); !known {
+	if d.config, d.beside, known = i.config(); !known {
 		return nil, i.err()
 	}
 	i.esp(d)
@@ -73,7 +74,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 	if err != nil {
 		return nil, errors.Join(i.err(), err)
 	}
-	if want := guidFor(p.Manifest, p.Config, p.Board); want != p.GUID {
+	if want := p.guid(); want != p.GUID {
 		i.fault(boards.Config, i.configAt, "/%s: was changed since the image was built, or the image was: its disk would be %v and is %v", ConfigName, want, p.GUID)
 	}
 	for _, e := range p.Extents {
@@ -151,33 +152,47 @@ func (i *inspection) release(keys []ed25519.PublicKey) *release.Release {
 	return nil
 }
 
-func (i *inspection) config() ([]byte, bool) {
+func (i *inspection) config() (config []byte, beside []File, ok bool) {
 	p := i.parts[boards.Config]
 	v, err := fat.Read(i.section(boards.Config), p.Size)
 	i.inner(boards.Config, p.Start, err)
 	if err != nil {
-		return nil, false
+		return nil, nil, false
 	}
-	n := slices.IndexFunc(v.Files, func(f fat.Found) bool { return f.Path == ConfigName })
-	if n < 0 {
+	i.configAt = p.Start
+	table := false
+	for _, name := range append([]string{ConfigName}, Besides...) {
+		n := slices.IndexFunc(v.Files, func(f fat.Found) bool { return f.Path == name })
+		if n < 0 {
+			continue
+		}
+		at := p.Start + v.Files[n].Offset()
+		if v.Files[n].Size > maxBeside[name] {
+			i.fault(boards.Config, at, "/%s: is %d bytes; at most %d are read", name, v.Files[n].Size, maxBeside[name])
+			return nil, nil, false
+		}
+		data, err := io.ReadAll(v.Files[n].Open())
+		if err != nil {
+			i.fault(boards.Config, at, "/%s: %v", name, err)
+			return nil, nil, false
+		}
+		if name != ConfigName {
+			beside, table = append(beside, File{name, data}), table || name == machine.TableName
+			continue
+		}
+		config, i.configAt = data, at
+		if _, err := machine.Decode("/"+ConfigName, data); err != nil {
+			i.inner(boards.Config, at, err)
+		}
+	}
+	if config == nil && !table {
 		i.fault(boards.Config, p.Start, "holds no /%s", ConfigName)
-		return nil, false
+		return nil, nil, false
 	}
-	i.configAt = p.Start + v.Files[n].Offset()
-	if v.Files[n].Size > strictyaml.MaxBytes {
-		i.fault(boards.Config, i.configAt, "/%s: is %d bytes; at most %d are read", ConfigName, v.Files[n].Size, strictyaml.MaxBytes)
-		return nil, false
-	}
-	data, err := io.ReadAll(v.Files[n].Open())
-	if err != nil {
-		i.fault(boards.Config, i.configAt, "/%s: %v", ConfigName, err)
-		return nil, false
-	}
-	if _, err := machine.Decode("/"+ConfigName, data); err != nil {
-		i.inner(boards.Config, i.configAt, err)
-	}
-	return data, true
+	return config, beside, true
 }
+
+var maxBeside = map[string]int64{ConfigName: strictyaml.MaxBytes, machine.TableName: machine.MaxTableBytes, seed.Name: seed.MaxBytes}
 
 // esp finds out for which of the release's boards the disk is, and whether it brings Secure Boot keys.
 func (i *inspection) esp(d *draft) {

@@ -21,6 +21,7 @@ import (
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/seed"
 	"github.com/skerry-os/skerry/pkg/size"
 	"github.com/skerry-os/skerry/pkg/slot"
 )
@@ -39,9 +40,19 @@ const blank = 16 * int64(size.MiB)
 
 // Config is a node config as it stands in a file.
 type Config struct {
-	Name string // for messages
+	Name   string // for messages
+	Data   []byte
+	Beside []File // what else is on the config partition, by name
+}
+
+// File is one of Besides.
+type File struct {
+	Name string
 	Data []byte
 }
+
+// Besides are the names that files beside the node config may have. An image with a table of nodes needs no node config.
+var Besides = []string{machine.TableName, seed.Name}
 
 // Options are what a person decides about an image beyond board, release and config.
 type Options struct {
@@ -53,9 +64,10 @@ type Options struct {
 type Plan struct {
 	Board      string      `json:"board"`
 	Arch       string      `json:"arch"`
-	Version    string      `json:"version"`  // of the release
-	Manifest   string      `json:"manifest"` // sha256 of the release's manifest
-	Config     string      `json:"config"`   // sha256 of the node config
+	Version    string      `json:"version"`          // of the release
+	Manifest   string      `json:"manifest"`         // sha256 of the release's manifest
+	Config     string      `json:"config"`           // sha256 of the node config
+	Beside     string      `json:"beside,omitempty"` // sha256 of what lies beside it, and its names
 	SecureBoot bool        `json:"secureBoot"`
 	Size       int64       `json:"size"`
 	GUID       disk.GUID   `json:"guid"`
@@ -104,15 +116,30 @@ func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan
 	if _, ok := m.Boards[b.ID]; !ok {
 		return nil, fmt.Errorf("release %s: has nothing for board %s, only for %s", m.Version, b.ID, strings.Join(m.BoardIDs(), ", "))
 	}
-	if _, err := machine.Decode(config.Name, config.Data); err != nil {
+	if err := config.check(); err != nil {
 		return nil, err
 	}
 	parts, total, err := partitions(b, o.Size)
 	if err != nil {
 		return nil, err
 	}
-	d := draft{rel: rel, board: b.ID, config: config.Data, secureBoot: !o.NoSecureBoot, size: total, parts: parts}
+	d := draft{rel: rel, board: b.ID, config: config.Data, beside: config.Beside, secureBoot: !o.NoSecureBoot, size: total, parts: parts}
 	return d.plan()
+}
+
+func (c Config) check() error {
+	table := false
+	for _, f := range c.Beside {
+		if !slices.Contains(Besides, f.Name) {
+			return fmt.Errorf("%s: is no file that goes beside the node config; known are %s", f.Name, strings.Join(Besides, ", "))
+		}
+		table = table || f.Name == machine.TableName
+	}
+	if table && c.Data == nil {
+		return nil
+	}
+	_, err := machine.Decode(c.Name, c.Data)
+	return err
 }
 
 // partitions lays the board's partitions out one behind the other; the last takes what a larger disk leaves.
@@ -159,6 +186,7 @@ type draft struct {
 	rel        *release.Release
 	board      string
 	config     []byte
+	beside     []File
 	secureBoot bool
 	size       int64
 	parts      []Partition
@@ -171,10 +199,10 @@ func (d *draft) plan() (*Plan, error) {
 	manifest, _ := d.rel.Bytes()
 	p := &Plan{
 		Board: d.board, Arch: m.Arch, Version: m.Version, SecureBoot: d.secureBoot, Size: d.size,
-		Manifest: digest(manifest), Config: digest(d.config), GUID: d.guid,
+		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid,
 	}
 	if p.GUID == (disk.GUID{}) {
-		p.GUID = guidFor(p.Manifest, p.Config, p.Board)
+		p.GUID = p.guid()
 	}
 	for _, part := range d.parts {
 		part.GUID = disk.GUID(derive(p.GUID, "partition "+part.Name))
@@ -257,6 +285,18 @@ func digest(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// digestAll is "" for no files.
+func digestAll(files []File) string {
+	if len(files) == 0 {
+		return ""
+	}
+	h := sha256.New()
+	for _, f := range files {
+		_, _ = fmt.Fprintf(h, "%s %s\n", f.Name, digest(f.Data)) // never fails
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
 // guidFor derives the disk's GUID from all that makes one image differ from another; partition GUIDs and volume serials
 // follow from it. Two machines have two configs, so they have two GUIDs.
 func guidFor(manifest, config, board string) disk.GUID {
@@ -264,6 +304,13 @@ func guidFor(manifest, config, board string) disk.GUID {
 	g := disk.GUID(sum[:16])
 	stampV4((*[16]byte)(&g))
 	return g
+}
+
+func (p *Plan) guid() disk.GUID {
+	if p.Beside == "" {
+		return guidFor(p.Manifest, p.Config, p.Board)
+	}
+	return guidFor(p.Manifest, p.Config+" "+p.Beside, p.Board)
 }
 
 func derive(g disk.GUID, name string) [16]byte {

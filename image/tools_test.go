@@ -20,7 +20,7 @@ func TestIndependentToolsAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := New(board, r.Signed, Config{"node.yaml", []byte(releasetest.Config)}, Options{})
+	p, err := New(board, r.Signed, Config{Name: "node.yaml", Data: []byte(releasetest.Config)}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

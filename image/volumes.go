@@ -83,7 +83,14 @@ func (d *draft) esp(p *Plan, part *Partition) error {
 }
 
 func (d *draft) configVolume(p *Plan, part *Partition) error {
-	_, err := d.volume(p, part, ConfigLabel, []bootFile{{path: ConfigName, data: d.config}})
+	var files []bootFile
+	if d.config != nil {
+		files = append(files, bootFile{path: ConfigName, data: d.config})
+	}
+	for _, f := range d.beside {
+		files = append(files, bootFile{path: f.Name, data: f.Data})
+	}
+	_, err := d.volume(p, part, ConfigLabel, files)
 	return err
 }
 

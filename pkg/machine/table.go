@@ -113,6 +113,9 @@ func SealTable(fleet string, nodes []TableNode) ([]byte, error) {
 		}
 		t.Nodes = append(t.Nodes, lock(key, plain))
 	}
+	if len(jobs) == 0 {
+		t.Salt = nil // an empty table is the same every time
+	}
 	t.Keys = make([]boxed, len(jobs))
 	errs := make([]error, len(jobs))
 	var all sync.WaitGroup

@@ -15,17 +15,23 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-os/skerry/image/flash"
+	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/pkg/size"
 )
 
 func newFlashCmd() *cobra.Command {
 	var yes, fixed, list, asJSON, quiet bool
+	var nodes []string
+	var keys keyringFlags
 	cmd := &cobra.Command{
-		Use:   "flash IMAGE DEVICE...",
+		Use:   "flash IMAGE|FLEET DEVICE...",
 		Short: "Write an image to sticks, cards or disks, and read it back",
 		Long: "Write an image (raw, or raw and compressed by zstd) to one or more sticks, cards or disks, and read it back. Only what\n" +
-			"is used is written. What is mounted is refused, and so is what is no stick and no card, unless told.",
-		Example: "  skerry flash --list\n  skerry flash north-1.img /dev/sdb\n  skerry flash --yes node.img /dev/sdb /dev/sdc /dev/mmcblk0",
+			"is used is written. What is mounted is refused, and so is what is no stick and no card, unless told.\n\n" +
+			"Of a fleet's folder, made by skerry fleet build, each device gets the card of a node: the ones named by --node, or the next\n" +
+			"that are still to be written. Which card is which is said and kept, so that a fleet goes on where it stopped.",
+		Example: "  skerry flash --list\n  skerry flash north-1.img /dev/sdb\n  skerry flash --yes node.img /dev/sdb /dev/sdc /dev/mmcblk0\n" +
+			"  skerry flash cards /dev/sdb /dev/sdc\n  skerry flash --node north-7 cards /dev/sdb",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case list && len(args) == 0, !list && len(args) >= 2:
@@ -33,7 +39,7 @@ func newFlashCmd() *cobra.Command {
 			case list:
 				return errors.New("--list takes no image and no device")
 			}
-			return errors.New("name the image and at least one device; skerry flash --list shows the devices")
+			return errors.New("name the image, or a fleet's folder, and at least one device; skerry flash --list shows the devices")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			disks, err := flash.Disks(os.DirFS("/"))
@@ -44,10 +50,16 @@ func newFlashCmd() *cobra.Command {
 				return printDisks(cmd.OutOrStdout(), disks, asJSON)
 			}
 			f := &flasher{image: args[0], fixed: fixed, terminal: isTerminal(cmd.ErrOrStderr()), err: cmd.ErrOrStderr(), quiet: quiet || asJSON}
+			if err := f.choose(nodes, len(args)-1, &keys, cmd); err != nil {
+				return err
+			}
 			targets, err := f.open(args[1:], disks)
 			defer closeAll(targets)
 			if err != nil {
 				return err
+			}
+			for i, c := range f.cards {
+				targets[i].card = c.Name
 			}
 			if !yes {
 				if err := confirm(cmd.InOrStdin(), cmd.OutOrStdout(), args[0], targets); err != nil {
@@ -62,10 +74,13 @@ func newFlashCmd() *cobra.Command {
 				for _, r := range results {
 					_, _ = fmt.Fprintln(cmd.OutOrStdout(), r)
 				}
+				f.sayLeft(cmd.OutOrStdout())
 			}
 			return err
 		},
 	}
+	cmd.Flags().StringSliceVar(&nodes, "node", nil, "of a fleet: whose card to write; may be given more than once, for the devices in turn")
+	keys.bind(cmd)
 	cmd.Flags().BoolVar(&list, "list", false, "list this computer's disks, and write nothing")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&fixed, "any-disk", false, "take disks that are neither sticks nor cards")
@@ -93,7 +108,15 @@ func printDisks(w io.Writer, disks []flash.Disk, asJSON bool) error {
 // target is a device that is open and may be written.
 type target struct {
 	name, what string
+	card       string // the node's name
 	device     *flash.File
+}
+
+func (t target) String() string {
+	if t.card == "" {
+		return t.what
+	}
+	return t.what + " gets " + t.card
 }
 
 func closeAll(targets []target) {
@@ -104,6 +127,8 @@ func closeAll(targets []target) {
 
 type flasher struct {
 	image           string
+	fleet           *fleet.Built // nil for an image
+	cards           []fleet.Card // one for each device
 	fixed, terminal bool
 	quiet           bool
 	err             io.Writer
@@ -129,7 +154,7 @@ func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, er
 					return targets, err
 				}
 				what = d.String()
-			case strings.HasPrefix(real, d.Path) && strings.HasPrefix(real, "/dev/"):
+			case isPartition(real, d.Path):
 				return targets, fmt.Errorf("%s: is a partition; an image is a whole disk and goes to %s", name, d.Path)
 			}
 		}
@@ -137,16 +162,22 @@ func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, er
 		if err != nil {
 			return targets, err
 		}
-		targets = append(targets, target{name, what, device})
+		targets = append(targets, target{name: name, what: what, device: device})
 	}
 	return targets, nil
+}
+
+// isPartition tells /dev/sda1 and /dev/mmcblk0p1 from /dev/sdaa, which is another disk.
+func isPartition(name, disk string) bool {
+	rest, ok := strings.CutPrefix(name, disk)
+	return ok && strings.HasPrefix(disk, "/dev/") && rest != "" && strings.Trim(strings.TrimPrefix(rest, "p"), "0123456789") == ""
 }
 
 // confirm asks once for all.
 func confirm(in io.Reader, out io.Writer, image string, targets []target) error {
 	_, _ = fmt.Fprintf(out, "Everything on these is lost when %s is written to them:\n", image)
 	for _, t := range targets {
-		_, _ = fmt.Fprintln(out, "  "+t.what)
+		_, _ = fmt.Fprintln(out, "  "+t.String())
 	}
 	_, _ = fmt.Fprint(out, "Write yes to go on: ")
 	if answer, _ := bufio.NewReader(in).ReadString('\n'); strings.TrimSpace(answer) != "yes" {
@@ -158,6 +189,7 @@ func confirm(in io.Reader, out io.Writer, image string, targets []target) error 
 // flashed is what became of one device.
 type flashed struct {
 	Device string `json:"device"`
+	Node   string `json:"node,omitempty"`
 	flash.Report
 	Seconds float64 `json:"seconds"`
 	Error   string  `json:"error,omitempty"`
@@ -165,10 +197,14 @@ type flashed struct {
 }
 
 func (r flashed) String() string {
+	who := r.Device
+	if r.Node != "" {
+		who += " is " + r.Node
+	}
 	if r.Error != "" {
 		return fmt.Sprintf("%s: FAILED: %s", r.Device, r.Error)
 	}
-	text := fmt.Sprintf("%s: %s written and read back in %.1f s", r.Device, size.Bytes(r.Written).Rounded(), r.Seconds)
+	text := fmt.Sprintf("%s: %s written and read back in %.1f s", who, size.Bytes(r.Written).Rounded(), r.Seconds)
 	if r.ejected {
 		text += "; you can take it out"
 	}
@@ -184,8 +220,8 @@ func (f *flasher) run(cmd *cobra.Command, targets []target) ([]flashed, error) {
 	for n, t := range targets {
 		all.Go(func() {
 			start := time.Now()
-			r, ejected, err := f.one(cmd, t, func(verifying bool, done, total int64) { show.tell(n, t.name, verifying, done, total) })
-			results[n] = flashed{Device: t.name, Report: r, Seconds: time.Since(start).Seconds(), ejected: ejected}
+			r, ejected, err := f.one(cmd, n, t, func(verifying bool, done, total int64) { show.tell(n, t.name, verifying, done, total) })
+			results[n] = flashed{Device: t.name, Node: t.card, Report: r, Seconds: time.Since(start).Seconds(), ejected: ejected}
 			if err != nil {
 				results[n].Error = err.Error()
 				errs[n] = fmt.Errorf("%s: %w", t.name, err)
@@ -197,8 +233,8 @@ func (f *flasher) run(cmd *cobra.Command, targets []target) ([]flashed, error) {
 	return results, errors.Join(errs...)
 }
 
-func (f *flasher) one(cmd *cobra.Command, t target, tell flash.Progress) (r flash.Report, ejected bool, err error) {
-	file, err := os.Open(f.image)
+func (f *flasher) one(cmd *cobra.Command, n int, t target, tell flash.Progress) (r flash.Report, ejected bool, err error) {
+	file, err := f.source(n)
 	if err != nil {
 		return r, false, err
 	}
@@ -210,6 +246,11 @@ func (f *flasher) one(cmd *cobra.Command, t target, tell flash.Progress) (r flas
 	defer i.Close() //nolint:errcheck // read only
 	if r, err = i.Write(cmd.Context(), t.device, tell); err != nil {
 		return r, false, err
+	}
+	if f.fleet != nil {
+		if err := f.fleet.Record(f.cards[n], t.name, t.what, time.Now()); err != nil {
+			return r, false, err
+		}
 	}
 	t.device.Reread()
 	return r, t.device.Eject(), nil

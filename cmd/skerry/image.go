@@ -14,6 +14,7 @@ import (
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image"
 	"github.com/skerry-os/skerry/image/cloud"
+	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/size"
 )
@@ -148,11 +149,12 @@ func newImagePlanCmd() *cobra.Command {
 
 func newImageInspectCmd() *cobra.Command {
 	var trust trustFlags
+	var ring keyringFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Read an image or a disk back and check every byte that means something",
-		Long: "Read an image (raw or qcow2) or a disk back: signature of the release in it, both partition tables, the files on\n" +
+		Long: "Read an image (raw, qcow2, or a fleet's node) or a disk back: signature of the release in it, both partition tables, the files on\n" +
 			"its FAT partitions, both roots and their hash trees, Secure Boot signatures. Every place that is not as it was built\n" +
 			"is named by partition and offset. A machine that ran from the disk, and an edited node config, leave such places.",
 		Example: "  skerry image inspect --trust-key release.pub north-1.img",
@@ -162,15 +164,11 @@ func newImageInspectCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			f, err := os.Open(args[0])
-			if err != nil {
-				return err
-			}
-			defer func() { _ = f.Close() }()
-			r, n, err := openDisk(f)
+			r, n, err := openImage(args[0], &ring, cmd)
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
+			defer func() { _ = r.Close() }()
 			p, err := image.Inspect(cmd.Context(), r, n, keys)
 			if asJSON {
 				if err := printJSON(cmd.OutOrStdout(), inspected{p, faults(err)}); err != nil {
@@ -188,6 +186,7 @@ func newImageInspectCmd() *cobra.Command {
 		},
 	}
 	trust.bind(cmd)
+	ring.bind(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan that was read and all faults, as JSON")
 	return cmd
 }
@@ -209,6 +208,39 @@ func faults(err error) []string {
 		out = append(out, err.Error())
 	}
 	return out
+}
+
+// diskFile is a disk that can be read at any place.
+type diskFile interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// openImage opens a file of any form that holds a disk.
+func openImage(name string, keys *keyringFlags, cmd *cobra.Command) (diskFile, int64, error) {
+	if fleet.IsPatch(name) {
+		ring, err := keys.ring(cmd)
+		if err != nil {
+			return nil, 0, err
+		}
+		d, err := fleet.OpenPatch(name, ring)
+		if err != nil {
+			return nil, 0, err
+		}
+		return d, d.Size(), nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	r, n, err := openDisk(f)
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return struct {
+		io.ReaderAt
+		io.Closer
+	}{r, f}, n, nil
 }
 
 // openDisk gives the disk in a file, whatever the file's format, or the disk itself.

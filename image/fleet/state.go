@@ -188,18 +188,18 @@ func (s *state) token(n *Node) (string, error) {
 	return token.Token{Pin: token.Pin(ca), Secret: secret}.String(), nil
 }
 
-// Token is the text that opens the whole cluster, for fetching its kubeconfig.
-func (f *Fleet) Token(k *Keyring) (string, error) {
+// Kubeconfig is an administrator's, made from the cluster's authorities.
+func (f *Fleet) Kubeconfig(k *Keyring, now time.Time) ([]byte, error) {
 	s, err := f.load(k)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if s.stored == "" {
-		return "", fmt.Errorf("%s: there are no secrets yet; run skerry fleet build first", f.StateDir())
+		return nil, fmt.Errorf("%s: there are no secrets yet; run skerry fleet build first", f.StateDir())
 	}
-	ca, err := pki.Certificate(s.Files[pki.ServerCAFile])
+	server, err := f.Server()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return token.Token{Pin: token.Pin(ca), User: "server", Secret: strings.TrimSpace(string(s.Files["server/token"]))}.String(), nil
+	return pki.Administrator(s.Files, f.Name, server, now)
 }

@@ -21,6 +21,7 @@ system:    pkg/linux pkg/network
 engine:    pkg/pki pkg/server/secrets
 build:     image/compose overlays
 build:     image image/releasetest image/flash
+build:     image/patch
 build:     image/fleet
 update:    pkg/repository
 update:    pkg/update/record pkg/update/host

@@ -1,7 +1,9 @@
 package pki
 
 import (
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -17,6 +19,8 @@ const (
 // ServerCAFile is the authority, below the data folder, that a token's pin names.
 const ServerCAFile = "server/tls/server-ca.pem"
 
+const clientCAFile = "server/tls/client-ca.pem"
+
 // NewCluster makes the authorities and the key that a cluster begins with, before there is a server: files below its data
 // folder, by name, as Ensure and EnsureEtcd find them. They are valid from a day before from, so that machines whose clocks
 // start at an earlier time than now can use them, and end as those of a server that starts now.
@@ -25,7 +29,7 @@ func NewCluster(from, now time.Time) (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for file, name := range map[string]string{
 		ServerCAFile:                       serverCAName,
-		"server/tls/client-ca.pem":         clientCAName,
+		clientCAFile:                       clientCAName,
 		"server/tls/request-header-ca.pem": headerCAName,
 		etcd[0]:                            etcdServerCAName,
 		etcd[1]:                            etcdPeerCAName,
@@ -51,4 +55,28 @@ func Certificate(pair []byte) ([]byte, error) {
 		return nil, errors.New("holds no certificate")
 	}
 	return encode(b.Type, b.Bytes), nil
+}
+
+// Administrator makes a kubeconfig for whoever administrates the cluster that files are of (see NewCluster); its certificate is
+// good for Lifetime.
+func Administrator(files map[string][]byte, cluster, server string, now time.Time) ([]byte, error) {
+	ca, err := parsePair(files[clientCAFile], files[clientCAFile])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", clientCAFile, err)
+	}
+	p, err := newPair(leaf{cn: "system:admin", org: "system:masters", life: Lifetime}.template(now), &authority{ca})
+	if err != nil {
+		return nil, err
+	}
+	serverCA, err := Certificate(files[ServerCAFile])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", ServerCAFile, err)
+	}
+	k := newKubeconfig()
+	k.Clusters[0].Name, k.Users[0].Name, k.Contexts[0].Name, k.CurrentContext = cluster, cluster, cluster, cluster
+	k.Contexts[0].Context.Cluster, k.Contexts[0].Context.User = cluster, cluster
+	text := base64.StdEncoding.EncodeToString
+	k.Clusters[0].Cluster.Server, k.Clusters[0].Cluster.CAData = server, text(serverCA)
+	k.Users[0].User.CertData, k.Users[0].User.KeyData = text(p.certPEM()), text(p.keyPEM())
+	return k.text()
 }

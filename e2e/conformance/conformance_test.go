@@ -8,6 +8,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -140,25 +142,36 @@ func (s *suite) journal() string { return filepath.Join(s.dir, "journal.jsonl") 
 
 // selection is ginkgo's two expressions.
 func (s *suite) selection() []string {
-	focus := *focus
-	switch {
-	case focus != "":
-	case *quick:
-		var names []string
-		for line := range strings.Lines(quickList) {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-				names = append(names, regexp.QuoteMeta(line))
-			}
-		}
-		focus = strings.Join(names, "|")
-	default:
-		focus = `\[Conformance\]`
-	}
-	args := []string{"--ginkgo.focus=" + focus}
+	args := []string{"--ginkgo.focus=" + focused(*focus, *quick)}
 	if *skip != "" {
 		args = append(args, "--ginkgo.skip="+*skip)
 	}
 	return args
+}
+
+const tag = "[Conformance]"
+
+// focused is the expression for the names of the tests wanted: a person's own, or that of tests upstream calls [Conformance],
+// all or the quick ones.
+func focused(own string, quick bool) string {
+	switch {
+	case own != "":
+		return own
+	case !quick:
+		return regexp.QuoteMeta(tag)
+	}
+	var names []string
+	for line := range strings.Lines(quickList) {
+		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, whole := strings.CutSuffix(line, tag)
+		if name = regexp.QuoteMeta(name); !whole {
+			name += ".*"
+		}
+		names = append(names, name)
+	}
+	return "(" + strings.Join(names, "|") + ")" + regexp.QuoteMeta(tag)
 }
 
 // list gives the names of the tests that are wanted, as the suite itself counts them.
@@ -231,16 +244,20 @@ func (s *suite) run(t *testing.T, open []string, results []journal.Entry) error 
 
 func (s *suite) programs() string { return filepath.Join(s.out, runtime.GOARCH, "usr/bin") }
 
-// cluster is a server and its agents, with the test images on each.
+// cluster is a server and its agents, with the test images on each, and on the wire a registry that has them too.
 func (s *suite) cluster(t *testing.T) (*nodes.Node, error) {
 	w := nodes.New(t, s.programs())
+	mirrors, err := s.registry(t, w)
+	if err != nil {
+		return nil, err
+	}
 	server := w.Node("c1")
-	server.Start("server")
+	server.Start("server", "--private-registry", mirrors)
 	server.Ready()
 	all := []*nodes.Node{server}
 	for i := range *agents {
 		n := w.Node(fmt.Sprintf("c%d", i+2))
-		n.Start("agent", "--server", server.URL(), "--token", server.Token())
+		n.Start("agent", "--server", server.URL(), "--token", server.Token(), "--private-registry", mirrors)
 		n.Ready()
 		all = append(all, n)
 	}
@@ -256,4 +273,28 @@ func (s *suite) cluster(t *testing.T) (*nodes.Node, error) {
 		})
 	}
 	return server, work.Wait()
+}
+
+// registry serves the test images in place of registry.k8s.io, and gives the registries.yaml that says so.
+func (s *suite) registry(t *testing.T, w *nodes.Network) (string, error) {
+	r, err := images.OpenRegistry(imageArchive(s.out))
+	if err != nil {
+		return "", err
+	}
+	address := net.JoinHostPort(nodes.Gateway.String(), "5000")
+	l, err := w.Listen("tcp", address)
+	if err != nil {
+		return "", err
+	}
+	server := &http.Server{Handler: r}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(server.Close(), r.Close()); err != nil {
+			t.Error(err)
+		}
+		<-served
+	})
+	file := filepath.Join(s.dir, "registries.yaml")
+	return file, os.WriteFile(file, fmt.Appendf(nil, "mirrors:\n  registry.k8s.io: {endpoint: [\"http://%s\"]}\n", address), 0o600)
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -142,5 +143,27 @@ func TestJournal(t *testing.T) {
 	}
 	if data, err := os.ReadFile(filepath.Join(dir, "junit.xml")); err != nil || !strings.Contains(string(data), `tests="4" failures="1" skipped="1"`) {
 		t.Errorf("junit.xml: %v\n%s", err, data)
+	}
+}
+
+// Names are texts, not expressions; one that ends on the tag is a whole end, others may go on; nothing but [Conformance] runs.
+func TestFocused(t *testing.T) {
+	if got := focused("own.*", true); got != "own.*" {
+		t.Errorf("a person's expression became %s", got)
+	}
+	if got := focused("", false); got != `\[Conformance\]` {
+		t.Errorf("the default is %s", got)
+	}
+	quick := regexp.MustCompile(focused("", true))
+	for name, want := range map[string]bool{
+		"[sig-network] DNS should provide DNS for services [Conformance]":                                             true,
+		"[sig-network] DNS should provide DNS for services that are headless [Conformance]":                           false,
+		"[sig-storage] EmptyDir volumes should support (root,0644,tmpfs) [LinuxOnly] [Conformance] [NodeConformance]": true,
+		"[sig-storage] EmptyDir volumes should support root,0644,tmpfs [Conformance]":                                 false,
+		"[sig-storage] EmptyDir volumes should support (root,0644,tmpfs) [LinuxOnly]":                                 false,
+	} {
+		if quick.MatchString(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
 	}
 }

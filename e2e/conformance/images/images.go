@@ -1,5 +1,6 @@
 // Package images makes the container images that upstream's tests ask for, under the names they ask for: agnhost and its kin
-// from the sources in the k8s.io/kubernetes module, the rest from Debian's packages. Nothing is pulled.
+// from the sources in the k8s.io/kubernetes module, the rest from Debian's packages. Nothing is pulled
+// from outside: what a test insists on pulling comes from Registry.
 package images
 
 import (
@@ -29,7 +30,7 @@ type Builder struct {
 }
 
 // format rises when Archive makes something else of the same sources.
-const format = "5"
+const format = "6"
 
 // Archive writes all images into one file, unless the one there is of the same Kubernetes.
 func (b *Builder) Archive(ctx context.Context, file string) error {
@@ -126,7 +127,8 @@ func (b *Builder) images(ctx context.Context) ([]oci.Layered, error) {
 		return layer(map[string]oci.File{name: program(programs[filepath.Base(name)])})
 	}
 	html := func(animal string) []byte {
-		files := map[string]oci.File{}
+		// A test of image volumes looks for the name that stands in upstream's images.
+		files := map[string]oci.File{"etc/os-release": {Data: []byte("NAME=\"Debian, in place of Alpine Linux\"\nID=debian\n"), Mode: 0o644}}
 		for _, f := range []string{animal + ".jpg", "data.json"} {
 			file, err := read(filepath.Join(sources, animal, "html", f))
 			errs = append(errs, err)

@@ -121,10 +121,14 @@ func build(t *testing.T, out, dir string) (*suite, error) {
 	if err := b.Archive(t.Context(), imageArchive(out)); err != nil {
 		return nil, err
 	}
+	kubernetes, err := images.Kubernetes(t.Context(), b.Source)
+	if err != nil {
+		return nil, err
+	}
 	s := &suite{out: out, dir: dir, program: filepath.Join(work, "bin", "e2e.test"), ginkgo: filepath.Join(work, "bin", "ginkgo")}
 	t.Log("building the suite (the first time it takes minutes)")
 	for _, args := range [][]string{
-		{"test", "-c", "-ldflags", "-s -w", "-o", s.program, "./suite"},
+		{"test", "-c", "-ldflags", "-s -w " + versionFlags(kubernetes), "-o", s.program, "./suite"},
 		{"build", "-ldflags", "-s -w", "-o", s.ginkgo, "github.com/onsi/ginkgo/v2/ginkgo"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "go", args...)
@@ -134,6 +138,13 @@ func build(t *testing.T, out, dir string) (*suite, error) {
 		}
 	}
 	return s, nil
+}
+
+// versionFlags tell the suite which Kubernetes it belongs to: it asks for pods as that version's security standards want them.
+func versionFlags(kubernetes string) string {
+	part := strings.Split(strings.TrimPrefix(kubernetes, "v"), ".")
+	const pkg = "k8s.io/component-base/version"
+	return fmt.Sprintf("-X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s", pkg, kubernetes, part[0], part[1])
 }
 
 func imageArchive(out string) string { return filepath.Join(out, "conformance", "images.tar") }

@@ -34,11 +34,11 @@ const format = "6"
 
 // Archive writes all images into one file, unless the one there is of the same Kubernetes.
 func (b *Builder) Archive(ctx context.Context, file string) error {
-	kubernetes, err := output(ctx, b.Source, nil, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	kubernetes, err := Kubernetes(ctx, b.Source)
 	if err != nil {
 		return err
 	}
-	stamp := strings.TrimSpace(kubernetes) + " " + b.Arch + " " + format + "\n"
+	stamp := kubernetes + " " + b.Arch + " " + format + "\n"
 	if had, err := os.ReadFile(file + ".stamp"); err == nil && string(had) == stamp {
 		if _, err := os.Stat(file); err == nil {
 			return nil
@@ -57,6 +57,12 @@ func (b *Builder) Archive(ctx context.Context, file string) error {
 		return err
 	}
 	return errors.Join(out.Commit(), atomicfile.Write(file+".stamp", []byte(stamp), 0o644))
+}
+
+// Kubernetes is the version of that module which the module in the folder source is made of: v1.37.2.
+func Kubernetes(ctx context.Context, source string) (string, error) {
+	version, err := output(ctx, source, nil, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	return strings.TrimSpace(version), err
 }
 
 func ref(id imageutils.ImageID) string {

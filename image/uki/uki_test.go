@@ -209,3 +209,25 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestAnImageTakenApartGoesTogetherAgain(t *testing.T) {
+	whole, err := Assemble(parts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, cert := newKey(t, "db")
+	signed, err := Sign(whole, key, cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Split(signed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Assemble(p); err != nil || !bytes.Equal(again, whole) {
+		t.Errorf("another image came out: %v", err)
+	}
+	if _, err := Split(stub()); err == nil || !strings.Contains(err.Error(), "no section .osrel") {
+		t.Errorf("a program that is no kernel image: %v", err)
+	}
+}

@@ -13,7 +13,7 @@ leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance pkg/seed
 leaves:    pkg/gateway/proxy
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
-formats:   image/netboot/tftp
+formats:   image/netboot/tftp image/netboot/protocol
 data:      pkg/slot
 data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
@@ -24,6 +24,7 @@ build:     image/compose overlays
 build:     image image/releasetest image/flash
 build:     image/patch
 build:     image/fleet
+build:     image/netboot
 update:    pkg/repository
 update:    pkg/update/record pkg/update/host
 update:    pkg/update

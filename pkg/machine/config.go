@@ -54,6 +54,7 @@ type Config struct {
 	NTP        NTP               `yaml:"ntp" help:"whom to ask the time"`
 	Sysctls    map[string]string `yaml:"sysctls" key:"^[a-z0-9_]+([./][A-Za-z0-9_*-]+)+$" help:"kernel settings, by name, as in net.core.somaxconn"`
 	Update     Update            `yaml:"update" help:"where new releases come from, and when; without a source and without sticks a machine stays as it is"`
+	Install    Install           `yaml:"install" help:"what the machine does when it is started over the network (image/netboot/PXE.md)"`
 	Server     Server            `yaml:"server" help:"the engine's settings of a server, named as skerryd's flags"`
 	Agent      Agent             `yaml:"agent" help:"the engine's settings of an agent, named as skerryd's flags"`
 }
@@ -170,6 +171,7 @@ func (c *Config) problems() []Problem {
 		}
 	}
 	c.Update.problems(&p)
+	c.Install.problems(&p)
 	c.roleProblems(&p)
 	p.below("network", c.Network.problems)
 	for i, s := range c.NTP.Servers {

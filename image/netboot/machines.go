@@ -1,0 +1,222 @@
+package netboot
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/machine"
+)
+
+// Machine is what is known of one machine that asked to be started. It is a file of the state folder, so that it outlives the
+// server, and a second command can read and change it.
+type Machine struct {
+	MAC      string `json:"mac"` // of the card it asked by: its name here
+	UUID     string `json:"uuid,omitempty"`
+	Serial   string `json:"serial,omitempty"`
+	Model    string `json:"model,omitempty"`
+	Arch     string `json:"arch,omitempty"`
+	Board    string `json:"board,omitempty"`
+	Firmware string `json:"firmware,omitempty"`
+	By       Means  `json:"by,omitempty"`   // of its last question
+	Node     string `json:"node,omitempty"` // its name, once it has one
+	Address  string `json:"address,omitempty"`
+
+	Stage string `json:"stage"` // one of the stages below, or of protocol's
+	Done  int64  `json:"done,omitempty"`
+	Total int64  `json:"total,omitempty"`
+	Disk  string `json:"disk,omitempty"`
+	Error string `json:"error,omitempty"` // the last one, with what to do
+
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+
+	// The marker that stops wipe loops: an installation has an ID, its config is handed out once, and when it is done the
+	// machine gets no boot file any more.
+	Install   string    `json:"install,omitempty"`  // the ID
+	Session   string    `json:"session,omitempty"`  // sha256 of the session that got the config
+	Handed    time.Time `json:"handed,omitzero"`    // when it got it
+	Installed time.Time `json:"installed,omitzero"` // when it was done
+	Again     bool      `json:"again,omitempty"`    // a person asked for a second installation
+	Approved  bool      `json:"approved,omitempty"` // by a person, with a config of its own beside this file
+}
+
+// Stages of this side.
+const (
+	StageSeen    = "asked for a boot file"
+	StageBooting = "loading the installer"
+	StageWaiting = "waiting for approval"
+	StageHello   = "installer started"
+)
+
+// Store is the state folder. Its changes are whole and in turn, across processes.
+type Store struct{ dir string }
+
+const (
+	machinesDir = "machines"
+	lockName    = "lock"
+)
+
+// OpenStore opens or makes a state folder.
+func OpenStore(dir string) (*Store, error) {
+	if err := os.MkdirAll(filepath.Join(dir, machinesDir), 0o700); err != nil {
+		return nil, err
+	}
+	return &Store{dir}, nil
+}
+
+func (s *Store) file(mac, ext string) string {
+	return filepath.Join(s.dir, machinesDir, strings.ReplaceAll(mac, ":", "-")+ext)
+}
+
+// Get reads one machine; fs.ErrNotExist for one that was never seen.
+func (s *Store) Get(mac string) (*Machine, error) {
+	name := s.file(mac, ".json")
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	m := new(Machine)
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("%s: %w; remove it to forget the machine", name, err)
+	}
+	return m, nil
+}
+
+// List reads all machines, in the order they came.
+func (s *Store) List() ([]*Machine, error) {
+	names, err := filepath.Glob(filepath.Join(s.dir, machinesDir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var out []*Machine
+	var errs []error
+	for _, name := range names {
+		mac := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(name), ".json"), "-", ":")
+		m, err := s.Get(mac)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *Machine) int {
+		if c := a.First.Compare(b.First); c != 0 {
+			return c
+		}
+		return strings.Compare(a.MAC, b.MAC)
+	})
+	return out, errors.Join(errs...)
+}
+
+// Change reads a machine, lets f change it and writes it, with nobody else in between. A machine that was never seen is made.
+// An error of f leaves it as it was.
+func (s *Store) Change(mac string, f func(*Machine) error) (*Machine, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	m, err := s.Get(mac)
+	if errors.Is(err, fs.ErrNotExist) {
+		m, err = &Machine{MAC: mac, First: time.Now().UTC()}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := f(m); err != nil {
+		return m, err
+	}
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return m, atomicfile.Write(s.file(mac, ".json"), append(data, '\n'), 0o600)
+}
+
+func (s *Store) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// Approval is what a person decides about a machine.
+type Approval struct {
+	Config []byte // the node config; nil: the fleet has one
+	Name   string // of the config's file, for messages
+	Again  bool   // install once more, over what is there
+}
+
+// Approve lets a machine be installed.
+func (s *Store) Approve(mac string, a Approval) (*Machine, error) {
+	if a.Config != nil {
+		if _, err := machine.Decode(a.Name, a.Config); err != nil {
+			return nil, err
+		}
+	}
+	return s.Change(mac, func(m *Machine) error {
+		pending := !m.Handed.IsZero()
+		switch {
+		case m.Stage == "":
+			return fmt.Errorf("%s: never asked to be started; `skerry pxe list` shows who did", mac)
+		case pending && !a.Again:
+			return fmt.Errorf("%s: %s; add --reinstall to install it anew, over what is on its disk", mac, m.fate())
+		case a.Config == nil && !m.Approved && m.Node == "":
+			return fmt.Errorf("%s: nobody knows this machine; give it a node config with --config", mac)
+		}
+		if a.Config != nil {
+			if err := atomicfile.Write(s.file(mac, ".yaml"), a.Config, 0o600); err != nil {
+				return err
+			}
+			m.Approved = true
+		}
+		if a.Again {
+			m.Again, m.Install, m.Session, m.Handed, m.Installed = true, "", "", time.Time{}, time.Time{}
+		}
+		m.Error = ""
+		return nil
+	})
+}
+
+// fate says what became of an installation that was begun.
+func (m *Machine) fate() string {
+	if !m.Installed.IsZero() {
+		return "was installed at " + m.Installed.Format(time.RFC3339)
+	}
+	return "got its node config at " + m.Handed.Format(time.RFC3339) + " and did not end its installation"
+}
+
+// config reads the config that a person gave with the approval.
+func (s *Store) config(mac string) ([]byte, error) { return os.ReadFile(s.file(mac, ".yaml")) }
+
+func hash(session string) string {
+	sum := sha256.Sum256([]byte(session))
+	return hex.EncodeToString(sum[:])
+}
+
+func newID() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}

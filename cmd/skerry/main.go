@@ -57,6 +57,7 @@ func newRootCmd() *cobra.Command {
 		newImageCmd(),
 		newKeysCmd(),
 		newKubeconfigCmd(),
+		newPXECmd(),
 		newReleaseCmd(),
 		newUpdateCmd(),
 		newVersionCmd(),

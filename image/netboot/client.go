@@ -110,8 +110,8 @@ func uuid(b []byte) string {
 		hex.EncodeToString([]byte{b[7], b[6]}), hex.EncodeToString(b[8:10]), hex.EncodeToString(b[10:]))
 }
 
-// normalMAC gives a hardware address as this package writes it; ok is false for what is none.
-func normalMAC(text string) (string, bool) {
+// NormalMAC gives a hardware address as this package writes it; ok is false for what is none.
+func NormalMAC(text string) (string, bool) {
 	hw, err := net.ParseMAC(strings.TrimSpace(text))
 	if err != nil || len(hw) != 6 {
 		return "", false

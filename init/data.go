@@ -87,6 +87,9 @@ func (s *system) run(ctx context.Context, path string, args ...string) error {
 
 // mountData makes the last partition as large as the disk, makes or checks its filesystem, and mounts it at /var.
 func mountData(ctx context.Context, s *system) error {
+	if s.id.Boot.Netboot && s.id.Boot.Disk == "" {
+		return memoryData(s)
+	}
 	p, err := s.partition(ctx, "data")
 	if err != nil {
 		return err
@@ -258,14 +261,16 @@ func makeDirs(root string) error {
 
 // readConfig reads the node config from the partition that any PC can edit.
 func readConfig(ctx context.Context, s *system) error {
-	p, err := s.partition(ctx, "config")
-	if err != nil {
-		return err
-	}
-	// Only root may read it: it holds the token.
-	m := linux.Mount{Source: p.Dev(), Target: configDir, FS: "vfat", Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, Data: "umask=0077"}
-	if err := m.Do(); err != nil {
-		return err
+	if !s.id.Boot.Netboot { // there stage 1 put it in place
+		p, err := s.partition(ctx, "config")
+		if err != nil {
+			return err
+		}
+		// Only root may read it: it holds the token.
+		m := linux.Mount{Source: p.Dev(), Target: configDir, FS: "vfat", Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, Data: "umask=0077"}
+		if err := m.Do(); err != nil {
+			return err
+		}
 	}
 	name := filepath.Join(configDir, "config.yaml")
 	data, err := os.ReadFile(name)

@@ -55,6 +55,9 @@ const judgeLimit = 3 * time.Hour
 // and for all; here it learns how the last update ended.
 func judgeSlot(ctx context.Context, s *system) error {
 	trial := s.id.Boot.Trial
+	if s.id.Boot.Netboot {
+		return nil // its release is what the network gave it
+	}
 	h, err := host.Open(s.id)
 	if err != nil {
 		if trial {

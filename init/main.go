@@ -40,6 +40,17 @@ var stage1 = []step{
 	must("switch root", switchRoot, 30*time.Second), // does not come back
 }
 
+// stageNet runs in the initramfs of a machine that was started over the network. An installed machine restarts in the middle.
+var stageNet = []step{
+	must("mount kernel filesystems", mountKernel, 10*time.Second),
+	must("read command line", readCmdline, 5*time.Second),
+	may("load boot modules", loadBootModules, 2*time.Minute),
+	may("start watchdog", startWatchdog, 10*time.Second),
+	must("run installer", runInstaller, installLimit),
+	must("open root", openMemory, time.Minute),
+	must("switch root", switchRoot, 30*time.Second), // does not come back
+}
+
 // stage2 runs on the verified root.
 var stage2 = []step{
 	must("mount node filesystems", mountNode, 10*time.Second),
@@ -65,9 +76,12 @@ func main() {
 		os.Exit(2)
 	}
 	s := newSystem()
-	if inInitramfs() {
-		s.runStage1(stage1)
-	} else {
+	switch {
+	case !inInitramfs():
 		s.runStage2(stage2)
+	case netbooted():
+		s.runStage1(stageNet)
+	default:
+		s.runStage1(stage1)
 	}
 }

@@ -120,6 +120,9 @@ func (st status) lines() []string {
 func describeIdentity(id machine.Identity) (release, slot string) {
 	release = fmt.Sprintf("%s, Kubernetes %s, %s", id.Release.Version, strings.TrimPrefix(id.Release.Kubernetes, "v"), id.Boot.Board)
 	slot = string(id.Boot.Slot)
+	if id.Boot.Netboot {
+		slot = "none (runs from memory)"
+	}
 	if id.Boot.Trial {
 		slot += " (on trial)"
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -318,6 +319,6 @@ func switchRoot(_ context.Context, s *system) error {
 	if err := linux.SwitchRoot(newRoot); err != nil {
 		return err
 	}
-	s.console.sayf("switch root: slot %s, release %s, %s %s", s.boot.Slot, s.boot.Version, s.boot.Root, afterPowerOn())
+	s.console.sayf("switch root: slot %s, release %s, %s %s", cmp.Or(string(s.boot.Slot), "none"), s.boot.Version, s.boot.Root, afterPowerOn())
 	return fmt.Errorf("/sbin/init of the root: %w", unix.Exec("/sbin/init", []string{"/sbin/init"}, env))
 }

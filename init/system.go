@@ -40,6 +40,7 @@ type system struct {
 	release *release.Release
 	device  string // the verity device
 	boot    machine.Boot
+	netboot machine.Netboot // of a machine that was started over the network
 
 	// Stage 2.
 	reaper   *process.Reaper

@@ -31,6 +31,7 @@ var programs = []program{
 	{out: "usr/sbin/init", pkg: "./init", stamped: true},
 	{out: "usr/libexec/skerry/containerd-shim-runc-v2", pkg: "./cmd/skerry-pod", stamped: true},
 	{out: "usr/libexec/skerry/runc", pkg: "github.com/opencontainers/runc", cgo: true},
+	{out: "netboot/install", pkg: "./cmd/skerry-install", stamped: true},
 	{out: "components/pause", pkg: "./cmd/pause"},
 	{out: "components/addons", pkg: "./cmd/skerry-addons"},
 }

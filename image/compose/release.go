@@ -259,6 +259,9 @@ func (b *build) otherFiles(out *folder) ([]release.File, error) {
 			return nil, err
 		}
 	}
+	if err := b.netbootFiles(put); err != nil {
+		return nil, err
+	}
 	bom, err := b.sbom()
 	if err != nil {
 		return nil, err

@@ -55,8 +55,14 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := b.packages.addCertificates(t); err != nil {
 		return nil, err
 	}
-	if err := b.packages.use(t, loaderPackage); err != nil {
-		return nil, err
+	beside := []string{loaderPackage}
+	if b.Arch == "amd64" {
+		beside = append(beside, biosPackage)
+	}
+	for _, name := range beside { // no part of the root, but their licences are
+		if err := b.packages.use(t, name); err != nil {
+			return nil, err
+		}
 	}
 	if err := b.addBoards(t); err != nil {
 		return nil, err

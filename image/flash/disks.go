@@ -18,6 +18,7 @@ type Disk struct {
 	Path      string   `json:"path"` // /dev/sdb
 	Size      int64    `json:"sizeBytes"`
 	Model     string   `json:"model,omitempty"`
+	Serial    string   `json:"serial,omitempty"`
 	Transport string   `json:"transport,omitempty"` // usb, mmc, nvme, ata, virtio, …
 	Removable bool     `json:"removable"`           // a card or stick: what the kernel calls removable, and what hangs on USB or in a card slot
 	ReadOnly  bool     `json:"readOnly,omitempty"`
@@ -71,6 +72,15 @@ func readDisk(root fs.FS, name string, used map[string][]string) (Disk, bool) {
 		ReadOnly:  word(root, path.Join(dir, "ro")) == "1",
 	}
 	d.Model = strings.Join(strings.Fields(word(root, path.Join(dir, "device/vendor"))+" "+word(root, path.Join(dir, "device/model"))+" "+word(root, path.Join(dir, "device/name"))), " ")
+	for _, name := range []string{"serial", "device/serial", "device/vpd_pg80"} { // virtio; NVMe and cards; SCSI and ATA
+		text := word(root, path.Join(dir, name))
+		if strings.HasPrefix(text, "\x00\x80") && len(text) > 4 {
+			text = text[4:] // the header of a page of vital product data
+		}
+		if d.Serial = printable(text); d.Serial != "" {
+			break
+		}
+	}
 	if link, err := fs.ReadLink(root, dir); err == nil {
 		d.Transport = transport(link)
 	}
@@ -103,12 +113,22 @@ func readDisk(root fs.FS, name string, used map[string][]string) (Disk, bool) {
 
 // transport reads it off the device's place in the tree of devices.
 func transport(link string) string {
-	for _, t := range []struct{ part, name string }{{"/usb", "usb"}, {"/mmc_host/", "mmc"}, {"/nvme", "nvme"}, {"/ata", "ata"}, {"/virtio", "virtio"}, {"/xen", "xen"}} {
+	for _, t := range []struct{ part, name string }{{"/usb", "usb"}, {"/mmc_host/", "mmc"}, {"/nvme", "nvme"}, {"/ata", "ata"}, {"/virtio", "virtio"}, {"/xen", "xen"}, {"/host", "scsi"}} {
 		if strings.Contains(link, t.part) {
 			return t.name
 		}
 	}
 	return ""
+}
+
+// printable leaves out what no terminal should get.
+func printable(s string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, s))
 }
 
 func word(root fs.FS, name string) string {

@@ -29,11 +29,12 @@ type Boot struct {
 	Board   string  `json:"board"`
 	Slot    slot.ID `json:"slot"`
 	Trial   bool    `json:"trial"`
-	Version string  `json:"version"`        // of the signed release in the slot
-	Disk    string  `json:"disk"`           // the whole disk, such as /dev/vda
-	Root    string  `json:"root"`           // the slot's partition, such as /dev/vda2
-	Secure  bool    `json:"secureBoot"`     // the firmware started only what was signed
-	Note    string  `json:"note,omitempty"` // why the slot is not the one the firmware named, if so
+	Version string  `json:"version"`           // of the signed release in the slot
+	Disk    string  `json:"disk"`              // the whole disk, such as /dev/vda
+	Root    string  `json:"root"`              // the slot's partition, such as /dev/vda2
+	Secure  bool    `json:"secureBoot"`        // the firmware started only what was signed
+	Netboot bool    `json:"netboot,omitempty"` // the root is in memory; Disk has the data partition, if there is one
+	Note    string  `json:"note,omitempty"`    // why the slot is not the one the firmware named, if so
 }
 
 // Identity is what this image is and how it was booted.

@@ -58,6 +58,9 @@ func Identity() (machine.Identity, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return id, ErrNoSlots
 	}
+	if err == nil && id.Boot.Netboot {
+		return id, ErrNoSlots // it runs from memory, and gets its release from the network at each start
+	}
 	return id, err
 }
 

@@ -55,7 +55,7 @@ func run(ctx context.Context) error {
 		}
 	}()
 	i := &install.Installer{
-		Pin: pin, Hello: install.Describe(board), Keys: trusted, Root: os.DirFS("/"), Memory: machine.NetbootDir, Log: say,
+		Pin: pin, Hello: install.Describe(board), Keys: trusted, Root: "/", Memory: machine.NetbootDir, Log: say,
 		Open: func(name string) (install.Disk, error) { return flash.OpenDevice(name) },
 		Find: func(ctx context.Context) (string, error) {
 			if err := net.WaitAddress(ctx); err != nil {

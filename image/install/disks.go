@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -16,7 +17,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/size"
 )
 
-func (i *Installer) disks() ([]flash.Disk, error) { return flash.Disks(i.Root) }
+func (i *Installer) disks() ([]flash.Disk, error) { return flash.Disks(os.DirFS(i.Root)) }
 
 // pick chooses the one disk that is meant. data says what a disk holds that must not be lost, "" for nothing.
 func (i *Installer) pick(key string, sel machine.DiskSelector, disks []flash.Disk, least int64, data func(flash.Disk) (string, error)) (flash.Disk, error) {
@@ -111,13 +112,7 @@ func (i *Installer) data(d flash.Disk) (string, error) {
 	return "", nil
 }
 
-// path is where a disk is opened; tests have theirs elsewhere.
-func (i *Installer) path(d flash.Disk) string {
-	if r, ok := i.Root.(interface{ Path(string) string }); ok {
-		return r.Path(d.Path)
-	}
-	return d.Path
-}
+func (i *Installer) path(d flash.Disk) string { return filepath.Join(i.Root, d.Path) }
 
 // marker is what an installation leaves on the disk, in the gap before the first partition: whose it is. A server that lost its
 // memory learns from it that the machine is installed.
@@ -210,7 +205,7 @@ func (i *Installer) hasData(d flash.Disk) bool {
 
 // makeData gives a disk one partition, which the node's first start formats.
 func (i *Installer) makeData(d flash.Disk) error {
-	f, err := i.Open(d.Path)
+	f, err := i.Open(i.path(d))
 	if err != nil {
 		return err
 	}

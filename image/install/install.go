@@ -33,7 +33,7 @@ type Installer struct {
 	Pin    string              // of the server's CA
 	Hello  protocol.Hello      // what this machine says of itself
 	Keys   []ed25519.PublicKey // of releases
-	Root   fs.FS               // the machine's own files: /sys, /proc
+	Root   string              // where the machine's /sys, /proc and /dev are: /
 	Memory string              // folder for a root that is run from memory
 	Find   func(ctx context.Context) (url string, err error)
 	Open   func(name string) (Disk, error)
@@ -170,7 +170,7 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 		return nil, err
 	}
 	i.Log("install: writing %s", picked)
-	d, err := i.Open(picked.Path)
+	d, err := i.Open(i.path(picked))
 	if err != nil {
 		return nil, err
 	}

@@ -168,6 +168,10 @@ vm-update: image ## update the image in QEMU: a release that dies is left, a goo
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
 	@$(E2E) -run UpdateOverTheWire $(E2E_ARGS) -update-vm
 
+.PHONY: test-pxe
+test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
+	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'
+
 SEED ?= 1
 powercut: ## cut the power at every write of an update; SEED=n repeats one, TRIES=n looks at more
 	@go test -count=1 -v -timeout 60m -run 'PowerCut' ./pkg/update -args -seed $(SEED) -tries $(or $(TRIES),100)

@@ -64,7 +64,7 @@ func prepareFolder(ctx context.Context, o Options, img imageID, fw firmware) err
 		}
 	}
 	disk, vars := filepath.Join(o.Dir, diskFile), filepath.Join(o.Dir, varsFile)
-	if old, err := Open(o.Dir); err == nil && !o.Fresh && old.state.Image == img && exists(disk) && exists(vars) {
+	if old, err := Open(o.Dir); err == nil && !o.Fresh && old.state.Image == img && exists(disk) && (fw.code == "" || exists(vars)) {
 		return nil
 	}
 	// The state names what the disk belongs to, so it goes first and comes last.
@@ -77,8 +77,10 @@ func prepareFolder(ctx context.Context, o Options, img imageID, fw firmware) err
 	if o.Vars != "" {
 		from = o.Vars
 	}
-	if err := copyFile(vars, from); err != nil {
-		return err
+	if fw.code != "" {
+		if err := copyFile(vars, from); err != nil {
+			return err
+		}
 	}
 	total := max(int64(o.Disk), img.Size)
 	if o.Disk == 0 {

@@ -14,6 +14,9 @@ type firmware struct{ code, vars string }
 
 // The variables beside the code have no key enrolled: the firmware starts in setup mode.
 func findFirmware(kind string) (firmware, error) {
+	if kind == BIOS {
+		return firmware{}, nil // QEMU brings it along
+	}
 	code := map[string]string{"ovmf": "OVMF_CODE_4M.fd", "ovmf-secboot": "OVMF_CODE_4M.secboot.fd"}[kind]
 	if code == "" {
 		return firmware{}, fmt.Errorf("this machine cannot be started with firmware %q yet", kind)
@@ -36,14 +39,18 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 		"-no-user-config", "-nodefaults", "-display", "none",
 		"-smp", fmt.Sprint(o.CPUs),
 		"-m", fmt.Sprint(int64(o.Memory / size.MiB)),
-		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + escape(fw.code),
-		"-drive", "if=pflash,unit=1,format=raw,file=" + varsFile,
 		"-drive", "if=none,id=disk,format=qcow2,discard=unmap,file=" + diskFile,
-		"-device", o.Board.Disk + ",drive=disk,bootindex=0",
+		"-device", o.Board.Disk + ",drive=disk,bootindex=1",
 		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=console,path=" + conSock + ",server=on,wait=off,logfile=" + consoleLog + ",logappend=on",
 		"-serial", "chardev:console",
 		"-qmp", "unix:" + qmpSock + ",server=on,wait=off",
+	}
+	if fw.code != "" {
+		args = append(args, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+escape(fw.code), "-drive", "if=pflash,unit=1,format=raw,file="+varsFile)
+	}
+	if o.Serial != "" {
+		args = append(args, "-smbios", "type=1,serial="+escape(o.Serial))
 	}
 	args = append(args, accel.args()...)
 	args = append(args, o.Board.Args...)
@@ -57,8 +64,24 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	for _, f := range forwards {
 		net += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
 	}
-	return append(args, "-netdev", net, "-device", o.Board.Network+",netdev=net,romfile=")
+	if o.Tap != "" {
+		net = "tap,id=net,script=no,downscript=no,ifname=" + o.Tap
+	}
+	card := o.Board.Network + ",netdev=net"
+	if o.MAC != "" {
+		card += ",mac=" + o.MAC
+	}
+	if o.NetFirst {
+		card += ",bootindex=0"
+	}
+	if fw.code != "" {
+		card += ",romfile=" // UEFI has a driver of its own
+	}
+	return append(args, "-netdev", net, "-device", card)
 }
+
+// BIOS is the firmware of a machine without UEFI, beside those that boards name.
+const BIOS = "bios"
 
 // escape doubles commas, which separate a QEMU option's parts.
 func escape(name string) string { return strings.ReplaceAll(name, ",", ",,") }

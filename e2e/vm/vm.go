@@ -37,6 +37,10 @@ type Options struct {
 
 	Forwards []Forward // ports of this host's loopback that lead into the machine
 	Restrict bool      // no way out of the machine's network: the forwards, DHCP and nothing else
+	Tap      string    // a tap device of this host the machine's card is at, instead of a network of its own
+	MAC      string    // of the machine's card; "" = QEMU's
+	NetFirst bool      // the firmware tries the network before the disk
+	Serial   string    // of the machine, as its maker would print it on a label
 	Vars     string    // the firmware's variables to begin with; "" = in setup mode, no key enrolled
 	TPM      bool      // a TPM 2.0 (swtpm)
 	Accel    Accel     // "" = KVM where it really works, else emulation

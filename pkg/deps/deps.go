@@ -46,7 +46,7 @@ test:      pkg/deps
 programs:  cmd/skerryd/internal/settings cmd/skerryd/internal/updates
 programs:  cmd/skerryd/internal/host cmd/skerryd/internal/crictl
 programs:  e2e/conformance/images e2e/conformance/journal
-programs:  init cmd/... e2e e2e/conformance e2e/conformance/suite
+programs:  init cmd/... e2e e2e/netboot e2e/conformance e2e/conformance/suite
 `
 
 // Never lists what must not be reached, not even through other packages: importer -> imported, and why. Names without a

@@ -1,0 +1,284 @@
+// Package netboot holds the promises of starting machines over the network, on whole machines: QEMU with an empty disk at a
+// bridge, and skerry pxe serve at the other end.
+package netboot
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/e2e/vm"
+)
+
+var (
+	run    = flag.Bool("netboot", false, "start machines over the network in QEMU; needs root, a release and skerry in -out")
+	outDir = flag.String("out", "../../out", "the Makefile's out folder")
+)
+
+// patience is for a busy machine without KVM.
+const patience = 20 * time.Minute
+
+const spaceEnv = "SKERRY_TEST_IN_NAMESPACE"
+
+// network is a bridge in a namespace of its own, and the server at it.
+type network struct {
+	t     *testing.T
+	out   string
+	state string
+	fleet string
+	stop  func()
+}
+
+// newNetwork returns nil in the process outside the namespace, where the test has run already.
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	if !*run {
+		t.Skip("starts machines: add -netboot (or run make test-pxe)")
+	}
+	if os.Getenv(spaceEnv) != t.Name() {
+		out, err := filepath.Abs(*outDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=0", "-netboot", "-out", out)
+		c.Env = append(os.Environ(), spaceEnv+"="+t.Name())
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+		c.Stdout, c.Stderr = os.Stdout, os.Stderr
+		if err := c.Run(); err != nil {
+			t.Errorf("in the namespace: %v", err)
+		}
+		return nil
+	}
+	n := &network{t: t, out: *outDir, state: t.TempDir(), fleet: t.TempDir()}
+	n.ip("link set lo up", "link add lan type bridge", "address add 10.11.12.1/24 dev lan", "link set lan up")
+	return n
+}
+
+func (n *network) ip(commands ...string) {
+	n.t.Helper()
+	for _, c := range commands {
+		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
+			n.t.Fatalf("ip %s: %v: %s", c, err, out)
+		}
+	}
+}
+
+func (n *network) skerry(args ...string) string {
+	n.t.Helper()
+	out, err := exec.Command(filepath.Join(n.out, "bin/skerry"), args...).CombinedOutput()
+	if err != nil {
+		n.t.Fatalf("skerry %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// serve starts the server, or starts it again with other flags.
+func (n *network) serve(flags ...string) {
+	n.t.Helper()
+	if n.stop != nil {
+		n.stop()
+	}
+	args := append([]string{"pxe", "serve", "--interface", "lan", "--dhcp", "10.11.12.100-10.11.12.200", "--release", filepath.Join(n.out, "release"),
+		"--keys", filepath.Join(n.out, "keys"), "--fleet", n.fleet, "--state", n.state}, flags...)
+	cmd := exec.Command(filepath.Join(n.out, "bin/skerry"), args...)
+	said, err := cmd.StdoutPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	up, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for lines := bufio.NewScanner(said); lines.Scan(); {
+			fmt.Println("pxe| " + lines.Text())
+			if strings.Contains(lines.Text(), "status page") {
+				close(up)
+			}
+		}
+		_, _ = io.Copy(io.Discard, said)
+		_ = cmd.Wait()
+	}()
+	n.stop = func() { _ = cmd.Process.Signal(syscall.SIGTERM); <-ended }
+	n.t.Cleanup(func() { n.stop() })
+	select {
+	case <-up:
+	case <-ended:
+		n.t.Fatal("the server ended")
+	case <-time.After(time.Minute):
+		n.t.Fatal("the server does not start")
+	}
+}
+
+// config puts a node config into the fleet.
+func (n *network) config(mac, text string) {
+	n.t.Helper()
+	if err := os.WriteFile(filepath.Join(n.fleet, strings.ReplaceAll(mac, ":", "-")+".yaml"), []byte(text), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+const token = "0123456789abcdef0123456789abcdef"
+
+func server(name, more string) string {
+	return "apiVersion: skerry/v1alpha1\nkind: NodeConfig\nrole: server\nhostname: " + name + "\ncluster: {token: \"" + token + "\"}\nntp: {servers: []}\n" + more
+}
+
+// machine is an empty one at the bridge, whose firmware tries the network first.
+func (n *network) machine(number int, change func(*vm.Options)) *guest {
+	n.t.Helper()
+	b, err := boards.Load("x86-uefi")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	tap := fmt.Sprintf("tap%d", number)
+	n.ip("tuntap add "+tap+" mode tap", "link set "+tap+" master lan up")
+	empty := filepath.Join(n.t.TempDir(), "empty.img")
+	if err := errors.Join(os.WriteFile(empty, nil, 0o600), os.Truncate(empty, 8<<30)); err != nil {
+		n.t.Fatal(err)
+	}
+	o := vm.Options{Dir: n.t.TempDir(), Image: empty, Board: *b.QEMU, Tap: tap, MAC: mac(number), NetFirst: true}
+	if change != nil {
+		change(&o)
+	}
+	return n.power(o)
+}
+
+func mac(number int) string { return fmt.Sprintf("52:54:00:0b:0c:%02x", number) }
+
+type guest struct {
+	n *network
+	o vm.Options
+	*vm.VM
+}
+
+// power turns a machine on; its console goes where the test's output goes.
+func (n *network) power(o vm.Options) *guest {
+	n.t.Helper()
+	v, err := vm.Start(n.t.Context(), o)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	g := &guest{n, o, v}
+	n.t.Cleanup(func() {
+		v.PowerCut()
+		if text := v.Text(); n.t.Failed() {
+			fmt.Printf("the end of %s's console:\n%s\n", o.MAC, text[max(0, len(text)-6000):])
+		}
+	})
+	return g
+}
+
+func (g *guest) expect(expr string) string {
+	g.n.t.Helper()
+	begin := time.Now()
+	ctx, cancel := context.WithTimeoutCause(g.n.t.Context(), patience, fmt.Errorf("waited %v for %s", patience, expr))
+	defer cancel()
+	found, err := g.WaitConsole(ctx, expr)
+	if err != nil {
+		fmt.Println(g.n.skerry("pxe", "list", "--state", g.n.state))
+		g.n.t.Fatal(err)
+	}
+	fmt.Printf("%s after %v: %s\n", g.o.MAC, time.Since(begin).Round(time.Second), found[0])
+	return found[0]
+}
+
+// An empty machine starts by UEFI PXE, is installed, starts from its disk although the network comes first, and becomes Ready;
+// so it is after a lost plug, and it is not installed again.
+func TestUEFIPXE(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.config(mac(1), server("pxe-1", ""))
+	n.serve()
+	g := n.machine(1, nil)
+	n.installed(g)
+	g.PowerCut()
+	g = n.power(g.o)
+	g.expect(`skerry: switch root: slot a`)
+	g.expect(`skerry: node: Ready.*`)
+	if text := g.Text(); strings.Contains(text, "netboot: install: writing") {
+		t.Error("it was installed again")
+	}
+}
+
+// installed follows a machine from its firmware to Ready.
+func (n *network) installed(g *guest) {
+	n.t.Helper()
+	g.expect(`skerry: netboot: the server is https://10.11.12.1.*`)
+	g.expect(`skerry: netboot: install: writing /dev/vda.*`)
+	g.expect(`skerry: netboot: installed on /dev/vda; restart.*`)
+	g.expect(`skerry: switch root: slot a.*`)
+	g.expect(`skerry: node: Ready.*`)
+	if list := n.skerry("pxe", "list", "--state", n.state); !strings.Contains(list, "installed") {
+		n.t.Errorf("the list: %s", list)
+	}
+}
+
+// The same by UEFI HTTP boot; then it is installed anew because a person says so, with Secure Boot on: the first start from the
+// disk has enrolled the keys.
+func TestUEFIHTTPAndSecureBoot(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.config(mac(2), server("http-2", ""))
+	n.serve("--no-pxe")
+	g := n.machine(2, nil)
+	n.installed(g)
+	g.expect(`skerry\| slot +a, Secure Boot on`)
+	n.skerry("pxe", "approve", mac(2), "--reinstall", "--state", n.state)
+	g.PowerCut()
+	g = n.power(g.o)
+	n.installed(g)
+}
+
+// A machine with a BIOS, whose network card has iPXE, and without a disk runs from memory.
+func TestBIOSFromMemory(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.config(mac(3), server("memory-3", "install: {diskless: true}\n"))
+	n.serve()
+	g := n.machine(3, func(o *vm.Options) {
+		o.Board.Machine, o.Board.Firmware, o.Board.Args, o.Memory = "q35", vm.BIOS, nil, 3<<30
+	})
+	g.expect(`skerry: netboot: run from memory: release .*`)
+	g.expect(`skerry: switch root: slot none.*`)
+	g.expect(`skerry: mount data: in memory.*`)
+	g.expect(`skerry: node: Ready.*`)
+}
+
+// A machine nobody knows waits, changes nothing, and goes on when it is approved.
+func TestApproval(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.serve()
+	g := n.machine(4, func(o *vm.Options) { o.Serial = "SN-4" })
+	g.expect(`skerry: netboot: waiting: nobody knows this machine.*SN-4.*`)
+	config := filepath.Join(t.TempDir(), "node.yaml")
+	if err := os.WriteFile(config, []byte(server("approved-4", "install: {diskless: true}\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.skerry("pxe", "approve", mac(4), "--config", config, "--state", n.state)
+	g.expect(`skerry: netboot: run from memory: release .*`)
+	g.expect(`skerry: switch root: slot none.*`)
+}

@@ -73,7 +73,7 @@ func (s *Server) Serve(ctx context.Context, conn *net.UDPConn) error {
 		local := conn.LocalAddr().(*net.UDPAddr)
 		transfers.Go(func() {
 			defer s.end(from)
-			if err := s.transfer(ctx, local, from, req); err != nil && ctx.Err() == nil && s.Log != nil {
+			if err := s.transfer(ctx, local, from, req); err != nil && !errors.Is(err, errDeclined) && ctx.Err() == nil && s.Log != nil {
 				s.Log("tftp: %s to %s: %v", req.name, from.Addr(), err)
 			}
 		})
@@ -128,7 +128,7 @@ func (s *Server) transfer(ctx context.Context, local *net.UDPAddr, to netip.Addr
 		t.tries = 6
 	}
 	err = t.run()
-	if err != nil && !errors.Is(err, errGone) {
+	if err != nil && !errors.Is(err, errGone) && !errors.Is(err, errDeclined) {
 		_, _ = conn.Write(errorPacket(codeOther, err.Error()))
 	}
 	return err
@@ -144,6 +144,9 @@ type transfer struct {
 	tries int
 	buf   [mostBlock + 4]byte
 }
+
+// errDeclined is how firmware ends that only wanted to know the size of the file.
+var errDeclined = errors.New("the client only asked")
 
 var errGone = errors.New("the client does not answer any more; was its cable pulled or its power cut?")
 
@@ -180,6 +183,9 @@ func (t *transfer) round(acked, last int64) (int64, error) {
 			return 0, err
 		}
 		got, ok, err := t.await(acked, end)
+		if acked < 0 && err != nil && !errors.Is(err, errGone) {
+			return 0, errDeclined
+		}
 		if err != nil || ok {
 			return got, err
 		}

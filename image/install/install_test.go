@@ -123,18 +123,11 @@ func newLab(t *testing.T) *lab {
 		t.Logf("%s", out)
 		return nil
 	}
-	l := &lab{t: t, b: releasetest.New(t, 2<<20), fleet: t.TempDir(), root: t.TempDir(), mem: filepath.Join(t.TempDir(), "memory"), mac: net.HardwareAddr{0x52, 0x54, 0, 0, 7, 7}}
-	m := *l.b.Signed.Manifest()
-	name := netboot.OverlayFile("x86-uefi")
-	l.must(os.MkdirAll(filepath.Join(l.b.Release, filepath.Dir(name)), 0o755))
-	l.must(os.WriteFile(filepath.Join(l.b.Release, name), []byte("overlay"), 0o644))
-	f, err := release.Describe(name, strings.NewReader("overlay"))
-	l.must(err)
-	m.Files = append(m.Files, f)
-	l.b.Sign(t, &m)
+	l := &lab{t: t, b: releasetest.New(t, 2<<20).Netboot(t), fleet: t.TempDir(), root: t.TempDir(), mem: filepath.Join(t.TempDir(), "memory"), mac: net.HardwareAddr{0x52, 0x54, 0, 0, 7, 7}}
 	l.must(os.MkdirAll(filepath.Join(l.root, "sys/block"), 0o755))
 	l.must(os.MkdirAll(filepath.Join(l.root, "dev"), 0o755))
 	l.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near"}, PeerName: "far", PeerHardwareAddr: l.mac}))
+	var err error
 	l.near, err = netlink.LinkByName("near")
 	l.must(err)
 	addr, err := netlink.ParseAddr("10.9.0.1/24")

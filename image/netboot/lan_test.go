@@ -27,29 +27,12 @@ import (
 
 	"github.com/skerry-os/skerry/image/netboot/protocol"
 	"github.com/skerry-os/skerry/image/releasetest"
-	"github.com/skerry-os/skerry/pkg/release"
 )
 
 // bench is a small release with what network boot needs.
 func bench(t testing.TB) *releasetest.Bench {
 	t.Helper()
-	b := releasetest.New(t, 1<<20)
-	m := *b.Signed.Manifest()
-	if err := os.MkdirAll(filepath.Join(b.Release, "netboot"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, data := range map[string][]byte{OverlayFile("x86-uefi"): bytes.Repeat([]byte("overlay"), 50_001), BIOSLoader: bytes.Repeat([]byte("ipxe"), 20_000)} {
-		if err := os.WriteFile(filepath.Join(b.Release, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		f, err := release.Describe(name, bytes.NewReader(data))
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.Files = append(m.Files, f)
-	}
-	b.Sign(t, &m)
-	return b
+	return releasetest.New(t, 1<<20).Netboot(t)
 }
 
 // inNamespace runs the calling test again in a network namespace of its own, and returns true there.

@@ -219,3 +219,13 @@ func (b *Bench) Unsigned(t testing.TB, path string) release.File {
 	t.Helper()
 	return b.put(t, path, program())
 }
+
+// Netboot adds what machines need that start over the network.
+func (b *Bench) Netboot(t testing.TB) *Bench {
+	t.Helper()
+	m := *b.Signed.Manifest()
+	check(t, os.MkdirAll(filepath.Join(b.Release, "netboot"), 0o755))
+	m.Files = append(slices.Clone(m.Files), b.put(t, "netboot/x86-uefi.cpio.zst", noise(350_007)), b.put(t, "netboot/undionly.kpxe", noise(80_000)))
+	b.Sign(t, &m)
+	return b
+}

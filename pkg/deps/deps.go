@@ -24,7 +24,6 @@ build:     image/compose overlays
 build:     image image/releasetest image/flash
 build:     image/patch
 build:     image/fleet
-build:     image/netboot
 build:     image/netboot image/install
 update:    pkg/repository
 update:    pkg/update/record pkg/update/host

@@ -78,7 +78,7 @@ func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ct
 	err = group.Run(ctx, log)
 	stopTelling()
 	<-told
-	if errors.Is(err, errMoved) && ctx.Err() == nil {
+	if errors.Is(err, supervise.ErrAgain) && ctx.Err() == nil {
 		release()
 		return again(socket)
 	}
@@ -125,7 +125,7 @@ func reloadCertificates(lifetime time.Duration) {
 	transport.CertCallbackRefreshDuration = min(transport.CertCallbackRefreshDuration, max(lifetime/50, time.Second))
 }
 
-var errMoved = errors.New("this machine's address has changed")
+var errMoved = fmt.Errorf("this machine's address has changed: %w", supervise.ErrAgain)
 
 // addressEvery is how often a change of address is looked for; it must be the same twice.
 const addressEvery = 5 * time.Second

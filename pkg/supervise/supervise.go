@@ -37,6 +37,10 @@ type Service struct {
 // ErrStopped is in the error of a service whose Run returned nil although nobody had asked it to stop.
 var ErrStopped = errors.New("stopped by itself")
 
+// ErrAgain is in the error of a service that asks for everything to be stopped and started anew, because of something that is
+// read at the start alone. It is no fault. Whoever runs the group decides how: see cmd/skerryd.
+var ErrAgain = errors.New("starting again")
+
 // Group is a checked graph that can run once.
 type Group struct {
 	services []*unit
@@ -215,7 +219,11 @@ func (g *Group) supervise(ctx context.Context, log *slog.Logger, u *unit, stop <
 		if err == nil {
 			err = ErrStopped
 		}
-		log.Error("failed", "service", u.Name, "err", err)
+		if errors.Is(err, ErrAgain) {
+			log.Info("everything is started anew", "service", u.Name, "why", err)
+		} else {
+			log.Error("failed", "service", u.Name, "err", err)
+		}
 		g.fail(fmt.Errorf("%s: %w", u.Name, err))
 		g.set(u, Stopped)
 		u.waitForUsers() // what u needs outlives them too, although u itself is gone

@@ -24,11 +24,11 @@ func newCertificateCmd() *cobra.Command {
 		Short: "Look at this node's certificates, or renew them now",
 		Long: "A node renews its certificates by itself, without a restart, when a third of their life is left. These commands are for who wants to\n" +
 			"see it, or has a reason not to wait.",
-		Example: "  skerryd certificate check\n  skerryd certificate rotate",
+		Example: "  skerryd certificate check\n  skerryd certificate rotate\n  skerryd certificate rotate-ca",
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCertificateCheckCmd(), newCertificateRotateCmd())
+	cmd.AddCommand(newCertificateCheckCmd(), newCertificateRotateCmd(), newCertificateRotateCACmd())
 	return cmd
 }
 

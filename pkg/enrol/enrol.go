@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"net/url"
@@ -24,6 +25,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/join"
 	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/token"
 )
 
@@ -143,7 +145,7 @@ func Ensure(ctx context.Context, c Config) (*State, error) {
 		s = nil
 	}
 	if s != nil && time.Now().Before(s.Until()) {
-		return s, nil
+		return c.refresh(ctx, s)
 	}
 	if s != nil {
 		slog.Info("the node's certificates have ended while it was off; asking for new ones", "ended", s.Until().Format(time.RFC3339))
@@ -262,10 +264,20 @@ func Renew(ctx context.Context, c Config, s *State, servers []string) (*State, e
 	return nil, last
 }
 
-// Keep renews what s holds for as long as ctx runs, and calls renewed after each time.
+// Keep renews what s holds for as long as ctx runs, and calls renewed after each time. It asks every minute what the cluster's
+// nodes share, and returns an error with supervise.ErrAgain when the node must start anew with what it has learned: other settings,
+// or other authorities.
 func Keep(ctx context.Context, c Config, s *State, servers func() []string, renewed func(*State) error) error {
+	started := s
 	pause := time.Duration(0)
 	for {
+		now, err := c.news(ctx, s, servers(), attempt)
+		if err != nil && ctx.Err() == nil {
+			slog.Debug("the cluster's news are not known", "err", err) // that no server works is said elsewhere
+		}
+		if now != nil {
+			s = now
+		}
 		ips, err := c.Addresses(s.Settings)
 		if err == nil && s.due(time.Now(), texts(ips)) {
 			var now *State
@@ -275,13 +287,16 @@ func Keep(ctx context.Context, c Config, s *State, servers func() []string, rene
 				err = renewed(s)
 			}
 		}
+		if why := s.unlike(started); why != "" && err == nil && ctx.Err() == nil {
+			return fmt.Errorf("%s: %w", why, supervise.ErrAgain)
+		}
 		from, until, _ := s.life()
-		every := min(time.Hour, max(until.Sub(from)/50, time.Second))
+		every := min(lookEvery, max(until.Sub(from)/50, time.Second))
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // a stop is no fault
 		case err == nil:
-			pause = every
+			pause = every/2 + rand.N(every) // so that not all nodes ask, or start anew, at once
 		default:
 			pause = min(max(2*pause, every), time.Hour)
 			slog.Warn("the node's certificates are not renewed; trying again", "until", until.Format(time.RFC3339), "in", pause, "err", err)

@@ -65,6 +65,12 @@ func Renew(ctx context.Context, addr string, pair, serverCA []byte, r Request) (
 	return ask(ctx, exchange{addr: addr, method: http.MethodPost, path: Path, own: &cert, roots: roots}, r)
 }
 
+// Look asks, as the node that the pair names, what its cluster shares now; nothing is made for it.
+func Look(ctx context.Context, addr string, pair, serverCA []byte, r Request) (*Answer, error) {
+	r.Look, r.Keys = true, nil
+	return Renew(ctx, addr, pair, serverCA, r)
+}
+
 func ask(ctx context.Context, e exchange, r Request) (*Answer, error) {
 	var err error
 	if e.body, err = json.Marshal(r); err != nil {
@@ -110,19 +116,23 @@ func (e exchange) tls() *tls.Config {
 	return c
 }
 
-// checkPin accepts a chain whose last certificate is the authority that pin names.
+// checkPin accepts a chain that has the authority in it that pin names, and leads to it. While an authority is replaced, both
+// are there.
 func checkPin(pin string, chain []*x509.Certificate, now time.Time) error {
 	if len(chain) < 2 {
 		return &Refusal{Message: "the server shows no CA: it is not a server of the token's cluster; check --server"}
 	}
-	ca := chain[len(chain)-1]
-	if token.Pin(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})) != pin {
-		return &Refusal{Message: "the server belongs to another cluster than the token; check --server and --token"}
+	roots, between, found := x509.NewCertPool(), x509.NewCertPool(), false
+	for _, c := range chain[1:] {
+		if token.Pin(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})) == pin {
+			roots.AddCert(c)
+			found = true
+		} else {
+			between.AddCert(c)
+		}
 	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(ca)
-	for _, c := range chain[1 : len(chain)-1] {
-		between.AddCert(c)
+	if !found {
+		return &Refusal{Message: "the server belongs to another cluster than the token, or the cluster has had a new CA since; check --server and --token"}
 	}
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, DNSName: serverName})
 	var invalid x509.CertificateInvalidError

@@ -39,6 +39,7 @@ type Request struct {
 	Time      time.Time         `json:"time"`             // the node's clock
 	Keys      map[string][]byte `json:"keys,omitempty"`   // public, by use; see pkg/pki
 	Server    bool              `json:"server,omitempty"` // it wants to be one
+	Look      bool              `json:"look,omitempty"`   // it is a node, and wants to know what has changed; the answer has no certificates
 }
 
 // Machine tells machines apart that have the same name.

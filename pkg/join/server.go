@@ -40,6 +40,9 @@ type Server struct {
 	ClientCA   func() (*x509.CertPool, error)
 	NodeUser   string // in front of a node's name in its certificate
 
+	// Refused is told of everybody who was not let in; node is the name that was asked for, "" if that is not known. It may be nil.
+	Refused func(ctx context.Context, from netip.Addr, node string, why *Refusal)
+
 	failures failures
 }
 
@@ -54,6 +57,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	caller, err := s.caller(r)
 	var body []byte
+	var node string
 	if err == nil {
 		if caller.Secret != nil {
 			mine, perr := proof(caller.Secret.Text, serverWord, r.TLS)
@@ -63,14 +67,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			w.Header().Set(proofHeader, mine)
 		}
-		body, err = s.answer(r, caller)
+		body, node, err = s.answer(r, caller)
 	}
 	if err == nil {
 		_, _ = w.Write(body) // a client that went away is its own business
 		return
 	}
 	refusal := &Refusal{Status: http.StatusServiceUnavailable, Message: err.Error()}
-	errors.As(err, &refusal)
+	if errors.As(err, &refusal) && s.Refused != nil {
+		s.Refused(r.Context(), caller.Remote, node, refusal)
+	}
 	if refusal.Wait {
 		w.Header().Set(waitHeader, "1")
 	}
@@ -139,7 +145,11 @@ func (s *Server) node(c Caller, chain []*x509.Certificate) (Caller, error) {
 	if now.Before(cert.NotBefore) {
 		now = cert.NotBefore
 	}
-	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] { // the cross-signed one of an authority that this server has not heard of yet
+		between.AddCert(c)
+	}
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	name, ok := strings.CutPrefix(cert.Subject.CommonName, s.NodeUser)
 	if err != nil || !ok {
 		return c, &Refusal{Status: http.StatusUnauthorized, Message: "the certificate is not one of this cluster's nodes; join again with a token"}
@@ -151,30 +161,32 @@ func (s *Server) node(c Caller, chain []*x509.Certificate) (Caller, error) {
 // skew is how far a node's clock may be off: certificates are valid from a day before they are made.
 const skew = 23 * time.Hour
 
-func (s *Server) answer(r *http.Request, c Caller) ([]byte, error) {
+// answer also gives the name of the node that asks.
+func (s *Server) answer(r *http.Request, c Caller) ([]byte, string, error) {
 	if r.URL.Path == KubeconfigPath {
 		body, err := s.Kubeconfig()
 		if err != nil {
-			return nil, fmt.Errorf("the kubeconfig is not there yet: %w", err)
+			return nil, "", fmt.Errorf("the kubeconfig is not there yet: %w", err)
 		}
-		return body, nil
+		return body, "", nil
 	}
 	var q Request
 	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody)).Decode(&q); err != nil {
-		return nil, &Refusal{Status: http.StatusBadRequest, Message: fmt.Sprintf("the request cannot be read: %v", err)}
+		return nil, "", &Refusal{Status: http.StatusBadRequest, Message: fmt.Sprintf("the request cannot be read: %v", err)}
 	}
 	if c.Node != "" && q.Node != c.Node {
-		return nil, &Refusal{Status: http.StatusForbidden, Message: fmt.Sprintf("the certificate is node %s's and the request node %q's; to give a node another name, let it join again with a token", c.Node, q.Node)}
+		return nil, q.Node, &Refusal{Status: http.StatusForbidden, Message: fmt.Sprintf("the certificate is node %s's and the request node %q's; to give a node another name, let it join again with a token", c.Node, q.Node)}
 	}
 	if d := time.Since(q.Time); d.Abs() > skew {
-		return nil, &Refusal{Status: http.StatusBadRequest, Wait: true, Message: fmt.Sprintf("the node's clock says %s and this server's %s; set the wrong one",
+		return nil, q.Node, &Refusal{Status: http.StatusBadRequest, Wait: true, Message: fmt.Sprintf("the node's clock says %s and this server's %s; set the wrong one",
 			q.Time.UTC().Format(time.RFC3339), time.Now().UTC().Format(time.RFC3339))}
 	}
 	a, err := s.Admit(r.Context(), c, q)
 	if err != nil {
-		return nil, err
+		return nil, q.Node, err
 	}
-	return json.Marshal(a)
+	body, err := json.Marshal(a)
+	return body, q.Node, err
 }
 
 // failures counts wrong tokens per address in windows of time, so that guessing over the network is slow and a guesser

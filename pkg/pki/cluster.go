@@ -64,7 +64,7 @@ func Administrator(files map[string][]byte, cluster, server string, now time.Tim
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", clientCAFile, err)
 	}
-	p, err := newPair(leaf{cn: "system:admin", org: "system:masters", life: Lifetime}.template(now), &authority{ca})
+	p, err := newPair(leaf{cn: "system:admin", org: "system:masters", life: Lifetime}.template(now), &authority{pair: ca})
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"net"
@@ -67,7 +68,7 @@ func ensureMember(c Config, name string, ca *authority, cn string, usage []x509.
 		roots := x509.NewCertPool()
 		roots.AddCert(ca.cert)
 		_, err := p.cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: c.Now, KeyUsages: usage[len(usage)-1:]})
-		fits := err == nil && c.Now.Add(Lifetime/3).Before(p.cert.NotAfter) &&
+		fits := err == nil && c.Now.Add(Lifetime/3).Before(p.cert.NotAfter) && bytes.Equal(p.chain, ca.chain(false)) &&
 			!slices.ContainsFunc(names, func(n string) bool { return p.cert.VerifyHostname(n) != nil })
 		if fits {
 			return nil
@@ -91,5 +92,5 @@ func ensureMember(c Config, name string, ca *authority, cn string, usage []x509.
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(name, p.pem(), 0o600)
+	return atomicfile.Write(name, append(p.pem(), ca.chain(false)...), 0o600)
 }

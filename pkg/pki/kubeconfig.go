@@ -108,7 +108,7 @@ func Embed(name string) ([]byte, error) {
 	}
 	cluster.CAFile, user.CertFile, user.KeyFile = "", "", ""
 	cluster.CAData = base64.StdEncoding.EncodeToString(ca)
-	user.CertData = base64.StdEncoding.EncodeToString(p.certPEM())
+	user.CertData = base64.StdEncoding.EncodeToString(append(p.certPEM(), p.chain...))
 	user.KeyData = base64.StdEncoding.EncodeToString(p.keyPEM())
 	return k.text()
 }

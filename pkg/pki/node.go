@@ -51,11 +51,11 @@ func NewNodeKeys() (map[string]NodeKey, error) {
 // SignNode makes a node's certificates (PEM) for its public keys. Whose they are and what they allow is this side's word alone.
 func (f *Files) SignNode(now time.Time, lifetime time.Duration, name string, ips []netip.Addr, public map[string][]byte) (map[string][]byte, error) {
 	c := Config{NodeName: name, NodeIPs: ips, Lifetime: lifetime}
-	serverCA, err := readPair(f.ServerCAPair)
+	serverCA, err := readAuthority(f.ServerCAPair)
 	if err != nil {
 		return nil, err
 	}
-	clientCA, err := readPair(f.ClientCAPair)
+	clientCA, err := readAuthority(f.ClientCAPair)
 	if err != nil {
 		return nil, err
 	}
@@ -79,10 +79,7 @@ func (f *Files) SignNode(now time.Time, lifetime time.Duration, name string, ips
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", use, err)
 		}
-		out[use] = encode("CERTIFICATE", der)
-		if l.server {
-			out[use] = append(out[use], ca.certPEM()...)
-		}
+		out[use] = append(encode("CERTIFICATE", der), ca.chain(l.server)...)
 	}
 	return out, nil
 }
@@ -133,14 +130,11 @@ func NodeFiles(dataDir, server string, serverCA, clientCA []byte, pairs map[stri
 // Shared are the files that all servers of a cluster have in common, below the data folder: one that joins must bring them
 // before it makes anything itself.
 func Shared() []string {
-	return append(EtcdAuthorities(),
-		"server/tls/server-ca.pem",
-		"server/tls/client-ca.pem",
-		"server/tls/request-header-ca.pem",
-		"server/tls/service-account.key",
-		"server/encryption.yaml",
-		"server/token",
-	)
+	out := []string{"server/tls/service-account.key", "server/encryption.yaml", "server/token"}
+	for _, name := range authorities() {
+		out = append(out, name, beforeOf(name))
+	}
+	return out
 }
 
 // Status is what can be said of one certificate.

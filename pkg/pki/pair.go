@@ -16,6 +16,8 @@ type pair struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 	der  []byte // of the key
+
+	chain []byte // PEM: the certificates that follow in the file
 }
 
 // newKey makes an ECDSA key on P-256: a tenth of RSA's time to make and to sign with, and every Kubernetes client knows it.
@@ -68,7 +70,25 @@ func readPair(name string) (*pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	for i, c := range certificates(data) {
+		if i > 0 {
+			p.chain = append(p.chain, encode("CERTIFICATE", c)...)
+		}
+	}
 	return p, os.Chmod(name, 0o600)
+}
+
+// certificates are all in a PEM file, as DER.
+func certificates(data []byte) (out [][]byte) {
+	for {
+		var b *pem.Block
+		if b, data = pem.Decode(data); b == nil {
+			return out
+		}
+		if b.Type == "CERTIFICATE" {
+			out = append(out, b.Bytes)
+		}
+	}
 }
 
 func parsePair(certData, keyData []byte) (*pair, error) {

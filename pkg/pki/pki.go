@@ -8,6 +8,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -74,13 +75,8 @@ type Files struct {
 	Admin, ControllerManager, Scheduler, Kubelet, KubeProxy string
 }
 
-// authority is a CA that can sign.
-type authority struct {
-	*pair
-}
-
 // Ensure makes what is missing and renews what no longer fits. Authorities and the service-account key are never replaced:
-// one that cannot be read is an error, because everything that was ever signed hangs on it.
+// one that cannot be read is an error, because everything that was ever signed hangs on it. Rotate makes new ones.
 func Ensure(c Config) (*Files, error) {
 	tlsDir := filepath.Join(c.DataDir, "server", "tls")
 	credDir := filepath.Join(c.DataDir, "server", "cred")
@@ -205,8 +201,11 @@ func ensureCA(now time.Time, pairFile, certFile, name string) (*authority, error
 	case now.After(p.cert.NotAfter):
 		return nil, fmt.Errorf("%s: expired on %s, or the clock is wrong", pairFile, p.cert.NotAfter.Format(time.DateOnly))
 	}
-	a := &authority{p}
-	return a, writeIfChanged(certFile, a.certPEM())
+	a, err := withPredecessor(p, beforeOf(pairFile))
+	if err != nil {
+		return nil, err
+	}
+	return a, writeIfChanged(certFile, a.trusted())
 }
 
 // newAuthority is valid from a day before from, for ten lifetimes after now.
@@ -295,19 +294,15 @@ func (l leaf) fits(now time.Time, p *pair, ca *authority) bool {
 
 func ensureLeaf(now time.Time, name string, ca *authority, l leaf) (*pair, error) {
 	// A pair that cannot be read is as good as none: it is made from the authority at no loss.
-	if p, err := readPair(name); err == nil && l.fits(now, p, ca) {
+	chain := ca.chain(l.server)
+	if p, err := readPair(name); err == nil && l.fits(now, p, ca) && bytes.Equal(p.chain, chain) {
 		return p, nil
 	}
 	p, err := newPair(l.template(now), ca)
 	if err != nil {
 		return nil, err
 	}
-	data := p.pem()
-	if l.server {
-		// With its authority behind it, a certificate can be checked by who knows no more than the authority's digest.
-		data = append(data, ca.certPEM()...)
-	}
-	return p, atomicfile.Write(name, data, 0o600)
+	return p, atomicfile.Write(name, append(p.pem(), chain...), 0o600)
 }
 
 func writeIfChanged(name string, data []byte) error {

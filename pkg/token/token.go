@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"regexp"
@@ -63,8 +64,12 @@ func (t Token) String() string {
 	return prefix + t.Pin + "::" + t.User + ":" + t.Secret
 }
 
-// Pin names a CA file.
+// Pin names a CA file (PEM) by its first certificate: while a new authority takes an old one's place, both are in the file, the
+// new one in front.
 func Pin(ca []byte) string {
+	if first, _ := pem.Decode(ca); first != nil {
+		ca = pem.EncodeToMemory(&pem.Block{Type: first.Type, Bytes: first.Bytes})
+	}
 	sum := sha256.Sum256(ca)
 	return hex.EncodeToString(sum[:])
 }

@@ -26,6 +26,9 @@ type Record struct {
 	Since    string        `json:"since,omitempty"`   // when it last did
 	Approved string        `json:"approved,omitempty"`
 	Removed  bool          `json:"removed,omitempty"`
+
+	// Authority names that of the node's certificates (see pki.Name).
+	Authority string `json:"authority,omitempty"`
 }
 
 const (
@@ -39,7 +42,7 @@ const (
 	Approve = "approve"
 )
 
-var recordKeys = []string{"machine", "description", "joined", "pending", "pending-description", "pending-since", "approved", "removed"}
+var recordKeys = []string{"machine", "description", "joined", "pending", "pending-description", "pending-since", "approved", "removed", "authority"}
 
 func (r *Record) fields() []string {
 	pending := join.Machine{}
@@ -50,7 +53,7 @@ func (r *Record) fields() []string {
 	if r.Removed {
 		removed = "true"
 	}
-	return []string{r.Machine.ID, r.Machine.Description, r.Joined, pending.ID, pending.Description, r.Since, r.Approved, removed}
+	return []string{r.Machine.ID, r.Machine.Description, r.Joined, pending.ID, pending.Description, r.Since, r.Approved, removed, r.Authority}
 }
 
 func (r *Record) write(s *corev1.Secret) {
@@ -66,7 +69,7 @@ func readRecord(s *corev1.Secret) *Record {
 	get := func(i int) string { return string(s.Data[recordKeys[i]]) }
 	r := &Record{
 		Node:    strings.TrimSuffix(s.Name, recordSuffix),
-		Machine: join.Machine{ID: get(0), Description: get(1)}, Joined: get(2), Since: get(5), Approved: get(6), Removed: get(7) != "",
+		Machine: join.Machine{ID: get(0), Description: get(1)}, Joined: get(2), Since: get(5), Approved: get(6), Removed: get(7) != "", Authority: get(8),
 	}
 	if get(3) != "" {
 		r.Pending = &join.Machine{ID: get(3), Description: get(4)}
@@ -82,7 +85,9 @@ func Records(ctx context.Context, client kubernetes.Interface) ([]Record, error)
 	}
 	var out []Record
 	for i := range list.Items {
-		out = append(out, *readRecord(&list.Items[i]))
+		if s := &list.Items[i]; s.Type == recordType {
+			out = append(out, *readRecord(s))
+		}
 	}
 	slices.SortFunc(out, func(a, b Record) int { return strings.Compare(a.Node, b.Node) })
 	return out, nil
@@ -129,14 +134,23 @@ func (m *Members) claim(ctx context.Context, client kubernetes.Interface, c join
 		return refuse(http.StatusBadRequest, false, "the node does not say which machine it is")
 	}
 	now := time.Now().UTC().Format(timeLayout)
+	authority, err := m.authority()
+	if err != nil {
+		return err
+	}
 	was, replaced := join.Machine{}, false
-	err := change(ctx, client, r.Node, func(rec *Record, fresh bool) (bool, error) {
+	err = change(ctx, client, r.Node, func(rec *Record, fresh bool) (bool, error) {
 		if rec.Removed && c.Secret == nil {
-			return false, refuse(http.StatusForbidden, false, "node %s was removed from the cluster; to take it in again, delete agent/join.json in its data folder and give it a token", r.Node)
+			return false, errRemoved(r.Node)
 		}
 		if fresh || rec.Removed || rec.Machine.ID == r.Machine.ID {
-			same := !fresh && !rec.Removed && rec.Machine == r.Machine && rec.Pending == nil
-			*rec = Record{Machine: r.Machine, Joined: now}
+			known := !fresh && !rec.Removed
+			same := known && rec.Machine == r.Machine && rec.Pending == nil && rec.Authority == authority
+			joined := now
+			if known && rec.Joined != "" && c.Secret == nil {
+				joined = rec.Joined
+			}
+			*rec = Record{Machine: r.Machine, Joined: joined, Authority: authority}
 			return !same, nil
 		}
 		is, err := isAlive(ctx, client, r.Node)
@@ -154,17 +168,17 @@ func (m *Members) claim(ctx context.Context, client kubernetes.Interface, c join
 				"run skerryd node approve %s on a server", r.Node, describe(rec.Machine), describe(r.Machine), r.Node)
 		}
 		replaced = true
-		*rec = Record{Machine: r.Machine, Joined: now}
+		*rec = Record{Machine: r.Machine, Joined: now, Authority: authority}
 		return true, nil
 	})
-	switch {
-	case err != nil && was.ID != "":
-		m.event(ctx, client, r.Node, corev1.EventTypeWarning, "DuplicateNode", fmt.Sprintf("machine %s at %s asked to be %s, which is machine %s", describe(r.Machine), c.Remote, r.Node, describe(was)))
-		slog.Warn("node refused", "node", r.Node, "from", c.Remote, "err", err)
-	case replaced:
+	if err == nil && replaced {
 		m.event(ctx, client, r.Node, corev1.EventTypeNormal, "NodeReplaced", fmt.Sprintf("machine %s took the place of %s", describe(r.Machine), describe(was)))
 	}
 	return err
+}
+
+func errRemoved(node string) error {
+	return refuse(http.StatusForbidden, false, "node %s was removed from the cluster; to take it in again, delete agent/join.json in its data folder and give it a token", node)
 }
 
 // describe names a machine so that a person finds it.
@@ -191,7 +205,7 @@ func isAlive(ctx context.Context, client kubernetes.Interface, node string) (boo
 func (m *Members) event(ctx context.Context, client kubernetes.Interface, node, kind, reason, message string) {
 	now := metav1.Now()
 	_, err := client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{GenerateName: node + ".", Namespace: metav1.NamespaceDefault},
+		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", node, now.UnixNano()), Namespace: metav1.NamespaceDefault},
 		InvolvedObject: corev1.ObjectReference{Kind: "Node", Name: node, APIVersion: "v1"},
 		Type:           kind, Reason: reason, Message: message,
 		FirstTimestamp: now, LastTimestamp: now, Count: 1, Source: corev1.EventSource{Component: "skerry", Host: m.cfg.NodeName},

@@ -53,6 +53,8 @@ type Members struct {
 
 	mu     sync.Mutex
 	client kubernetes.Interface
+	told   map[string]time.Time // refusals that there are events of
+	expiry map[string]time.Time // and what ends
 }
 
 // New makes a Members.
@@ -89,6 +91,7 @@ func (m *Members) Handler() http.Handler {
 		Admit:      m.admit,
 		ClientCA:   m.clientCA,
 		NodeUser:   pki.NodeUser,
+		Refused:    m.refused,
 	}
 }
 
@@ -151,6 +154,9 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 			return nil, refuse(http.StatusConflict, false, "%s", m.cfg.Alone)
 		}
 	}
+	if r.Look {
+		return m.look(ctx, client, c)
+	}
 	ips, err := m.checkAddresses(ctx, client, r)
 	if err != nil {
 		return nil, err
@@ -163,14 +169,8 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 	if err := m.claim(ctx, client, c, r); err != nil {
 		return nil, err
 	}
-	a := &join.Answer{Settings: m.cfg.Settings}
-	if a.Servers, err = m.servers(ctx, client); err != nil {
-		return nil, err
-	}
-	if a.ServerCA, err = os.ReadFile(m.cfg.Files.ServerCA); err != nil {
-		return nil, err
-	}
-	if a.ClientCA, err = os.ReadFile(m.cfg.Files.ClientCA); err != nil {
+	a, err := m.news(ctx, client)
+	if err != nil {
 		return nil, err
 	}
 	if r.Server {
@@ -188,6 +188,36 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 	}
 	slog.Info("node admitted", "node", r.Node, "machine", describe(r.Machine), "from", c.Remote, "server", r.Server, "by", how(c))
 	return a, nil
+}
+
+// look answers a node that wants to know what has changed.
+func (m *Members) look(ctx context.Context, client kubernetes.Interface, c join.Caller) (*join.Answer, error) {
+	if c.Node == "" {
+		return nil, refuse(http.StatusForbidden, false, "who looks shows the certificate of a node")
+	}
+	err := change(ctx, client, c.Node, func(r *Record, _ bool) (bool, error) {
+		if r.Removed {
+			return false, errRemoved(c.Node)
+		}
+		return false, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return m.news(ctx, client)
+}
+
+// news are what all nodes share.
+func (m *Members) news(ctx context.Context, client kubernetes.Interface) (a *join.Answer, err error) {
+	a = &join.Answer{Settings: m.cfg.Settings}
+	if a.Servers, err = m.servers(ctx, client); err != nil {
+		return nil, err
+	}
+	if a.ServerCA, err = os.ReadFile(m.cfg.Files.ServerCA); err != nil {
+		return nil, err
+	}
+	a.ClientCA, err = os.ReadFile(m.cfg.Files.ClientCA)
+	return a, err
 }
 
 func how(c join.Caller) string {

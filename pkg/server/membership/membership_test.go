@@ -43,14 +43,7 @@ func newBench(t *testing.T, lifetime time.Duration, change func(*Config)) *bench
 	t.Helper()
 	dir := t.TempDir()
 	ip := netip.MustParseAddr("192.0.2.1")
-	files, err := pki.Ensure(pki.Config{DataDir: dir, NodeName: "s1", NodeIPs: []netip.Addr{ip}, ServiceIP: netip.MustParseAddr("10.43.0.1"),
-		Domain: "cluster.local", Port: 6443, Now: time.Now()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := secrets.Ensure(dir, own, files.ServerCA); err != nil {
-		t.Fatal(err)
-	}
+	files := start(t, dir)
 	cfg := Config{DataDir: dir, NodeName: "s1", Machine: join.Machine{ID: "machine-s1"}, Addresses: []netip.Addr{ip}, Port: 6443, Files: files, Lifetime: lifetime,
 		Token: own, AgentToken: "a-token-for-agents", Settings: map[string]any{"cluster-domain": "cluster.local"},
 		Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, Alone: "only one server here", Replace: Approve}
@@ -59,16 +52,30 @@ func newBench(t *testing.T, lifetime time.Duration, change func(*Config)) *bench
 	}
 	b := &bench{Members: New(cfg), t: t, client: fake.NewClientset()}
 	b.Members.client = b.client
-	pair, err := tls.LoadX509KeyPair(files.APIServerPair, files.APIServerPair)
-	if err != nil {
-		t.Fatal(err)
+	show := func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		pair, err := tls.LoadX509KeyPair(files.APIServerPair, files.APIServerPair)
+		return &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13}, err
 	}
 	s := httptest.NewUnstartedServer(b.Handler())
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13}
+	s.TLS = &tls.Config{GetConfigForClient: show}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	b.addr = s.Listener.Addr().String()
 	return b
+}
+
+// start makes a server's files, as its start does.
+func start(t *testing.T, dir string) *pki.Files {
+	t.Helper()
+	files, err := pki.Ensure(pki.Config{DataDir: dir, NodeName: "s1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, ServiceIP: netip.MustParseAddr("10.43.0.1"),
+		Domain: "cluster.local", Port: 6443, Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := secrets.Ensure(dir, own, files.ServerCA); err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
 
 // node is a machine that wants to be one.

@@ -2,6 +2,7 @@ package membership
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -23,9 +24,10 @@ func (m *Members) Service() supervise.Service {
 		if err != nil {
 			return err
 		}
-		wait := time.Second // the namespace may not be there yet
 		registered, seeded := false, false
+		var looked time.Time
 		for {
+			wait := time.Second // the namespace may not be there yet
 			if !registered {
 				registered = m.register(ctx, client)
 			}
@@ -34,6 +36,17 @@ func (m *Members) Service() supervise.Service {
 			}
 			if m.followToken(ctx, client) && registered && seeded {
 				wait = follow
+				if now := time.Now(); now.Sub(looked) > expiryEvery {
+					looked = now
+					m.tellExpiry(ctx, client, now)
+				}
+				again, err := m.followAuthorities(ctx, client)
+				switch {
+				case err != nil && ctx.Err() == nil:
+					slog.Error("the cluster's new authorities are not taken up; trying again", "err", err)
+				case again:
+					return fmt.Errorf("the cluster's authorities have changed: %w", supervise.ErrAgain)
+				}
 			}
 			select {
 			case <-time.After(wait):
@@ -46,14 +59,21 @@ func (m *Members) Service() supervise.Service {
 
 // register keeps the name of this server's node from others.
 func (m *Members) register(ctx context.Context, client kubernetes.Interface) bool {
-	err := change(ctx, client, m.cfg.NodeName, func(r *Record, fresh bool) (bool, error) {
+	authority, err := m.authority()
+	if err != nil {
+		slog.Error("this server's entry", "err", err)
+		return false
+	}
+	err = change(ctx, client, m.cfg.NodeName, func(r *Record, fresh bool) (bool, error) {
 		if !fresh && r.Machine == m.cfg.Machine && !r.Removed {
-			return false, nil
+			changed := r.Authority != authority
+			r.Authority = authority
+			return changed, nil
 		}
 		if !fresh && r.Machine.ID != m.cfg.Machine.ID {
 			slog.Info("this server's node has another machine than before", "node", m.cfg.NodeName, "before", describe(r.Machine), "now", describe(m.cfg.Machine))
 		}
-		*r = Record{Machine: join.Machine{ID: m.cfg.Machine.ID, Description: m.cfg.Machine.Description}, Joined: time.Now().UTC().Format(timeLayout)}
+		*r = Record{Machine: join.Machine{ID: m.cfg.Machine.ID, Description: m.cfg.Machine.Description}, Joined: time.Now().UTC().Format(timeLayout), Authority: authority}
 		return true, nil
 	})
 	if err != nil && ctx.Err() == nil {

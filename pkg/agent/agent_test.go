@@ -243,16 +243,16 @@ func TestKubeletServer(t *testing.T) {
 
 func TestKubeProxyOptions(t *testing.T) {
 	cfg := testConfig(t.TempDir())
-	_, health, err := newLayout(cfg).kubeProxyOptions()
+	_, health, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig)
 	if err != nil || health != "127.0.0.1:10256" {
 		t.Errorf("health is asked at %q, %v", health, err)
 	}
 	cfg.Settings.KubeProxyArg = []string{"healthz-bind-address=192.0.2.5:1000"}
-	if _, health, err := newLayout(cfg).kubeProxyOptions(); err != nil || health != "192.0.2.5:1000" {
+	if _, health, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig); err != nil || health != "192.0.2.5:1000" {
 		t.Errorf("health is asked at %q, %v", health, err)
 	}
 	cfg.Settings.KubeProxyArg = []string{"proxy-mode=carrier-pigeon"}
-	if _, _, err := newLayout(cfg).kubeProxyOptions(); err == nil {
+	if _, _, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig); err == nil {
 		t.Error("a mode that does not exist was accepted")
 	}
 	for bind, want := range map[string]string{"0.0.0.0:10256": "127.0.0.1:10256", "[::]:1": "[::1]:1", "10.0.0.1:2": "10.0.0.1:2", "0.0.0.0:0": "", "": ""} {

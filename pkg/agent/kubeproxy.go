@@ -10,15 +10,24 @@ import (
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
+
+	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
 // runKubeProxy runs kube-proxy in this process. It has no way to stop: once ctx ends its watches do, and the rest of it waits
 // for the end of the process. The rules stay, so that running pods keep their Services.
+//
+// Left alone it would end the process without a word when its Node is deleted or changes its address; see ownNode.
 func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	if err := l.extendPath(); err != nil {
 		return err
 	}
-	opts, health, err := l.kubeProxyOptions()
+	own := newOwnNode(l.NodeName)
+	kubeconfig, err := own.kubeconfig(l.KubeProxyKubeconfig, l.run)
+	if err != nil {
+		return fmt.Errorf("kube-proxy: %w", err)
+	}
+	opts, health, err := l.kubeProxyOptions(kubeconfig)
 	if err != nil {
 		return fmt.Errorf("kube-proxy: %w", err)
 	}
@@ -30,16 +39,24 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 		}
 		ready()
 	}()
-	return until(ctx, func() error {
-		if err := opts.Run(ctx); err != nil {
+	ended := make(chan error, 1)
+	go func() { ended <- opts.Run(ctx) }()
+	select {
+	case err := <-ended:
+		if err != nil {
 			return fmt.Errorf("kube-proxy: %w", err)
 		}
 		return nil
-	})
+	case news := <-own.news:
+		l.tellOfNode(ctx, news)
+		return fmt.Errorf("%s: %w", news.message, supervise.ErrAgain)
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // kubeProxyOptions gives the options and where the health of the running proxy can be asked.
-func (l *layout) kubeProxyOptions() (*app.Options, string, error) {
+func (l *layout) kubeProxyOptions(kubeconfig string) (*app.Options, string, error) {
 	opts := app.NewOptions()
 	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
@@ -49,7 +66,7 @@ func (l *layout) kubeProxyOptions() (*app.Options, string, error) {
 		cidrs = append(cidrs, c.String())
 	}
 	own := []string{
-		"kubeconfig=" + l.KubeProxyKubeconfig,
+		"kubeconfig=" + kubeconfig,
 		"hostname-override=" + l.NodeName,
 		"proxy-mode=nftables",
 		"cluster-cidr=" + strings.Join(cidrs, ","),

@@ -3,20 +3,23 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/skerry-os/skerry/pkg/leader"
+	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
-// errElectedAgain ends the process: upstream's components cannot start twice in one.
-var errElectedAgain = errors.New("this server lost its lease and has it again; it starts anew")
-
 // elected runs a component on one server of several at a time. Upstream's own election would end the process when the lease is
-// lost, and at every stop; here the component stops, the server lives on, and starts anew only if it is elected again.
-func elected(cfg Config, name string, run func(ctx context.Context, ready func()) error) func(ctx context.Context, ready func()) error {
+// lost, and at every stop; here the component stops and the server lives on.
+//
+// When it is elected again, a component that can start twice in a process does. The controller manager cannot: it keeps the name
+// of its informers for good. For it, everything is started anew, in order, as after a change of address: the API of this server
+// is away for seconds, pods run on. That happens only if no other server has taken the lease meanwhile.
+func elected(cfg Config, name string, twice bool, run func(ctx context.Context, ready func()) error) func(ctx context.Context, ready func()) error {
 	if !cfg.Settings.Multiple() && !UsesEtcd(cfg.Settings) {
 		return run
 	}
@@ -34,9 +37,10 @@ func elected(cfg Config, name string, run func(ctx context.Context, ready func()
 		defer cancel(nil)
 		var ran atomic.Bool
 		err = leader.Run(ctx, client, "skerry-"+name, cfg.NodeName, func(ctx context.Context) error {
-			if ran.Swap(true) {
-				cancel(errElectedAgain)
-				return errElectedAgain
+			if ran.Swap(true) && !twice {
+				err := fmt.Errorf("this server lost its lease and has it again: %w", supervise.ErrAgain)
+				cancel(err)
+				return err
 			}
 			err := run(ctx, func() {})
 			if ctx.Err() == nil && err == nil {

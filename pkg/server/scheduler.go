@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/component-base/configz"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 )
@@ -31,6 +32,9 @@ func (s *kubeScheduler) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	// With both names free again it can run once more in this process.
+	defer name.Release()
+	defer configz.Delete("componentconfig")
 	s.options.InformerName = name
 	config, scheduler, err := app.Setup(ctx, s.options)
 	if err != nil {

@@ -81,8 +81,8 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		{Name: "kube-apiserver-config", Run: api.prepare},
 		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},
 		{Name: "first-node", Needs: []string{"kube-apiserver"}, Run: newFirstNode(cfg).run},
-		{Name: "kube-controller-manager", Needs: []string{"first-node"}, Run: elected(cfg, "controller-manager", controllers.run), Grace: 20 * time.Second},
-		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "scheduler", scheduler.run)},
+		{Name: "kube-controller-manager", Needs: []string{"first-node"}, Run: elected(cfg, "controller-manager", false, controllers.run), Grace: 20 * time.Second},
+		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "scheduler", true, scheduler.run)},
 	}
 	if !cfg.Settings.DisableSnapshots {
 		snapshots, err := snapshotService(stored, cfg.Settings.SnapshotScheduleCron)

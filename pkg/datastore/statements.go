@@ -124,7 +124,8 @@ func (c *remembered) ExecContext(ctx context.Context, query string, args []drive
 // rows give their statement back when they are closed, which database/sql does in every case, once or more.
 type rows struct {
 	driver.Rows
-	done func() error
+	done   func() error
+	broken error // see Next
 }
 
 func (r *rows) Close() error {

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -71,8 +72,9 @@ type Config struct {
 	// Reset forgets all other members; Run returns ErrReset when that is done.
 	Reset bool
 
-	// Ports differ from ClientPort and PeerPort in tests.
+	// Ports differ from ClientPort and PeerPort in tests; so does what the file may have, in bytes.
 	ClientPort, PeerPort int
+	Quota                int64
 
 	Tell func(datastore.Event) // may be nil
 }
@@ -81,7 +83,10 @@ type Config struct {
 var ErrReset = errors.New("etcd: all other servers are forgotten; start without --cluster-reset now, and let the others join again with their folder server/db removed")
 
 // Store is the member as a datastore.Store.
-type Store struct{ Config }
+type Store struct {
+	Config
+	hurry int // looks at the alarms so many times as often, in tests
+}
 
 var _ datastore.Store = (*Store)(nil)
 
@@ -93,7 +98,7 @@ func New(c Config) *Store {
 	if c.PeerPort == 0 {
 		c.PeerPort = PeerPort
 	}
-	return &Store{c}
+	return &Store{Config: c}
 }
 
 // Exists reports whether the folder of a datastore has an etcd member.
@@ -170,6 +175,11 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 		return ErrReset
 	}
 	ready()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	beside.Go(func() { s.watchAlarms(watching, e) })
 	select {
 	case <-ctx.Done():
 		return nil
@@ -213,7 +223,7 @@ func (s *Store) config() (*embed.Config, error) {
 	c.TickMs, c.ElectionMs = uint(heartbeat.Milliseconds()), uint(election.Milliseconds())
 	c.EnableGRPCGateway = false
 	c.MaxRequestBytes = 3 << 20 >> 1 // etcd's own limit, which Kubernetes counts on
-	c.QuotaBackendBytes = 8 << 30
+	c.QuotaBackendBytes = s.quota()
 	c.BootstrapDefragThresholdMegabytes = 64
 	c.WarningApplyDuration, c.WarningUnaryRequestDuration = time.Second, 2*time.Second // a busy small machine is no news
 	return c, nil

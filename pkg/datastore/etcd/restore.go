@@ -124,7 +124,7 @@ func (s *Store) convert(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	target := &Store{Config{Dir: tmp}}
+	target := &Store{Config: Config{Dir: tmp}}
 	endpoint := "unix://" + filepath.Join(tmp, "c")
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 	if err != nil {

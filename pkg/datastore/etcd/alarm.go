@@ -1,0 +1,97 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/skerry-os/skerry/pkg/datastore"
+)
+
+// The reasons of the events of etcd's alarms.
+const (
+	ReasonNoSpace   = "EtcdNoSpace"
+	ReasonSpace     = "EtcdSpaceRecovered"
+	ReasonCorrupted = "EtcdCorrupt"
+)
+
+const (
+	// quota is how large etcd's file may become; past it, etcd takes nothing but deletions. etcd's own advice for the most.
+	quota = 8 << 30
+
+	alarmsEvery = 10 * time.Second
+	defragEvery = 5 * time.Minute // it holds the member up for seconds
+	defragLimit = 2 * time.Minute
+)
+
+// watchAlarms tells of this member's alarms until ctx ends. When the file has reached its quota and there is room in it again,
+// because objects were deleted and compacted, it gives the room back and ends the alarm.
+func (s *Store) watchAlarms(ctx context.Context, e *embed.Etcd) {
+	tick := time.NewTicker(alarmsEvery / time.Duration(max(1, s.hurry)))
+	defer tick.Stop()
+	told := map[etcdserverpb.AlarmType]bool{}
+	var large bool
+	var tried time.Time
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		now := map[etcdserverpb.AlarmType]bool{}
+		for _, a := range e.Server.Alarms() {
+			if a.MemberID == uint64(e.Server.MemberID()) {
+				now[a.Alarm] = true
+			}
+		}
+		if now[etcdserverpb.AlarmType_CORRUPT] && !told[etcdserverpb.AlarmType_CORRUPT] {
+			s.tell(true, ReasonCorrupted, "etcd: this server's data differs from the others'; stop it, remove server/db/etcd from its data folder, and let it join again")
+		}
+		if now[etcdserverpb.AlarmType_NOSPACE] && !told[etcdserverpb.AlarmType_NOSPACE] {
+			s.tell(true, ReasonNoSpace, fmt.Sprintf("etcd: its file has %d MiB, all that it may have; only deletions are taken until there is room: find out what fills it (kubectl get --raw /metrics, apiserver_resource_objects) and delete that",
+				s.quota()>>20))
+		}
+		told = now
+		size, used := e.Server.Backend().Size(), e.Server.Backend().SizeInUse()
+		if big := size > s.quota()/10*8; big != large {
+			if large = big; big && !now[etcdserverpb.AlarmType_NOSPACE] {
+				s.tell(true, datastore.ReasonLarge, fmt.Sprintf("etcd: its file has %d of the %d MiB that it may have", size>>20, s.quota()>>20))
+			}
+		}
+		if now[etcdserverpb.AlarmType_NOSPACE] && used < s.quota()/10*8 && time.Since(tried) > defragEvery {
+			tried = time.Now()
+			if err := s.makeRoom(ctx, e); err != nil {
+				if ctx.Err() == nil {
+					slog.Warn("etcd: making room; trying again", "err", err)
+				}
+				continue
+			}
+			s.tell(false, ReasonSpace, fmt.Sprintf("etcd: there is room again, %d MiB are in use", used>>20))
+		}
+	}
+}
+
+// makeRoom shrinks the file to what is in use, and ends the alarm.
+func (s *Store) makeRoom(ctx context.Context, e *embed.Etcd) error {
+	ctx, cancel := context.WithTimeout(ctx, defragLimit)
+	defer cancel()
+	return s.with(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		if _, err := c.Defragment(ctx, s.Endpoint()); err != nil {
+			return err
+		}
+		_, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: uint64(e.Server.MemberID()), Alarm: etcdserverpb.AlarmType_NOSPACE})
+		return err
+	})
+}
+
+func (s *Store) quota() int64 {
+	if s.Quota > 0 {
+		return s.Quota
+	}
+	return quota
+}

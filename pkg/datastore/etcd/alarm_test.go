@@ -54,7 +54,6 @@ func TestFull(t *testing.T) {
 	if !errors.Is(err, rpctypes.ErrNoSpace) {
 		t.Fatalf("it never became full: %v", err)
 	}
-	saw(datastore.ReasonLarge)
 	saw(ReasonNoSpace)
 	r, err := c.Delete(t.Context(), "/k/", clientv3.WithPrefix())
 	if err != nil {

@@ -3,6 +3,7 @@ package pki
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,6 +65,9 @@ func TestAClusterMadeBeforeItsServer(t *testing.T) {
 		}
 	}
 	for _, name := range Shared() {
+		if strings.HasSuffix(name, ".before.crt") {
+			continue // of a rotation
+		}
 		if _, ok := files[name]; !ok && name != "server/token" && name != "server/encryption.yaml" {
 			t.Errorf("%s: is missing", name)
 		}

@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -184,9 +185,9 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 		return nil
 	case err := <-e.Err():
-		return fmt.Errorf("etcd: %w", err)
+		return s.failed(ctx, e, err)
 	case <-e.Server.StopNotify():
-		return s.stopped(e)
+		return s.stopped(ctx, e)
 	}
 }
 
@@ -259,9 +260,9 @@ func (s *Store) awaitMember(ctx context.Context, e *embed.Etcd) error {
 		case <-remind.C:
 			slog.Warn("etcd: waiting for the other servers: more than half of them must be up; if they are lost for good, start with --cluster-reset")
 		case err := <-e.Err():
-			return fmt.Errorf("etcd: %w", err)
+			return s.failed(ctx, e, err)
 		case <-e.Server.StopNotify():
-			return s.stopped(e)
+			return s.stopped(ctx, e)
 		case <-ctx.Done():
 			return nil
 		}
@@ -272,17 +273,49 @@ func (s *Store) awaitMember(ctx context.Context, e *embed.Etcd) error {
 	return s.announce(ctx, e)
 }
 
+// failed tells the errors of a member that stops from those of its listeners.
+func (s *Store) failed(ctx context.Context, e *embed.Etcd, err error) error {
+	select {
+	case <-e.Server.StoppingNotify():
+		return s.stopped(ctx, e)
+	default:
+		return fmt.Errorf("etcd: %w", err)
+	}
+}
+
 // stopped says why a member ended by itself.
-func (s *Store) stopped(e *embed.Etcd) error {
-	if e.Server.Cluster().Member(e.Server.MemberID()) != nil {
+func (s *Store) stopped(ctx context.Context, e *embed.Etcd) error {
+	if e.Server.Cluster().Member(e.Server.MemberID()) != nil && !s.forgotten(ctx, e) {
 		return errors.New("etcd: it stopped by itself")
 	}
 	aside := s.data() + ".removed-" + time.Now().UTC().Format("20060102T150405")
 	if err := errors.Join(os.Rename(s.data(), aside), atomicfile.SyncDir(s.Dir)); err != nil {
 		return err
 	}
-	s.tell(true, ReasonRemoved, "etcd: this server was removed from the cluster, because its node was deleted; its data is kept as "+aside)
+	s.tell(true, ReasonRemoved, "etcd: this server was removed from the cluster, because its node was deleted, or the others were reset; its data is kept as "+aside)
 	return fmt.Errorf("etcd: this server was removed from the cluster; it joins again when it starts with --server (its data is kept as %s)", aside)
+}
+
+// forgotten asks the members that this one knows whether they know it. One that was away while it was removed is turned away by
+// them and stops, and never learns why.
+func (s *Store) forgotten(ctx context.Context, e *embed.Etcd) bool {
+	for _, m := range e.Server.Cluster().Members() {
+		if m.ID == e.Server.MemberID() || len(m.ClientURLs) == 0 {
+			continue
+		}
+		c, err := s.others(m.ClientURLs...)
+		if err != nil {
+			continue
+		}
+		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
+		list, err := c.MemberList(ask)
+		cancel()
+		_ = c.Close() // answered
+		if err == nil {
+			return !slices.ContainsFunc(list.Members, func(o *etcdserverpb.Member) bool { return o.ID == uint64(e.Server.MemberID()) })
+		}
+	}
+	return false
 }
 
 // Client calls the member over its socket.

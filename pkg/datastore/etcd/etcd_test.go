@@ -249,6 +249,25 @@ func TestCluster(t *testing.T) {
 	if got := a.get("/registry/b"); got != "later" {
 		t.Errorf("after a reset: %q", got)
 	}
+	// The other one was lost after all only for a while. It is told, keeps its data aside, and joins as a new one.
+	b.start()
+	select {
+	case <-b.up:
+		t.Fatal("a server that was forgotten works")
+	case err := <-b.out:
+		if b.stop = nil; err == nil || !strings.Contains(err.Error(), "removed from the cluster; it joins again when it starts with --server") {
+			t.Fatalf("a server that was forgotten: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("a server that was forgotten is not told")
+	}
+	b.start().ready()
+	if got := b.get("/registry/b"); got != "later" {
+		t.Errorf("at the one that joined again: %q", got)
+	}
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, b.store.Name) })
+	<-b.out
+	b.stop = nil
 	a.end()
 
 	aside, err := a.store.Restore(t.Context(), file)

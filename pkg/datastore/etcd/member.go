@@ -118,7 +118,7 @@ func (s *Store) promote(ctx context.Context, e *embed.Etcd) error {
 		select {
 		case <-time.After(300 * time.Millisecond):
 		case <-e.Server.StopNotify():
-			return s.stopped(e)
+			return s.stopped(ctx, e)
 		case <-ctx.Done():
 			return nil
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
 )
 
 // installLimit is how long the installer may wait for a person, a cable or a server before the machine starts anew.
@@ -38,6 +39,11 @@ func runInstaller(ctx context.Context, s *system) error {
 	cmd.Stderr = cmd.Stdout
 	if err := os.MkdirAll(filepath.Dir(machine.NetbootFile), 0o755); err != nil {
 		return err
+	}
+	if m := linux.EFIVars(); exists(m.Target) {
+		if err := m.Do(); err != nil {
+			s.console.sayf("netboot: %s; going on without", oneLine(err))
+		}
 	}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -81,14 +87,10 @@ func openMemory(_ context.Context, s *system) error {
 	if err := fits(s.release.Manifest(), s.cmdline, runtime.GOARCH); err != nil {
 		return err
 	}
-	config, err := os.ReadFile(file(machine.NetbootConfig))
-	if err != nil {
+	if err := os.CopyFS(configDir, os.DirFS(file(machine.NetbootConfigDir))); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(configDir, 0o700); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(configDir, "config.yaml"), config, 0o600); err != nil {
+	if err := os.Chmod(configDir, 0o700); err != nil {
 		return err
 	}
 	dev, err := linux.AttachLoop(file(machine.NetbootRoot))
@@ -97,9 +99,7 @@ func openMemory(_ context.Context, s *system) error {
 	}
 	s.root = linux.Partition{Name: strings.TrimPrefix(dev, "/dev/")}
 	s.boot.Board, s.boot.Version, s.boot.Root, s.boot.Disk, s.boot.Netboot = s.cmdline.board, s.release.Manifest().Version, dev, s.netboot.State, true
-	if c, err := firmwareChoice(); err == nil {
-		s.boot.Secure = c.secureBoot
-	}
+	s.boot.Secure, _ = slot.UEFI{Vars: os.DirFS(linux.EFIVars().Target)}.SecureBoot() // a BIOS has none
 	return openRoot(context.Background(), s)
 }
 

@@ -64,6 +64,9 @@ func run(ctx context.Context) error {
 			return install.Find(ctx, say)
 		},
 	}
+	if m := linux.EFIVars(); i.Hello.Firmware == protocol.UEFI {
+		i.Vars = linux.EFIVariables{Dir: m.Target}
+	}
 	say("waiting for an address by DHCP")
 	if err := net.WaitAddress(ctx); err != nil {
 		return err

@@ -14,8 +14,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/image/netboot"
 	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/pkg/release"
 )
 
 // defaultPXE is the state folder of network boot.
@@ -64,7 +66,8 @@ func (p *pxeRelease) db() (*keys.Pair, error) {
 func newPXEServeCmd() *cobra.Command {
 	var p pxeRelease
 	o := netboot.Options{HTTP: netboot.DefaultHTTP, TLS: netboot.DefaultTLS}
-	var fleet, dhcp, router string
+	var fleetName, dhcp, router string
+	var ring keyringFlags
 	var dns []string
 	cmd := &cobra.Command{
 		Use:   "serve --interface NAME --release DIR",
@@ -75,7 +78,7 @@ func newPXEServeCmd() *cobra.Command {
 			"  sudo skerry pxe serve --interface eth1 --release out/release --fleet nodes/ --dhcp 10.11.12.100-10.11.12.200",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if o.Fleet, err = openFleet(fleet); err != nil {
+			if err := p.fleet(cmd, &o, fleetName, ring); err != nil {
 				return fmt.Errorf("--fleet: %w", err)
 			}
 			if o.Trusted, err = p.trust.load(); err != nil {
@@ -87,7 +90,7 @@ func newPXEServeCmd() *cobra.Command {
 			if o.DHCP, err = addressRange(dhcp, router, dns); err != nil {
 				return err
 			}
-			o.Releases, o.State = p.releases, p.state
+			o.Releases, o.State = append(o.Releases, p.releases...), p.state
 			out := cmd.OutOrStdout()
 			o.Log = func(format string, a ...any) {
 				_, _ = fmt.Fprintf(out, time.Now().Format(time.TimeOnly)+" "+format+"\n", a...)
@@ -101,7 +104,8 @@ func newPXEServeCmd() *cobra.Command {
 	}
 	p.bind(cmd)
 	cmd.Flags().StringVar(&o.Interface, "interface", "", "network interface towards the machines (required)")
-	cmd.Flags().StringVar(&fleet, "fleet", "", "folder of node configs, named after a machine's MAC address, serial number or UUID: 52-54-00-12-34-56.yaml")
+	cmd.Flags().StringVar(&fleetName, "fleet", "", "a fleet's file, or a folder of node configs, named after a machine's MAC address, serial number or UUID: 52-54-00-12-34-56.yaml")
+	ring.bind(cmd)
 	cmd.Flags().StringVar(&dhcp, "dhcp", "", "be the network's DHCP server, for addresses such as 10.11.12.100-10.11.12.200")
 	cmd.Flags().StringVar(&router, "dhcp-router", "", "the router that DHCP tells of")
 	cmd.Flags().StringSliceVar(&dns, "dhcp-dns", nil, "the name servers that DHCP tells of")
@@ -112,16 +116,44 @@ func newPXEServeCmd() *cobra.Command {
 	cmd.Flags().BoolVar(&o.NoPXE, "no-pxe", false, "do not answer firmware that asks by PXE, only UEFI HTTP boot and iPXE")
 	cmd.Flags().BoolVar(&o.NoHTTP, "no-http", false, "do not answer UEFI HTTP boot")
 	_ = cmd.MarkFlagRequired("interface")
-	_ = cmd.MarkFlagRequired("release")
 	return cmd
 }
 
-func openFleet(name string) (netboot.Fleet, error) {
+// fleet opens what knows the machines: nothing, a folder, or a fleet's file, which also knows releases and whose they are.
+func (p *pxeRelease) fleet(cmd *cobra.Command, o *netboot.Options, name string, ring keyringFlags) error {
+	o.Fleet = netboot.Nobody{}
 	if name == "" {
-		return netboot.Nobody{}, nil
+		return nil
 	}
-	f := netboot.Folder(name)
-	return f, f.Check()
+	info, err := os.Stat(name)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		f := netboot.Folder(name)
+		o.Fleet = f
+		return f.Check()
+	}
+	f, err := fleet.Load(name)
+	if err != nil {
+		return err
+	}
+	keyring, err := ring.ring(cmd)
+	if err != nil {
+		return err
+	}
+	if o.Fleet, err = netboot.OpenNodes(f, fleet.Options{Keys: keyring, Now: time.Now()}); err != nil {
+		return err
+	}
+	for _, arch := range release.Arches {
+		if dir, ok := f.Releases[arch]; ok && len(p.releases) == 0 {
+			o.Releases = append(o.Releases, f.Path(dir))
+		}
+	}
+	if p.trust.dir == "" && len(p.trust.files) == 0 && f.Keys != "" {
+		p.trust.dir = f.Path(f.Keys)
+	}
+	return nil
 }
 
 func addressRange(text, router string, dns []string) (*netboot.Range, error) {

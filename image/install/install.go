@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
@@ -37,6 +39,7 @@ type Installer struct {
 	Memory string              // folder for a root that is run from memory
 	Find   func(ctx context.Context) (url string, err error)
 	Open   func(name string) (Disk, error)
+	Vars   Variables // of the firmware; nil: none
 	Log    func(format string, a ...any)
 	Pause  time.Duration // between two questions; 0: five seconds
 
@@ -127,11 +130,15 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 		return nil, nil //nolint:nilnil // documented above
 	}
 	i.waits = ""
-	config, err := i.post(ctx, protocol.ConfigPath, i.Hello)
-	if err != nil {
+	var given protocol.Config
+	if err := i.ask(ctx, protocol.ConfigPath, i.Hello, &given); err != nil {
 		return nil, err
 	}
-	c, err := machine.Decode(a.Name+".yaml", config)
+	config := image.Config{Name: a.Name + ".yaml", Data: given.Node}
+	for _, name := range slices.Sorted(maps.Keys(given.Beside)) {
+		config.Beside = append(config.Beside, image.File{Name: name, Data: given.Beside[name]})
+	}
+	c, err := machine.Decode(config.Name, config.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +155,7 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 }
 
 // install writes the image.
-func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.Config, config []byte, rel *release.Release, files fs.FS, disks []flash.Disk) (*machine.Netboot, error) {
+func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.Config, config image.Config, rel *release.Release, files fs.FS, disks []flash.Disk) (*machine.Netboot, error) {
 	if i.Hello.Firmware != protocol.UEFI {
 		return nil, errors.New("this machine was started by its BIOS, and the image needs UEFI to start from a disk: switch the firmware to UEFI, or write install.diskless: true into its node config")
 	}
@@ -156,7 +163,7 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 	if err != nil {
 		return nil, err
 	}
-	p, err := image.New(board, rel, image.Config{Name: a.Name + ".yaml", Data: config}, image.Options{})
+	p, err := image.New(board, rel, config, image.Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +207,11 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 	if err := writeMarker(d, i.marker(a.ID)); err != nil {
 		return nil, fmt.Errorf("%s: %w", picked.Path, err)
 	}
+	if i.Vars != nil {
+		if err := bootNext(i.Vars, p); err != nil {
+			i.Log("install: telling the firmware to start from the disk: %v; its boot order decides", err)
+		}
+	}
 	// The server must know before the machine restarts, or its firmware would be offered the installer again. The marker on the
 	// disk keeps that from doing harm.
 	done := protocol.Report{Session: i.Hello.Session, Stage: protocol.StageInstalled, Done: p.Size, Total: p.Size, Disk: picked.String()}
@@ -219,7 +231,7 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 }
 
 // diskless takes the root into memory.
-func (i *Installer) diskless(ctx context.Context, c *machine.Config, config []byte, rel *release.Release, files fs.FS, disks []flash.Disk) (*machine.Netboot, error) {
+func (i *Installer) diskless(ctx context.Context, c *machine.Config, config image.Config, rel *release.Release, files fs.FS, disks []flash.Disk) (*machine.Netboot, error) {
 	out := &machine.Netboot{Diskless: true, Why: "runs from memory"}
 	root := rel.Manifest().Root
 	if free := i.Hello.Memory; free > 0 && free < root.Size+least {
@@ -250,7 +262,14 @@ func (i *Installer) diskless(ctx context.Context, c *machine.Config, config []by
 		return nil, err
 	}
 	manifest, sig := rel.Bytes()
-	for name, data := range map[string][]byte{release.ManifestName: manifest, release.SignatureName: sig, machine.NetbootConfig: config} {
+	put := map[string][]byte{release.ManifestName: manifest, release.SignatureName: sig, filepath.Join(machine.NetbootConfigDir, image.ConfigName): config.Data}
+	for _, f := range config.Beside {
+		put[filepath.Join(machine.NetbootConfigDir, f.Name)] = f.Data
+	}
+	if err := os.MkdirAll(filepath.Join(i.Memory, machine.NetbootConfigDir), 0o700); err != nil {
+		return nil, err
+	}
+	for name, data := range put {
 		if err := os.WriteFile(filepath.Join(i.Memory, name), data, 0o600); err != nil {
 			return nil, err
 		}
@@ -314,7 +333,7 @@ func (i *Installer) post(ctx context.Context, path string, in any) ([]byte, erro
 		return nil, fmt.Errorf("%w: %w", errNoServer, err)
 	}
 	defer r.Body.Close() //nolint:errcheck // read whole
-	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	body, err := io.ReadAll(io.LimitReader(r.Body, 16<<20))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoServer, err)
 	}

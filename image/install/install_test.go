@@ -441,7 +441,7 @@ func TestDiskless(t *testing.T) {
 	if !bytes.Equal(root, want) {
 		t.Error("another root")
 	}
-	if got, err := os.ReadFile(filepath.Join(l.mem, machine.NetbootConfig)); err != nil || string(got) != config {
+	if got, err := os.ReadFile(filepath.Join(l.mem, machine.NetbootConfigDir, "config.yaml")); err != nil || string(got) != config {
 		t.Errorf("%s, %v", got, err)
 	}
 	manifest, err := os.ReadFile(filepath.Join(l.mem, release.ManifestName))

@@ -105,11 +105,6 @@ func (s *Server) apiHandler() http.Handler {
 				_ = json.NewEncoder(w).Encode(protocol.Fault{Error: err.Error()})
 				return
 			}
-			if data, raw := out.([]byte); raw {
-				w.Header().Set("Content-Type", "application/yaml")
-				_, _ = w.Write(data)
-				return
-			}
 			w.Header().Set("Content-Type", "application/json")
 			_ = json.NewEncoder(w).Encode(out)
 		})
@@ -260,7 +255,7 @@ func (s *Server) handOut(mac string, _ netip.Addr, r *http.Request) (any, error)
 	if err != nil {
 		return nil, err
 	}
-	var config []byte
+	var config protocol.Config
 	_, err = s.note(mac, func(m *Machine) error {
 		a, n := s.verdict(m, h)
 		if a.Do != protocol.Install {
@@ -270,7 +265,7 @@ func (s *Server) handOut(mac string, _ netip.Addr, r *http.Request) (any, error)
 			m.Session, m.Handed = hash(h.Session), time.Now().UTC()
 			s.Log("%s: node config %s handed out", described(m), n.Name)
 		}
-		m.Stage, config = protocol.StageFetch, n.Config
+		m.Stage, config = protocol.StageFetch, protocol.Config{Node: n.Config, Beside: n.Beside}
 		return nil
 	})
 	return config, err

@@ -104,7 +104,7 @@ func TestAnUnknownMachineWaitsUntilItIsApproved(t *testing.T) {
 	if a := m.hello(); a.Do != protocol.Install || a.Name != "north-1" || a.ID == "" {
 		t.Errorf("%+v", a)
 	}
-	if status, text := m.post(protocol.ConfigPath, m.h); status != 200 || text != releasetest.Config {
+	if status, text := m.post(protocol.ConfigPath, m.h); status != 200 || given([]byte(text)) != releasetest.Config {
 		t.Errorf("%d %s", status, text)
 	}
 }
@@ -128,7 +128,7 @@ func TestTheConfigIsGivenOnceAndTheMachineInstalledOnce(t *testing.T) {
 	if status, text := thief.post(protocol.ConfigPath, m.h); status != 403 || strings.Contains(text, "token:") {
 		t.Errorf("another machine: %d %s", status, text)
 	}
-	if status, text := config(); status != 200 || text != releasetest.Config {
+	if status, text := config(); status != 200 || given([]byte(text)) != releasetest.Config {
 		t.Fatalf("%d %s", status, text)
 	}
 	if status, _ := config(); status != 200 {

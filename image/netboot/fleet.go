@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/skerry-os/skerry/image"
+	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/pkg/machine"
 )
 
@@ -20,10 +22,11 @@ type Fleet interface {
 
 // Node is what a machine is to be.
 type Node struct {
-	Name   string // for people
-	Board  string // "": the one that the installer was made for
-	File   string // of the config, for messages
-	Config []byte // the node config
+	Name   string            // for people
+	Board  string            // "": the one that the installer was made for
+	File   string            // of the config, for messages
+	Config []byte            // the node config
+	Beside map[string][]byte // what else stands on its config partition
 }
 
 // Folder is the plainest fleet: a folder of node configs named after machines, as 52-54-00-12-34-56.yaml (or with colons),
@@ -69,6 +72,49 @@ func (f Folder) Find(mac, serial, uuid string) (Node, bool, error) {
 			n.Name = name
 		}
 		return n, true, nil
+	}
+	return Node{}, false, nil
+}
+
+// Nodes is a fleet's file. Machines are found by their nodes' mac or serial.
+type Nodes struct {
+	fleet  *fleet.Fleet
+	config func(*fleet.Node) (image.Config, error)
+}
+
+// OpenNodes opens a fleet's file; secrets that are missing are made.
+func OpenNodes(f *fleet.Fleet, o fleet.Options) (*Nodes, error) {
+	config, err := fleet.Configs(f, o)
+	if err != nil {
+		return nil, err
+	}
+	for i := range f.Nodes {
+		if n := &f.Nodes[i]; n.MAC == "" && n.Serial == "" {
+			return nil, fmt.Errorf("node %s: has neither mac nor serial; by one of them its machine is known", n.Name)
+		}
+	}
+	return &Nodes{f, config}, nil
+}
+
+// Find looks through the nodes.
+func (f *Nodes) Find(mac, serial, _ string) (Node, bool, error) {
+	for i := range f.fleet.Nodes {
+		n := &f.fleet.Nodes[i]
+		own, _ := NormalMAC(n.MAC)
+		if own == "" || own != mac {
+			if n.Serial == "" || n.Serial != serial {
+				continue
+			}
+		}
+		c, err := f.config(n)
+		if err != nil {
+			return Node{}, false, err
+		}
+		out := Node{Name: n.Name, Board: n.Board, File: n.Name + ".yaml", Config: c.Data, Beside: map[string][]byte{}}
+		for _, b := range c.Beside {
+			out.Beside[b.Name] = b.Data
+		}
+		return out, true, nil
 	}
 	return Node{}, false, nil
 }

@@ -9,8 +9,8 @@ const (
 
 // Names of files in NetbootDir, beside those of a release folder.
 const (
-	NetbootRoot   = "root.img"
-	NetbootConfig = "config.yaml"
+	NetbootRoot      = "root.img"
+	NetbootConfigDir = "config" // what is else on the config partition
 )
 
 // Netboot is what the installer leaves for init to do.

@@ -28,7 +28,7 @@ const Class = "SkerryNetboot"
 // The requests, all POST with a JSON body.
 const (
 	HelloPath  = "/v1/hello"  // Hello in, Answer out
-	ConfigPath = "/v1/config" // Hello in, the node config out as YAML, once
+	ConfigPath = "/v1/config" // Hello in, Config out, once
 	ReportPath = "/v1/report" // Report in
 )
 
@@ -68,6 +68,12 @@ type Answer struct {
 	ID      string `json:"id,omitempty"`      // of this installation: what the marker on the disk will hold
 	// Again allows writing over a disk that holds an earlier installation of this machine.
 	Again bool `json:"again,omitempty"`
+}
+
+// Config is what stands on the machine's config partition.
+type Config struct {
+	Node   []byte            `json:"node"`             // the node config
+	Beside map[string][]byte `json:"beside,omitempty"` // other files, by name
 }
 
 // Stages that a machine reports.

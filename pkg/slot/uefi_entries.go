@@ -42,7 +42,7 @@ func (u UEFI) retries() error {
 	if err != nil {
 		return err
 	}
-	want := u.Disk.option()
+	want := u.Disk.Option()
 	var ours []uint16
 	used := map[uint16]bool{}
 	for n := range uint16(256) {
@@ -107,8 +107,8 @@ func (u UEFI) order() ([]uint16, error) {
 	return out, nil
 }
 
-// option is an EFI_LOAD_OPTION: attributes, length of the path, name, device path of partition and file.
-func (d DiskPath) option() []byte {
+// Option is an EFI_LOAD_OPTION: attributes, length of the path, name, device path of partition and file.
+func (d DiskPath) Option() []byte {
 	le := binary.LittleEndian
 	hd := []byte{4, 1, 42, 0}
 	hd = le.AppendUint32(hd, d.Number)

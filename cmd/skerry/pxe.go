@@ -278,8 +278,8 @@ func printMachines(out io.Writer, list []*netboot.Machine) error {
 			}
 		}
 		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
-		if m.Error != "" {
-			_, _ = fmt.Fprintf(w, "  %s\n", m.Error)
+		if text := m.Trouble(time.Now()); text != "" {
+			_, _ = fmt.Fprintf(w, "  %s\n", text)
 		}
 	}
 	return w.Flush()

@@ -84,3 +84,21 @@ func TestAFolderOfConfigs(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestAMachineThatWentSilentIsNoticed(t *testing.T) {
+	now := time.Now()
+	for name, c := range map[string]struct {
+		m    Machine
+		says string
+	}{
+		"writes":             {Machine{Stage: "writing", Last: now.Add(-5 * time.Second)}, ""},
+		"lost its link":      {Machine{Stage: "writing", Last: now.Add(-5 * time.Minute)}, "is its cable in"},
+		"loads":              {Machine{Stage: StageBooting, Last: now.Add(-5 * time.Minute)}, ""},
+		"installed long ago": {Machine{Stage: "installed", Last: now.Add(-5 * time.Hour)}, ""},
+		"failed":             {Machine{Stage: "failed", Last: now.Add(-5 * time.Hour), Error: "no disk"}, "no disk"},
+	} {
+		if got := c.m.Trouble(now); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skerry-os/skerry/image/netboot/protocol"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
 )
@@ -197,6 +198,21 @@ func (s *Store) Approve(mac string, a Approval) (*Machine, error) {
 		m.Error = ""
 		return nil
 	})
+}
+
+// silence is how long a machine may say nothing while it works, by its stage.
+var silence = map[string]time.Duration{
+	StageBooting: 10 * time.Minute, StageHello: time.Minute, StageWaiting: time.Minute,
+	protocol.StageFetch: time.Minute, protocol.StageWrite: time.Minute, protocol.StageVerify: time.Minute,
+}
+
+// Trouble is what a person should know of: the machine's last error, or that it went silent in the middle. "" for nothing.
+func (m *Machine) Trouble(now time.Time) string {
+	limit, works := silence[m.Stage]
+	if works && now.Sub(m.Last) > limit {
+		return "silent since " + m.Last.Local().Format(time.TimeOnly) + ": is its cable in, and is it on? It goes on where it was when the link is back. " + m.Error
+	}
+	return m.Error
 }
 
 // fate says what became of an installation that was begun.

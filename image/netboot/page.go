@@ -45,7 +45,7 @@ var table = template.Must(template.New("table").Parse(`{{range .Warnings}}<p cla
 {{end}}<table>
 <thead><tr><th scope="col">Machine</th><th scope="col">Node</th><th scope="col">Stage</th><th scope="col">Progress</th><th scope="col">Last heard</th></tr></thead>
 <tbody>
-{{range .Rows}}<tr id="m-{{.ID}}"><td>{{.MAC}}<br>{{.What}}</td><td>{{.Node}}</td><td>{{.Stage}}{{if .Error}}<br><span class="error">{{.Error}}</span>{{end}}</td>` +
+{{range .Rows}}<tr id="m-{{.ID}}"><td>{{.MAC}}<br>{{.What}}</td><td>{{.Node}}</td><td>{{.Stage}}{{if .Trouble}}<br><span class="error">{{.Trouble}}</span>{{end}}</td>` +
 	`<td>{{if .Total}}<progress max="{{.Total}}" value="{{.Done}}">{{.Percent}}</progress> {{.Percent}}{{end}}</td><td>{{.Last}}</td></tr>
 {{else}}<tr><td colspan="5">No machine has asked yet.</td></tr>
 {{end}}</tbody>
@@ -54,11 +54,11 @@ var table = template.Must(template.New("table").Parse(`{{range .Warnings}}<p cla
 
 type row struct {
 	*Machine
-	ID, What, Percent, Last string
+	ID, What, Percent, Last, Trouble string
 }
 
 func rowOf(m *Machine) row {
-	r := row{Machine: m, ID: strings.ReplaceAll(m.MAC, ":", "-"), Last: m.Last.Local().Format(time.TimeOnly)}
+	r := row{Machine: m, ID: strings.ReplaceAll(m.MAC, ":", "-"), Last: m.Last.Local().Format(time.TimeOnly), Trouble: m.Trouble(time.Now())}
 	var what []string
 	for _, p := range []string{m.Model, m.Serial, m.Arch, m.Firmware, m.Address} {
 		if p != "" {

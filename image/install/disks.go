@@ -121,6 +121,7 @@ type marker struct {
 	MACs   []string `json:"macs"`
 	Serial string   `json:"serial,omitempty"`
 	UUID   string   `json:"uuid,omitempty"`
+	Begun  bool     `json:"begun,omitempty"` // and not ended: nothing on the disk is of use
 }
 
 const (
@@ -130,8 +131,8 @@ const (
 
 var markerMagic = []byte("SKERRY-INSTALL\x00\x01")
 
-func (i *Installer) marker(id string) marker {
-	return marker{ID: id, MACs: i.Hello.MACs, Serial: i.Hello.Serial, UUID: i.Hello.UUID}
+func (i *Installer) marker(id string, begun bool) marker {
+	return marker{ID: id, MACs: i.Hello.MACs, Serial: i.Hello.Serial, UUID: i.Hello.UUID, Begun: begun}
 }
 
 // writeMarker makes it durable.
@@ -164,32 +165,45 @@ func readMarker(r interface {
 	return m, json.Unmarshal(bytes.TrimRight(data, "\x00"), &m) == nil
 }
 
-// mine gives the ID of this machine's installation on a disk, "" for none. A disk that came from another machine is not.
-func (i *Installer) mine(d flash.Disk) string {
+// mine gives the marker of this machine's installation on a disk. One that came from another machine is not.
+func (i *Installer) mine(d flash.Disk) (m marker, ok bool) {
 	f, err := os.Open(i.path(d))
 	if err != nil {
-		return ""
+		return m, false
 	}
 	defer f.Close() //nolint:errcheck // only read
-	m, ok := readMarker(f)
-	if !ok {
-		return ""
+	if m, ok = readMarker(f); !ok {
+		return m, false
 	}
 	if m.Serial != "" && m.Serial == i.Hello.Serial || m.UUID != "" && m.UUID == i.Hello.UUID ||
 		slices.ContainsFunc(m.MACs, func(mac string) bool { return slices.Contains(i.Hello.MACs, mac) }) {
-		return m.ID
+		return m, true
+	}
+	return m, false
+}
+
+// holds gives the ID of an installation that was ended, "" for none.
+func (i *Installer) holds(disks []flash.Disk) string {
+	for _, d := range disks {
+		if m, ok := i.mine(d); ok && !m.Begun {
+			return m.ID
+		}
 	}
 	return ""
 }
 
-// holds looks through all disks.
-func (i *Installer) holds(disks []flash.Disk) string {
+// own are the disks that hold an installation of this machine, ended or not; all, if none does.
+func (i *Installer) own(disks []flash.Disk) []flash.Disk {
+	var out []flash.Disk
 	for _, d := range disks {
-		if id := i.mine(d); id != "" {
-			return id
+		if _, ok := i.mine(d); ok {
+			out = append(out, d)
 		}
 	}
-	return ""
+	if len(out) == 0 {
+		return disks
+	}
+	return out
 }
 
 // hasData says whether a disk has a data partition of ours alone: that of a diskless machine.

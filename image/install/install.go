@@ -167,8 +167,11 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 	if err != nil {
 		return nil, err
 	}
+	if a.Again {
+		disks = i.own(disks) // a person asked for this one to be written again
+	}
 	picked, err := i.pick("install.disk", c.Install.Disk, disks, p.Size, func(d flash.Disk) (string, error) {
-		if c.Install.Wipe || a.Again && i.mine(d) != "" {
+		if m, ok := i.mine(d); c.Install.Wipe || ok && (a.Again || m.Begun) {
 			return "", nil
 		}
 		return i.data(d)
@@ -182,6 +185,10 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 		return nil, err
 	}
 	defer d.Close() //nolint:errcheck // synced before
+	// Whoever finds the disk half written knows that nothing on it is of use.
+	if err := writeMarker(d, i.marker(a.ID, true)); err != nil {
+		return nil, fmt.Errorf("%s: %w", picked.Path, err)
+	}
 	stream := image.NewStream(p, files)
 	defer stream.Close() //nolint:errcheck // only read
 	img, err := flash.Open(stream)
@@ -204,7 +211,7 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", picked.Path, err)
 	}
-	if err := writeMarker(d, i.marker(a.ID)); err != nil {
+	if err := writeMarker(d, i.marker(a.ID, false)); err != nil {
 		return nil, fmt.Errorf("%s: %w", picked.Path, err)
 	}
 	if i.Vars != nil {

@@ -460,3 +460,30 @@ func TestDiskless(t *testing.T) {
 	}
 	l.until("running", func(m *netboot.Machine) bool { return m.Stage == protocol.StageRunning })
 }
+
+// The power goes while the image is written. The machine then waits for a person, and begins again.
+func TestAnInterruptedInstallation(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
+	}
+	half := append(make([]byte, 1<<20-4096), "SKERRY-INSTALL\x00\x01{\"id\":\"0123456789abcdef0123456789abcdef\",\"macs\":[\""+l.mac.String()+"\"],\"begun\":true}"...)
+	half = append(append(half, make([]byte, 3<<19-len(half))...), "half of something"...)
+	dev := l.disk("vda", "pci0/virtio1", "V", disk4G, half)
+	config := l.config("")
+	_, err := l.store.Change(l.mac.String(), func(m *netboot.Machine) error {
+		m.Stage, m.Node, m.Session, m.Handed = protocol.StageWrite, "north-1", "another", time.Now()
+		return nil
+	})
+	l.must(err)
+	n := l.start(protocol.UEFI)
+	l.until("it waits", func(m *netboot.Machine) bool {
+		return m.Stage == netboot.StageWaiting && strings.Contains(m.Error, "did not end")
+	})
+	_, err = l.store.Approve(l.mac.String(), netboot.Approval{})
+	l.must(err)
+	if o := n.ends(); !strings.Contains(o.Why, "installed on /dev/vda") {
+		t.Errorf("%+v", o)
+	}
+	same(t, l, dev, config)
+}

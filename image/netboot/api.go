@@ -168,7 +168,7 @@ func (s *Server) verdict(m *Machine, h protocol.Hello) (protocol.Answer, Node) {
 	case h.Holds != "" && !m.Again && !c.Install.Diskless && !same:
 		return protocol.Answer{Do: protocol.Leave, Name: n.Name, ID: h.Holds, Why: "its disk holds an installation of this machine; to install it anew: skerry pxe approve " + m.MAC + " --reinstall"}, n
 	case !m.Handed.IsZero() && !same && !c.Install.Diskless:
-		return wait("%s; if that was this machine, and it lost its power: skerry pxe approve %s --reinstall", m.fate(), m.MAC), n
+		return wait("%s; if that was this machine, and it lost its power: skerry pxe approve %s", m.fate(), m.MAC), n
 	}
 	rel := s.releaseFor(h)
 	if rel == nil {

@@ -137,7 +137,7 @@ func TestTheConfigIsGivenOnceAndTheMachineInstalledOnce(t *testing.T) {
 	// Another start of the machine, or somebody with its address.
 	again := m.h
 	again.Session = newID()
-	if status, text := m.post(protocol.ConfigPath, again); status != 403 || !strings.Contains(text, "did not end its installation") || !strings.Contains(text, "--reinstall") {
+	if status, text := m.post(protocol.ConfigPath, again); status != 403 || !strings.Contains(text, "did not end its installation") || !strings.Contains(text, "skerry pxe approve") {
 		t.Errorf("a second time: %d %s", status, text)
 	}
 	if status, _ := m.post(protocol.ReportPath, protocol.Report{Session: again.Session, Stage: protocol.StageInstalled}); status != 403 {

@@ -177,11 +177,10 @@ func (s *Store) Approve(mac string, a Approval) (*Machine, error) {
 		}
 	}
 	return s.Change(mac, func(m *Machine) error {
-		pending := !m.Handed.IsZero()
 		switch {
 		case m.Stage == "":
 			return fmt.Errorf("%s: never asked to be started; `skerry pxe list` shows who did", mac)
-		case pending && !a.Again:
+		case !m.Installed.IsZero() && !a.Again:
 			return fmt.Errorf("%s: %s; add --reinstall to install it anew, over what is on its disk", mac, m.fate())
 		case a.Config == nil && !m.Approved && m.Node == "":
 			return fmt.Errorf("%s: nobody knows this machine; give it a node config with --config", mac)
@@ -192,9 +191,9 @@ func (s *Store) Approve(mac string, a Approval) (*Machine, error) {
 			}
 			m.Approved = true
 		}
-		if a.Again {
-			m.Again, m.Install, m.Session, m.Handed, m.Installed = true, "", "", time.Time{}, time.Time{}
-		}
+		// An installation that did not end may begin again; one that did may be repeated, if that is what was said.
+		m.Again = a.Again
+		m.Install, m.Session, m.Handed, m.Installed = "", "", time.Time{}, time.Time{}
 		m.Error = ""
 		return nil
 	})

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -106,6 +105,12 @@ func mountData(ctx context.Context, s *system) error {
 	if err := m.Do(); err != nil {
 		return err
 	}
+	if wiped, err := s.wipeData(ctx, m); err != nil || wiped {
+		if err != nil {
+			return err
+		}
+		state = linux.DataNew
+	}
 	if state != linux.DataUsed {
 		if err := markData(p); err != nil {
 			return err
@@ -118,6 +123,9 @@ func mountData(ctx context.Context, s *system) error {
 		}
 	}
 	if err := makeDirs("/"); err != nil {
+		return err
+	}
+	if err := s.dataOptions().keepWord("/"); err != nil {
 		return err
 	}
 	log, err := process.OpenLog(filepath.Join(logDir, "init.log"), initLogSize)
@@ -139,7 +147,7 @@ func (s *system) growData(p linux.Partition) error {
 	if err != nil {
 		return err
 	}
-	num, entry, _, err := linux.GrowLast(disk, size, p.Label)
+	num, entry, _, err := linux.GrowLastTo(disk, size, p.Label, s.dataOptions().most())
 	if err != nil {
 		return err
 	}
@@ -166,8 +174,12 @@ func (s *system) prepareData(ctx context.Context, p linux.Partition) (linux.Data
 		s.console.sayf("mount data: %s; it was never used, making it anew", oneLine(err))
 	}
 	s.console.sayf("mount data: making the filesystem on %s (first boot)", p.Dev())
-	return linux.DataNew, s.run(ctx, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", linux.DataLabel,
-		"-E", "lazy_itable_init=1,lazy_journal_init=1", p.Dev())
+	return linux.DataNew, s.makeData(ctx, p.Dev())
+}
+
+func (s *system) makeData(ctx context.Context, dev string) error {
+	return s.run(ctx, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", linux.DataLabel,
+		"-E", "lazy_itable_init=1,lazy_journal_init=1", dev)
 }
 
 func probeData(p linux.Partition) (linux.DataState, error) {
@@ -257,32 +269,4 @@ func makeDirs(root string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// readConfig reads the node config from the partition that any PC can edit.
-func readConfig(ctx context.Context, s *system) error {
-	if !s.id.Boot.Netboot { // there stage 1 put it in place
-		p, err := s.partition(ctx, "config")
-		if err != nil {
-			return err
-		}
-		// Only root may read it: it holds the token.
-		m := linux.Mount{Source: p.Dev(), Target: configDir, FS: "vfat", Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, Data: "umask=0077"}
-		if err := m.Do(); err != nil {
-			return err
-		}
-	}
-	name := filepath.Join(configDir, "config.yaml")
-	data, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("the config partition holds no config.yaml; put the card or disk into a PC and write one")
-	}
-	if err != nil {
-		return err
-	}
-	s.config, err = machine.Decode("config.yaml", data)
-	if err != nil {
-		return fmt.Errorf("%s (edit it on a PC: volume SKERRYCFG)", strings.TrimSpace(err.Error()))
-	}
-	return nil
 }

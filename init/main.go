@@ -57,10 +57,14 @@ var stage2 = []step{
 	may("adopt watchdog", adoptWatchdog, 5*time.Second),
 	must("read identity", readIdentity, 5*time.Second),
 	may("load modules", loadModules, 90*time.Second),
-	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
 	must("read config", readConfig, 30*time.Second),
-	may("set clock", setClock, 5*time.Second), // a Pi wakes up in 1970; NTP follows behind us
+	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
+	must("settle config", settleConfig, forever),  // waits for a person where there is none
+	may("set clock", setClock, 5*time.Second),     // a Pi wakes up in 1970; NTP follows behind us
 	must("name machine", nameMachine, 5*time.Second),
+	may("mount volumes", mountVolumes, 5*time.Minute),
+	may("lay out files", layFiles, 10*time.Second),
+	may("load configured modules", loadConfigured, 30*time.Second),
 	may("apply kernel settings", applySysctls, 5*time.Second),
 	may("bring up network", startNetwork, 30*time.Second), // keeps trying behind us
 	must("start node", startNode, 30*time.Second),         // server or agent, as the config says

@@ -124,7 +124,12 @@ func applySysctls(_ context.Context, s *system) error {
 			errs = append(errs, err)
 		}
 	}
-	for k, v := range s.config.Sysctls {
+	return errors.Join(append(errs, setSysctls(s.config.Sysctls))...)
+}
+
+func setSysctls(settings map[string]string) error {
+	var errs []error
+	for k, v := range settings {
 		errs = append(errs, linux.SetSysctl("/proc/sys", k, v))
 	}
 	return errors.Join(errs...)

@@ -58,7 +58,11 @@ func startNode(_ context.Context, s *system) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: openFiles}); err != nil {
 		return fmt.Errorf("allowing %d open files: %w", openFiles, err)
 	}
-	s.screen = newScreen(s)
+	shown := s.screen != nil // the machine waited for its config
+	if !shown {
+		s.screen = newScreen(s)
+	}
+	s.screen.named()
 	node := &process.Service{
 		Spec: process.Spec{
 			Path: "/usr/bin/skerryd", Args: []string{string(s.config.Role), "--config", engineYAML}, Dir: "/", Cgroup: nodeCgroup,
@@ -91,8 +95,10 @@ func startNode(_ context.Context, s *system) error {
 			s.screen.heard(m)
 		}
 	})
-	s.behind(s.screen.run)
-	s.behind(s.watchPowerKeys)
+	if !shown {
+		s.behind(s.screen.run)
+	}
+	s.behind(s.watchConfig)
 	return nil
 }
 

@@ -24,10 +24,44 @@ type screen struct {
 func newScreen(s *system) *screen {
 	sc := &screen{sys: s}
 	sc.st.release, sc.st.slot = describeIdentity(s.id)
-	sc.st.role, sc.st.name = string(s.config.Role), s.hostname
+	sc.named()
 	sc.st.addresses = "none yet"
 	sc.st.state = "waiting for skerryd to start"
 	return sc
+}
+
+// named takes up who the machine is, once it knows.
+func (sc *screen) named() {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	sc.st.role, sc.st.name = "not told its role", "nameless"
+	if sc.sys.config != nil {
+		sc.st.role, sc.st.name = string(sc.sys.config.Role), sc.sys.hostname
+	}
+	sc.st.notes = sc.sys.allNotes()
+}
+
+// refresh shows notes that changed.
+func (sc *screen) refresh() {
+	sc.mu.Lock()
+	sc.st.notes = sc.sys.allNotes()
+	sc.mu.Unlock()
+	sc.show()
+}
+
+// allNotes lists what is not as the config says.
+func (s *system) allNotes() (out []string) {
+	s.notesMu.Lock()
+	defer s.notesMu.Unlock()
+	for _, kind := range []string{"config", "restart"} {
+		if text := s.notes[kind]; text != "" {
+			out = append(out, text)
+		}
+	}
+	if s.network != nil && s.network.Note() != "" {
+		out = append(out, s.network.Note())
+	}
+	return out
 }
 
 // run follows the addresses.
@@ -44,10 +78,7 @@ func (sc *screen) run(ctx context.Context) {
 			if len(texts) > 0 {
 				sc.st.addresses = strings.Join(texts, ", ")
 			}
-			sc.st.notes = nil
-			if note := sc.sys.network.Note(); note != "" {
-				sc.st.notes = append(sc.st.notes, note)
-			}
+			sc.st.notes = sc.sys.allNotes()
 			sc.mu.Unlock()
 		}
 		sc.show()

@@ -45,12 +45,17 @@ type system struct {
 	// Stage 2.
 	reaper   *process.Reaper
 	id       machine.Identity
+	policy   policy
+	told     told // by the config partition
 	config   *machine.Config
 	hostname string
 	network  *network.Manager
 	screen   *screen
 	health   *health
 	time     *timekeeper
+
+	notesMu sync.Mutex
+	notes   map[string]string // what is not as the config says, by kind
 
 	// life ends when the machine is to stop; what runs in the background ends with it.
 	life       context.Context
@@ -91,6 +96,19 @@ func (s *system) runStage1(steps []step) {
 	select {} // the watchdog's turn
 }
 
+// note puts what is not as the config says on the display; "" takes it off.
+func (s *system) note(kind, text string) {
+	s.notesMu.Lock()
+	if s.notes == nil {
+		s.notes = map[string]string{}
+	}
+	s.notes[kind] = text
+	s.notesMu.Unlock()
+	if s.screen != nil {
+		s.screen.refresh()
+	}
+}
+
 // stop is the cause that ends life.
 type stop struct {
 	off bool // power off, not restart
@@ -103,6 +121,7 @@ func (e stop) Error() string { return e.why }
 func (s *system) runStage2(steps []step) {
 	go s.reaper.Run(context.Background()) // to the very end: shutdown waits for children too
 	s.behind(s.signals)
+	s.behind(s.watchPowerKeys)
 	err := runSteps(s.life, s, steps, s.console.say)
 	if err != nil && s.life.Err() == nil {
 		s.console.plain()

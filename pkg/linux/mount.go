@@ -67,6 +67,14 @@ func (m Mount) Do() error {
 	return nil
 }
 
+// Bind mounts a file or folder over another one, which is there.
+func (m Mount) Bind() error {
+	if err := unix.Mount(m.Source, m.Target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("laying %s over %s: %w", m.Source, m.Target, err)
+	}
+	return nil
+}
+
 // Mounted says whether a filesystem is mounted at dir.
 func Mounted(dir string) (bool, error) {
 	list, err := Mounts()

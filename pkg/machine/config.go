@@ -52,11 +52,19 @@ type Config struct {
 	Cluster    Cluster           `yaml:"cluster" help:"which cluster the node belongs to"`
 	Network    Network           `yaml:"network" help:"how the machine talks to others"`
 	NTP        NTP               `yaml:"ntp" help:"whom to ask the time"`
+	Data       Data              `yaml:"data" help:"the data partition"`
+	Mounts     []Volume          `yaml:"mounts" help:"more filesystems to mount"`
+	Modules    []string          `yaml:"modules" pattern:"^[A-Za-z0-9_-]+( .+)?$" help:"kernel modules to load, with their parameters, as in nbd max_part=8; the release must carry them"`
 	Sysctls    map[string]string `yaml:"sysctls" key:"^[a-z0-9_]+([./][A-Za-z0-9_*-]+)+$" help:"kernel settings, by name, as in net.core.somaxconn"`
-	Update     Update            `yaml:"update" help:"where new releases come from, and when; without a source and without sticks a machine stays as it is"`
-	Install    Install           `yaml:"install" help:"what the machine does when it is started over the network (image/netboot/PXE.md)"`
-	Server     Server            `yaml:"server" help:"the engine's settings of a server, named as skerryd's flags"`
-	Agent      Agent             `yaml:"agent" help:"the engine's settings of an agent, named as skerryd's flags"`
+	Files      []File            `yaml:"files" help:"files to write"`
+	// Each text may hold several.
+	Certificates []string          `yaml:"certificates" help:"certificate authorities to trust besides the web's, in PEM form: for image pulls, Helm charts and updates"`
+	Registries   Registries        `yaml:"registries" help:"how image registries are reached, in the format of registries.yaml, which it becomes"`
+	Manifests    map[string]string `yaml:"manifests" key:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" help:"Kubernetes objects for a server to apply and keep applied, as YAML texts by name; what goes takes with it what it made"`
+	Update       Update            `yaml:"update" help:"where new releases come from, and when; without a source and without sticks a machine stays as it is"`
+	Install      Install           `yaml:"install" help:"what the machine does when it is started over the network (image/netboot/PXE.md)"`
+	Server       Server            `yaml:"server" help:"the engine's settings of a server, named as skerryd's flags"`
+	Agent        Agent             `yaml:"agent" help:"the engine's settings of an agent, named as skerryd's flags"`
 }
 
 // Cluster says which cluster the node belongs to.
@@ -131,7 +139,13 @@ func decodeSettings(name string, data []byte, v any, problems func() []Problem) 
 func placed(doc *strictyaml.Doc, list []Problem) error {
 	errs := make([]error, 0, len(list))
 	for _, p := range list {
-		errs = append(errs, doc.At(p.Error(), p.Path...))
+		at := slices.Clone(p.Path)
+		for i, e := range at {
+			if key, ok := e.(typed); ok {
+				at[i] = string(key)
+			}
+		}
+		errs = append(errs, doc.At(p.Error(), at...))
 	}
 	slices.SortStableFunc(errs, func(a, b error) int {
 		var x, y strictyaml.Fault
@@ -172,6 +186,7 @@ func (c *Config) problems() []Problem {
 	}
 	c.Update.problems(&p)
 	c.Install.problems(&p)
+	c.hostProblems(&p)
 	c.roleProblems(&p)
 	p.below("network", c.Network.problems)
 	for i, s := range c.NTP.Servers {
@@ -181,10 +196,10 @@ func (c *Config) problems() []Problem {
 	}
 	for k, v := range c.Sysctls {
 		if !sysctlKey.MatchString(k) {
-			p.addf([]any{"sysctls", k}, "is not the name of a kernel setting, as in net.core.somaxconn")
+			p.addf([]any{"sysctls", typed(k)}, "is not the name of a kernel setting, as in net.core.somaxconn")
 		}
 		if strings.ContainsAny(v, "\n\x00") {
-			p.add("has more than one line", "sysctls", k)
+			p.add("has more than one line", "sysctls", typed(k))
 		}
 	}
 	return p.list

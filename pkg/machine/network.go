@@ -241,7 +241,7 @@ func (n *Network) masterProblems(p *problems) {
 			if other, ok := master[strings.ToLower(m)]; ok {
 				p.addf([]any{"interfaces", i, key, "members", j}, "%s is in %s already", m, other)
 			}
-			master[strings.ToLower(m)] = f.Name
+			master[strings.ToLower(m)] = f.Called()
 		}
 	}
 	for i := range n.Interfaces {
@@ -251,16 +251,23 @@ func (n *Network) masterProblems(p *problems) {
 				p.addf([]any{"interfaces", i}, "is in %s, which is what has addresses; give them to %s", m, m)
 			}
 		}
-		if f.Made() && reaches(on, f.Name, f.Name, len(n.Interfaces)) {
+		if f.Made() && reaches(on, f.Name, f.Name, map[string]bool{}) {
 			p.addf([]any{"interfaces", i}, "%s is made of itself", f.Name)
 		}
 	}
 }
 
-func reaches(on map[string][]string, from, to string, depth int) bool {
+// reaches says whether a way leads from one interface down to another.
+func reaches(on map[string][]string, from, to string, seen map[string]bool) bool {
 	for _, next := range on[from] {
-		if next == to || depth > 0 && reaches(on, next, to, depth-1) {
+		if next == to {
 			return true
+		}
+		if !seen[next] {
+			seen[next] = true
+			if reaches(on, next, to, seen) {
+				return true
+			}
 		}
 	}
 	return false

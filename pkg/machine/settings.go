@@ -165,6 +165,8 @@ func (p Problem) Error() string {
 		switch e := e.(type) {
 		case int:
 			fmt.Fprintf(&b, "[%d]", e)
+		case typed:
+			fmt.Fprintf(&b, "[%q]", string(e))
 		default:
 			if i > 0 {
 				b.WriteByte('.')
@@ -174,6 +176,9 @@ func (p Problem) Error() string {
 	}
 	return b.String() + ": " + p.Msg
 }
+
+// typed is a key that a person made up, unlike those of the format.
+type typed string
 
 // problems collects Problems below one place.
 type problems struct {

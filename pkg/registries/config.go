@@ -14,43 +14,18 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/strictyaml"
 )
 
-// File is registries.yaml, in K3s's format.
-type File struct {
-	Mirrors map[string]Mirror `yaml:"mirrors"` // by registry; "*" is every registry without an entry of its own
-	Configs map[string]Host   `yaml:"configs"` // by host, or host:port, of a registry or an endpoint; "*" is every other
-	Auths   map[string]Auth   `yaml:"auths"`   // K3s's older way to write configs' auth
-}
-
-// Mirror says where a registry's images are fetched. The registry itself comes last, unless it is one of the endpoints.
-type Mirror struct {
-	Endpoint []string          `yaml:"endpoint"`
-	Rewrite  map[string]string `yaml:"rewrite"` // regular expression -> replacement, for the repository's name at the endpoints
-}
-
-// Host says how to speak to one host.
-type Host struct {
-	Auth Auth `yaml:"auth"`
-	TLS  TLS  `yaml:"tls"`
-}
-
-// Auth is a user, as a name and password, as both in base64 with a colon between, or as a token.
-type Auth struct {
-	Username      string `yaml:"username"`
-	Password      string `yaml:"password"`
-	Auth          string `yaml:"auth"`
-	IdentityToken string `yaml:"identity_token"`
-}
-
-// TLS says whom to believe and who one is.
-type TLS struct {
-	CAFile             string `yaml:"ca_file"`
-	CertFile           string `yaml:"cert_file"`
-	KeyFile            string `yaml:"key_file"`
-	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
-}
+// The file's parts; a node config has them too.
+type (
+	File   = machine.Registries
+	Mirror = machine.Mirror
+	Host   = machine.RegistryHost
+	Auth   = machine.RegistryAuth
+	TLS    = machine.RegistryTLS
+)
 
 const wildcard = "*"
 
@@ -123,10 +98,10 @@ func parse(name string, data []byte) (*config, error) {
 	}
 	for name, h := range f.Configs {
 		var out host
-		if out.username, out.secret, err = h.Auth.read(); err != nil {
+		if out.username, out.secret, err = readAuth(h.Auth); err != nil {
 			fault(err, "configs", name, "auth")
 		}
-		if out.tls, err = h.TLS.read(); err != nil {
+		if out.tls, err = readTLS(h.TLS); err != nil {
 			fault(err, "configs", name, "tls")
 		}
 		c.hosts[strings.TrimPrefix(strings.TrimPrefix(name, "https://"), "http://")] = out
@@ -150,7 +125,7 @@ func endpoint(text string) (*url.URL, error) {
 	return u, nil
 }
 
-func (a Auth) read() (username, secret string, err error) {
+func readAuth(a Auth) (username, secret string, err error) {
 	switch {
 	case a.IdentityToken != "":
 		return "", a.IdentityToken, nil
@@ -169,7 +144,7 @@ func (a Auth) read() (username, secret string, err error) {
 	return "", "", nil
 }
 
-func (t TLS) read() (*tls.Config, error) {
+func readTLS(t TLS) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: t.InsecureSkipVerify} //nolint:gosec // the operator says so; registries are not all new
 	if t.CAFile != "" {
 		data, err := os.ReadFile(filepath.Clean(t.CAFile))

@@ -163,7 +163,7 @@ func (d *Doc) check(n *yaml.Node, t reflect.Type, where string, faults *[]error)
 		d.keys(n, func(k, v *yaml.Node) { d.check(v, t.Elem(), join(where, k.Value), faults) }, fault)
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
-			fault(n, "%swants a list here (lines that start with \"- \")", prefix(where))
+			fault(n, "%swants a list here (lines that start with a dash)", prefix(where))
 			return
 		}
 		for _, v := range n.Content {

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/linux"
+	"github.com/skerry-os/skerry/pkg/machine"
+)
+
+const (
+	configName = "config.yaml"
+	goodConfig = dataDir + "/config/last-good.yaml"
+
+	// forever is the limit of a step that a person ends.
+	forever = 100 * 365 * 24 * time.Hour
+	// lookAtConfig is how often the config partition is looked at for a change.
+	lookAtConfig = 10 * time.Second
+)
+
+// told is what stands on the config partition, and what came of it: a config or an error.
+type told struct {
+	data, sig []byte
+	config    *machine.Config
+	err       error
+}
+
+func (t told) same(o told) bool { return bytes.Equal(t.data, o.data) && bytes.Equal(t.sig, o.sig) }
+
+// readConfig reads the node config from the partition that any PC can edit. What is wrong with it is settled once the data
+// partition is there, which has the last good one.
+func readConfig(ctx context.Context, s *system) error {
+	policy, err := readPolicy(os.DirFS("/" + machine.TrustDir))
+	if err != nil {
+		return err
+	}
+	s.policy = policy
+	s.told = s.readTold(ctx)
+	return nil
+}
+
+// policy is which configs the signed release takes, and by whom they may be signed.
+type policy struct {
+	machine.Policy
+	keys []ed25519.PublicKey
+}
+
+// configPolicyFile is in the initramfs of releases that were built for signed configs only.
+const configPolicyFile = "config-policy"
+
+func readPolicy(trust fs.FS) (p policy, err error) {
+	p.Policy = machine.PolicyAny
+	data, err := fs.ReadFile(trust, configPolicyFile)
+	switch {
+	case err == nil:
+		p.Policy = machine.Policy(strings.TrimSpace(string(data)))
+	case !errors.Is(err, fs.ErrNotExist):
+		return p, err
+	}
+	if p.keys, err = readKeys(trust); p.Policy == machine.PolicyAny {
+		err = nil // nobody asks for them
+	}
+	return p, err
+}
+
+// decode makes a config of a file and its signature, by the image's policy.
+func (p policy) decode(data, sig []byte) (*machine.Config, error) {
+	if p.Policy != machine.PolicyAny || len(sig) > 0 && len(p.keys) > 0 {
+		// A signature that is there must be right, whatever the policy: it says that somebody meant to guard the file.
+		if _, err := machine.VerifyConfig(data, sig, p.keys); err != nil {
+			return nil, fmt.Errorf("%s: %w", configName, err)
+		}
+	}
+	return machine.Decode(configName, data)
+}
+
+// readTold mounts the partition anew, so that what a PC or another machine wrote is seen, and reads.
+func (s *system) readTold(ctx context.Context) (t told) {
+	if s.id.Boot.Netboot { // stage 1 put it in place
+		return readToldFrom(os.DirFS(configDir), s.policy)
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("waited 20s"))
+	defer cancel()
+	p, err := s.partition(limited, "config")
+	if err != nil {
+		return told{err: err}
+	}
+	if there, err := linux.Mounted(configDir); err == nil && there {
+		if err := linux.UnmountBelow(configDir); err != nil {
+			return told{err: err}
+		}
+	}
+	// Only root may read it: it holds the token.
+	m := linux.Mount{Source: p.Dev(), Target: configDir, FS: "vfat", Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, Data: "umask=0077"}
+	if err := m.Do(); err != nil {
+		return told{err: fmt.Errorf("the config partition cannot be read: %w", err)}
+	}
+	return readToldFrom(os.DirFS(configDir), s.policy)
+}
+
+func readToldFrom(dir fs.FS, p policy) (t told) {
+	t.data, t.err = fs.ReadFile(dir, configName)
+	if errors.Is(t.err, fs.ErrNotExist) {
+		t.err = fmt.Errorf("the config partition holds no %s; write one", configName)
+	}
+	if t.err != nil {
+		return t
+	}
+	if t.sig, t.err = fs.ReadFile(dir, configName+machine.SignatureSuffix); errors.Is(t.err, fs.ErrNotExist) {
+		t.err = nil
+	}
+	if t.err == nil {
+		t.config, t.err = p.decode(t.data, t.sig)
+	}
+	return t
+}
+
+// settleConfig decides what this start runs with: what the partition says, or the last good config, or nothing until a person
+// has written one. A slot on trial must like the config that the slot before it likes.
+func settleConfig(ctx context.Context, s *system) error {
+	if s.told.err == nil {
+		return s.take(s.told)
+	}
+	if s.id.Boot.Trial {
+		return s.told.err
+	}
+	good, err := loadGood(goodConfig)
+	if err != nil {
+		s.console.sayf("config: the last good one: %s", oneLine(err))
+	}
+	if good != nil {
+		s.config = good
+		s.complain("%s; the last good config goes on. Edit it on a PC: volume %s", oneLine(s.told.err), configVolume)
+		return nil
+	}
+	if err := s.waitForConfig(ctx); err != nil {
+		return err
+	}
+	return s.take(s.told)
+}
+
+// configVolume is what a PC calls the config partition.
+const configVolume = "SKERRYCFG"
+
+// take makes a config the one of this start, and the last good one.
+func (s *system) take(t told) error {
+	s.config = t.config
+	if err := keepGood(goodConfig, t.data); err != nil {
+		s.console.sayf("config: keeping it as the last good one: %s", oneLine(err))
+	}
+	return nil
+}
+
+// complain says on console and display what is wrong with the config.
+func (s *system) complain(format string, a ...any) {
+	text := fmt.Sprintf(format, a...)
+	s.note("config", text)
+	s.console.say("config: " + text)
+}
+
+// loadGood gives the last config that was good; nil for none. A release may have learned to refuse it.
+func loadGood(name string) (*machine.Config, error) {
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return machine.Decode(filepath.Base(name), data)
+}
+
+func keepGood(name string, data []byte) error {
+	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(name, data, 0o600)
+}

@@ -1,0 +1,80 @@
+package machine
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/skerry-os/skerry/pkg/release"
+)
+
+// SignatureSuffix is what a config's file name has added to be the name of its signature, beside it.
+const SignatureSuffix = ".sig"
+
+// Policy says which node configs an image takes.
+type Policy string
+
+// The policies.
+const (
+	PolicyAny    Policy = "any"    // whoever can write to the config partition may say what the machine is
+	PolicySigned Policy = "signed" // only what is signed by a key the image knows
+)
+
+// ErrUnsigned means that a config has no signature by a key that is trusted.
+var ErrUnsigned = errors.New("is not signed by a key that this image trusts")
+
+// configDomain keeps a signature made for a config from being valid for anything else.
+const configDomain = "skerry node config v1\n"
+
+// configSignature is the content of a signature file.
+type configSignature struct {
+	KeyID string `json:"keyID"` // tells which key, proves nothing
+	Sig   string `json:"sig"`   // base64 of ed25519 over configDomain and the file
+}
+
+// SignConfig gives the signature file of a config.
+func SignConfig(data []byte, key ed25519.PrivateKey) ([]byte, error) {
+	out, err := json.Marshal(configSignature{
+		KeyID: release.KeyID(key.Public().(ed25519.PublicKey)),
+		Sig:   base64.StdEncoding.EncodeToString(ed25519.Sign(key, append([]byte(configDomain), data...))),
+	})
+	return append(out, '\n'), err
+}
+
+// VerifyConfig checks a config's signature file and names the key. No signature at all is ErrUnsigned too.
+func VerifyConfig(data, sig []byte, trusted []ed25519.PublicKey) (keyID string, err error) {
+	if len(sig) == 0 {
+		return "", fmt.Errorf("has no signature beside it: %w; make one with: skerry config sign", ErrUnsigned)
+	}
+	var s configSignature
+	if len(sig) > release.MaxSignatureBytes || json.Unmarshal(sig, &s) != nil {
+		return "", fmt.Errorf("has a signature that cannot be read: %w", ErrUnsigned)
+	}
+	raw, err := base64.StdEncoding.DecodeString(s.Sig)
+	if err != nil || len(raw) != ed25519.SignatureSize {
+		return "", fmt.Errorf("has a signature that cannot be read: %w", ErrUnsigned)
+	}
+	for _, key := range trusted {
+		if ed25519.Verify(key, append([]byte(configDomain), data...), raw) {
+			return release.KeyID(key), nil
+		}
+		if release.KeyID(key) == s.KeyID {
+			return "", fmt.Errorf("was changed after it was signed: %w; sign it again with: skerry config sign", ErrUnsigned)
+		}
+	}
+	return "", fmt.Errorf("has a signature of another key: %w", ErrUnsigned)
+}
+
+var (
+	backquoted = regexp.MustCompile("`.*`")
+	quoted     = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+)
+
+// Redact takes what a person wrote out of a fault's text, because it may be a secret in the wrong place. Places, names of keys
+// and what to do stay.
+func Redact(fault string) string {
+	return quoted.ReplaceAllString(backquoted.ReplaceAllString(fault, `"…"`), `"…"`)
+}

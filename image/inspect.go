@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/disk"
@@ -83,6 +84,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 		}
 		i.compare(d, e)
 	}
+	i.configSignature(d, keys)
 	i.signatures(p)
 	i.kernels(p, d.rel.Manifest().Root)
 	return p, i.err()
@@ -192,7 +194,27 @@ func (i *inspection) config() (config []byte, beside []File, ok bool) {
 	return config, beside, true
 }
 
-var maxBeside = map[string]int64{ConfigName: strictyaml.MaxBytes, machine.TableName: machine.MaxTableBytes, seed.Name: seed.MaxBytes}
+var maxBeside = map[string]int64{ConfigName: strictyaml.MaxBytes, machine.TableName: machine.MaxTableBytes, seed.Name: seed.MaxBytes, SignatureName: release.MaxSignatureBytes}
+
+// small reads a file that says something of the machine; the plan has what it holds.
+func (i *inspection) small(where string, f fat.Found) []byte {
+	data, err := io.ReadAll(io.LimitReader(f.Open(), strictyaml.MaxBytes))
+	if err != nil {
+		i.fault(where, i.parts[where].Start+f.Offset(), "/%s: %v", f.Path, err)
+	}
+	return data
+}
+
+// configSignature says whether the machine would take the config.
+func (i *inspection) configSignature(d *draft, keys []ed25519.PublicKey) {
+	more, err := machine.ParseKeys(d.configKeys)
+	if err == nil {
+		err = Config{Name: "/" + ConfigName, Data: d.config, Beside: d.beside}.checkSignature(machine.Policy(d.policy), slices.Concat(more, keys))
+	}
+	if err != nil {
+		i.fault(boards.Config, i.configAt, "%v", err)
+	}
+}
 
 // esp finds out for which of the release's boards the disk is, and whether it brings Secure Boot keys.
 func (i *inspection) esp(d *draft) {
@@ -202,6 +224,14 @@ func (i *inspection) esp(d *draft) {
 	i.inner(boards.ESP, p.Start, err)
 	if err == nil {
 		d.secureBoot = slices.ContainsFunc(v.Files, func(f fat.Found) bool { return f.Path == "loader/keys/auto/PK.auth" })
+		for _, f := range v.Files {
+			switch f.Path {
+			case machine.ImagePolicyFile:
+				d.policy = strings.TrimSpace(string(i.small(boards.ESP, f)))
+			case machine.ImageKeysFile:
+				d.configKeys = i.small(boards.ESP, f)
+			}
+		}
 		for _, f := range v.Files {
 			if f.Path != KernelPath(slot.A) && f.Path != KernelPath(slot.B) {
 				continue

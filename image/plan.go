@@ -7,6 +7,7 @@ package image
 
 import (
 	"cmp"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -26,10 +27,11 @@ import (
 	"github.com/skerry-os/skerry/pkg/slot"
 )
 
-// ConfigName is the node config's name on the config partition, and ConfigLabel that volume's label.
+// ConfigName is the node config's name on the config partition, SignatureName its signature's, and ConfigLabel that volume's label.
 const (
-	ConfigName  = "config.yaml"
-	ConfigLabel = "SKERRYCFG"
+	ConfigName    = "config.yaml"
+	SignatureName = ConfigName + machine.SignatureSuffix
+	ConfigLabel   = "SKERRYCFG"
 )
 
 // edge is what lies before the first partition and behind the last: room for the tables, and alignment to flash blocks.
@@ -52,12 +54,16 @@ type File struct {
 }
 
 // Besides are the names that files beside the node config may have. An image with a table of nodes needs no node config.
-var Besides = []string{machine.TableName, seed.Name}
+var Besides = []string{machine.TableName, seed.Name, SignatureName}
 
 // Options are what a person decides about an image beyond board, release and config.
 type Options struct {
 	Size         size.Bytes // of the disk; 0 is the least the board needs
 	NoSecureBoot bool       // leave out the keys that firmware in setup mode would enrol
+
+	ConfigPolicy machine.Policy      // which node configs the machine takes; "" is what the release says
+	ConfigKeys   []ed25519.PublicKey // that may sign node configs, besides the release's
+	Trusted      []ed25519.PublicKey // the release's
 }
 
 // Plan is a whole disk on paper.
@@ -68,6 +74,7 @@ type Plan struct {
 	Manifest   string      `json:"manifest"`         // sha256 of the release's manifest
 	Config     string      `json:"config"`           // sha256 of the node config
 	Beside     string      `json:"beside,omitempty"` // sha256 of what lies beside it, and its names
+	Policy     string      `json:"configPolicy,omitempty"`
 	SecureBoot bool        `json:"secureBoot"`
 	Size       int64       `json:"size"`
 	GUID       disk.GUID   `json:"guid"`
@@ -119,12 +126,47 @@ func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan
 	if err := config.check(); err != nil {
 		return nil, err
 	}
+	if err := checkSignature(config, o); err != nil {
+		return nil, err
+	}
 	parts, total, err := partitions(b, o.Size)
 	if err != nil {
 		return nil, err
 	}
 	d := draft{rel: rel, board: b.ID, config: config.Data, beside: config.Beside, secureBoot: !o.NoSecureBoot, size: total, parts: parts}
+	d.policy = string(o.ConfigPolicy)
+	if d.configKeys, err = machine.MarshalKeys(o.ConfigKeys); err != nil {
+		return nil, err
+	}
 	return d.plan()
+}
+
+// checkSignature refuses a config that the machine would refuse.
+func checkSignature(config Config, o Options) error {
+	if err := o.ConfigPolicy.Check(); err != nil {
+		return err
+	}
+	return config.checkSignature(o.ConfigPolicy, slices.Concat(o.ConfigKeys, o.Trusted))
+}
+
+// checkSignature refuses a config without a signature where the policy wants one, and one whose signature is not right anyhow.
+func (c Config) checkSignature(policy machine.Policy, trusted []ed25519.PublicKey) error {
+	var sig []byte
+	for _, f := range c.Beside {
+		if f.Name == SignatureName {
+			sig = f.Data
+		}
+	}
+	switch {
+	case policy != machine.PolicySigned && sig == nil:
+		return nil
+	case c.Data == nil:
+		return errors.New("a table of nodes has no signature; images that take signed configs only are made for one node each")
+	}
+	if _, err := machine.VerifyConfig(c.Data, sig, trusted); err != nil {
+		return fmt.Errorf("%s: %w", c.Name, err)
+	}
+	return nil
 }
 
 func (c Config) check() error {
@@ -187,6 +229,8 @@ type draft struct {
 	board      string
 	config     []byte
 	beside     []File
+	policy     string // of node configs; "" for none of the image's own
+	configKeys []byte // PEM
 	secureBoot bool
 	size       int64
 	parts      []Partition
@@ -198,7 +242,7 @@ func (d *draft) plan() (*Plan, error) {
 	m := d.rel.Manifest()
 	manifest, _ := d.rel.Bytes()
 	p := &Plan{
-		Board: d.board, Arch: m.Arch, Version: m.Version, SecureBoot: d.secureBoot, Size: d.size,
+		Board: d.board, Arch: m.Arch, Version: m.Version, SecureBoot: d.secureBoot, Size: d.size, Policy: d.policy,
 		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid,
 	}
 	if p.GUID == (disk.GUID{}) {

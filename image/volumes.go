@@ -7,6 +7,7 @@ import (
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/fat"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/slot"
 )
@@ -62,6 +63,12 @@ func (d *draft) bootFiles() ([]bootFile, error) {
 		for _, name := range enrolment {
 			files = append(files, bootFile{path: "loader/keys/auto/" + name + ".auth", from: find("secureboot/" + name + ".auth")})
 		}
+	}
+	if d.policy != "" {
+		files = append(files, bootFile{path: machine.ImagePolicyFile, data: []byte(d.policy + "\n")})
+	}
+	if len(d.configKeys) > 0 {
+		files = append(files, bootFile{path: machine.ImageKeysFile, data: d.configKeys})
 	}
 	return files, errors.Join(errs...)
 }

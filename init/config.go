@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -41,7 +42,9 @@ func (t told) same(o told) bool { return bytes.Equal(t.data, o.data) && bytes.Eq
 // readConfig reads the node config from the partition that any PC can edit. What is wrong with it is settled once the data
 // partition is there, which has the last good one.
 func readConfig(ctx context.Context, s *system) error {
-	policy, err := readPolicy(os.DirFS("/" + machine.TrustDir))
+	boot, done := s.bootFiles()
+	policy, err := readPolicy(os.DirFS("/"+machine.TrustDir), boot)
+	done()
 	if err != nil {
 		return err
 	}
@@ -50,33 +53,80 @@ func readConfig(ctx context.Context, s *system) error {
 	return nil
 }
 
-// policy is which configs the signed release takes, and by whom they may be signed.
+// bootFiles mounts the boot partition for reading; nil where the disk has none.
+func (s *system) bootFiles() (fs.FS, func()) {
+	const dir = runDir + "/boot"
+	parts, err := linux.Partitions(os.DirFS("/sys"))
+	if err != nil {
+		return nil, func() {}
+	}
+	for _, p := range parts {
+		if p.Label == boards.ESP && p.DiskDev() == s.id.Boot.Disk {
+			m := linux.Mount{Source: p.Dev(), Target: dir, FS: "vfat", Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, Data: "umask=0077"}
+			if err := m.Do(); err != nil {
+				s.console.sayf("read config: %s", oneLine(err))
+				return nil, func() {}
+			}
+			return os.DirFS(dir), func() { _ = linux.UnmountBelow(dir) } // it stays readable, at worst
+		}
+	}
+	return nil, func() {}
+}
+
+// policy is which configs this machine takes, and by whom they may be signed.
 type policy struct {
 	machine.Policy
 	keys []ed25519.PublicKey
 }
 
-// configPolicyFile is in the initramfs of releases that were built for signed configs only.
-const configPolicyFile = "config-policy"
-
-func readPolicy(trust fs.FS) (p policy, err error) {
-	p.Policy = machine.PolicyAny
-	data, err := fs.ReadFile(trust, configPolicyFile)
-	switch {
-	case err == nil:
-		p.Policy = machine.Policy(strings.TrimSpace(string(data)))
-	case !errors.Is(err, fs.ErrNotExist):
+// readPolicy reads it from what the signed release says, or else from what the image says on its boot partition. Only the former
+// is out of reach of somebody with the disk in hand, so it also decides alone about the keys. boot may be nil.
+func readPolicy(trust, boot fs.FS) (p policy, err error) {
+	said, err := readOptional(trust, machine.ReleasePolicyFile)
+	if err != nil {
 		return p, err
 	}
-	if p.keys, err = readKeys(trust); p.Policy == machine.PolicyAny {
-		err = nil // nobody asks for them
+	more, err := readOptional(trust, machine.ReleaseKeysFile)
+	if err != nil {
+		return p, err
 	}
-	return p, err
+	p.Policy = machine.Policy(strings.TrimSpace(string(said)))
+	if p.Policy != machine.PolicySigned && boot != nil {
+		said, err := readOptional(boot, machine.ImagePolicyFile)
+		if err != nil {
+			return p, err
+		}
+		keys, err := readOptional(boot, machine.ImageKeysFile)
+		if err != nil {
+			return p, err
+		}
+		p.Policy, more = machine.Policy(strings.TrimSpace(string(said))), append(more, keys...)
+	}
+	if err := p.Check(); err != nil {
+		return p, err
+	}
+	if p.keys, err = machine.ParseKeys(more); err != nil {
+		return p, fmt.Errorf("keys for node configs: %w", err)
+	}
+	keys, err := readKeys(trust)
+	if err != nil && p.Policy == machine.PolicySigned && len(p.keys) == 0 {
+		return p, err
+	}
+	p.keys = append(p.keys, keys...)
+	return p, nil
+}
+
+func readOptional(fsys fs.FS, name string) ([]byte, error) {
+	data, err := fs.ReadFile(fsys, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
 }
 
 // decode makes a config of a file and its signature, by the image's policy.
 func (p policy) decode(data, sig []byte) (*machine.Config, error) {
-	if p.Policy != machine.PolicyAny || len(sig) > 0 && len(p.keys) > 0 {
+	if p.Policy == machine.PolicySigned || len(sig) > 0 && len(p.keys) > 0 {
 		// A signature that is there must be right, whatever the policy: it says that somebody meant to guard the file.
 		if _, err := machine.VerifyConfig(data, sig, p.keys); err != nil {
 			return nil, fmt.Errorf("%s: %w", configName, err)

@@ -33,7 +33,7 @@ func trust(t *testing.T, policy string) (fs.FS, ed25519.PrivateKey) {
 	}
 	files := fstest.MapFS{"release.pub": {Data: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})}}
 	if policy != "" {
-		files[configPolicyFile] = &fstest.MapFile{Data: []byte(policy + "\n")}
+		files[machine.ReleasePolicyFile] = &fstest.MapFile{Data: []byte(policy + "\n")}
 	}
 	return files, key
 }
@@ -53,7 +53,7 @@ func TestPolicy(t *testing.T) {
 		{"a stranger's, signed only", "signed", "stranger", "a signature of another key"},
 	} {
 		fsys, key := trust(t, tt.policy)
-		p, err := readPolicy(fsys)
+		p, err := readPolicy(fsys, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,8 +77,41 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tt.name, got.err, tt.want)
 		}
 	}
-	if _, err := readPolicy(fstest.MapFS{configPolicyFile: {Data: []byte("signed")}}); err == nil {
+	if _, err := readPolicy(fstest.MapFS{machine.ReleasePolicyFile: {Data: []byte("signed")}}, nil); err == nil {
 		t.Error("a policy of signed configs without a key to check them by lets nothing in, and should say so")
+	}
+	if _, err := readPolicy(fstest.MapFS{machine.ReleasePolicyFile: {Data: []byte("sometimes")}}, nil); err == nil {
+		t.Error("a policy that is none was taken")
+	}
+}
+
+// The image's own word counts where the release has none, and cannot soften the release's, nor add keys to it.
+func TestPolicyOfImage(t *testing.T) {
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := machine.MarshalKeys([]ed25519.PublicKey{pub})
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := func(policy string) fs.FS {
+		return fstest.MapFS{machine.ImagePolicyFile: {Data: []byte(policy)}, machine.ImageKeysFile: {Data: pem}}
+	}
+	for _, tt := range []struct {
+		release string
+		image   fs.FS
+		want    machine.Policy
+		keys    int
+	}{
+		{"", nil, "", 1}, {"", boot("signed\n"), machine.PolicySigned, 2}, {"", boot("any"), machine.PolicyAny, 2}, {"", fstest.MapFS{}, "", 1},
+		{"signed", boot("any"), machine.PolicySigned, 1}, {"any", boot("signed"), machine.PolicySigned, 2},
+	} {
+		fsys, _ := trust(t, tt.release)
+		p, err := readPolicy(fsys, tt.image)
+		if err != nil || p.Policy != tt.want || len(p.keys) != tt.keys {
+			t.Errorf("release %q: %q with %d keys, %v; want %q with %d", tt.release, p.Policy, len(p.keys), err, tt.want, tt.keys)
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 
 func newConfigCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Write and check what a machine is told"}
-	cmd.AddCommand(newConfigNewCmd(), newConfigCheckCmd(), newConfigSchemaCmd())
+	cmd.AddCommand(newConfigNewCmd(), newConfigCheckCmd(), newConfigSignCmd(), newConfigSchemaCmd())
 	return cmd
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/skerry-os/skerry/image"
 	"github.com/skerry-os/skerry/image/cloud"
 	"github.com/skerry-os/skerry/image/fleet"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/size"
 )
@@ -35,6 +36,7 @@ type imageFlags struct {
 	board, release, config, size string
 	secureBoot                   bool
 	trust                        trustFlags
+	configTrust                  configTrustFlags
 }
 
 func (f *imageFlags) bind(cmd *cobra.Command) {
@@ -44,6 +46,8 @@ func (f *imageFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.size, "size", "", "size of the disk, such as 4GiB (default: the least; the machine grows into its disk at the first boot)")
 	cmd.Flags().BoolVar(&f.secureBoot, "secure-boot", true, "bring the release's Secure Boot keys along; only firmware in setup mode, which has no keys yet, takes them")
 	f.trust.bind(cmd)
+	f.configTrust.bind(cmd, "this machine, on its boot partition: it guards the config partition, which any PC opens, and not a disk that is written anew; "+
+		"see release build for that")
 	for _, name := range []string{"board", "release", "config"} {
 		_ = cmd.MarkFlagRequired(name) // fails only for a flag that does not exist
 	}
@@ -56,6 +60,9 @@ func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
 		return nil, nil, err
 	}
 	o := image.Options{NoSecureBoot: !f.secureBoot}
+	if o.ConfigPolicy, o.ConfigKeys, err = f.configTrust.load(); err != nil {
+		return nil, nil, err
+	}
 	if f.size != "" {
 		if o.Size, err = size.Parse(f.size); err != nil {
 			return nil, nil, fmt.Errorf("--size: %w", err)
@@ -65,10 +72,19 @@ func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("node config: %w", err)
 	}
+	given := image.Config{Name: f.config, Data: config}
+	sig, err := os.ReadFile(f.config + machine.SignatureSuffix)
+	switch {
+	case err == nil:
+		given.Beside = []image.File{{Name: image.SignatureName, Data: sig}}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, nil, fmt.Errorf("node config: %w", err)
+	}
 	keys, err := f.trust.load()
 	if err != nil {
 		return nil, nil, err
 	}
+	o.Trusted = keys
 	files := os.DirFS(f.release)
 	rel, err := release.Open(files, keys)
 	switch {
@@ -79,7 +95,7 @@ func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
 	case err != nil:
 		return nil, nil, fmt.Errorf("%s: %w", f.release, err)
 	}
-	p, err := image.New(b, rel, image.Config{Name: f.config, Data: config}, o)
+	p, err := image.New(b, rel, given, o)
 	return p, files, err
 }
 

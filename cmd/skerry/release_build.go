@@ -16,6 +16,7 @@ import (
 func newReleaseBuildCmd() *cobra.Command {
 	var arch, keyDir, out, source, work, version string
 	var mirrors []string
+	var configTrust configTrustFlags
 	var quiet, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "build --keys DIR -o DIR",
@@ -29,6 +30,10 @@ func newReleaseBuildCmd() *cobra.Command {
 				return errors.New("release build: name the keys with --keys and the folder to make with -o")
 			}
 			set, err := keys.Load(keyDir)
+			if err != nil {
+				return err
+			}
+			policy, configKeys, err := configTrust.load()
 			if err != nil {
 				return err
 			}
@@ -52,6 +57,7 @@ func newReleaseBuildCmd() *cobra.Command {
 			}
 			s, err := compose.Build(cmd.Context(), compose.Options{
 				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log,
+				ConfigPolicy: policy, ConfigKeys: configKeys,
 			})
 			if err != nil {
 				return fmt.Errorf("release build: %w", err)
@@ -60,6 +66,7 @@ func newReleaseBuildCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	configTrust.bind(cmd, "every machine of this release, in its signed initramfs: with Secure Boot nobody with the disk in hand can change it")
 	f.StringVar(&arch, "arch", "amd64", "architecture: amd64, arm64 or arm")
 	f.StringVar(&keyDir, "keys", "", "key folder, as made by `skerry keys new`")
 	f.StringVarP(&out, "output", "o", "", "release folder to make or replace")

@@ -3,6 +3,7 @@ package compose
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/debian"
 	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/kmod"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
@@ -40,6 +42,26 @@ type Options struct {
 	Cache   string   // downloads
 	Mirrors []string // base addresses of Debian archives
 	Log     Log
+
+	ConfigPolicy machine.Policy      // which node configs every machine of this release takes; "" leaves it to the image
+	ConfigKeys   []ed25519.PublicKey // that may sign node configs, besides the release's
+}
+
+// configTrust is what the initramfs says of node configs.
+func (o *Options) configTrust() (map[string][]byte, error) {
+	out := map[string][]byte{}
+	if err := o.ConfigPolicy.Check(); err != nil {
+		return nil, err
+	}
+	if o.ConfigPolicy != "" {
+		out[machine.ReleasePolicyFile] = []byte(o.ConfigPolicy + "\n")
+	}
+	if len(o.ConfigKeys) == 0 {
+		return out, nil
+	}
+	data, err := machine.MarshalKeys(o.ConfigKeys)
+	out[machine.ReleaseKeysFile] = data
+	return out, err
 }
 
 // Summary is what a build made.
@@ -181,9 +203,13 @@ func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (re
 	if err != nil {
 		return release.Board{}, err
 	}
+	trust, err := b.configTrust()
+	if err != nil {
+		return release.Board{}, err
+	}
 	first, err := initramfs.Content{
 		Init: filepath.Join(b.programs, "usr/sbin/init"), Kernel: k.release, Modules: sub, ModuleDir: k.modules,
-		Load: board.Modules.Boot.Load, PublicKey: pub, Root: b.Keys.Root, Time: b.Source.Time,
+		Load: board.Modules.Boot.Load, PublicKey: pub, Root: b.Keys.Root, Trust: trust, Time: b.Source.Time,
 	}.Tree()
 	if err != nil {
 		return release.Board{}, err

@@ -5,7 +5,9 @@ package initramfs
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,14 +27,15 @@ const (
 
 // Content is what goes in.
 type Content struct {
-	Init      string      // the init program, a file of the host
-	Kernel    string      // kernel release
-	Modules   *kmod.Index // those to carry
-	ModuleDir string      // folder of the host that the index describes
-	Load      []string    // modules to load by name
-	PublicKey []byte      // PEM
-	Root      []byte      // of the repository of updates; nil for none
-	Time      time.Time   // of every file
+	Init      string            // the init program, a file of the host
+	Kernel    string            // kernel release
+	Modules   *kmod.Index       // those to carry
+	ModuleDir string            // folder of the host that the index describes
+	Load      []string          // modules to load by name
+	PublicKey []byte            // PEM
+	Root      []byte            // of the repository of updates; nil for none
+	Trust     map[string][]byte // more files of the folder that KeyFile is in, by name
+	Time      time.Time         // of every file
 }
 
 // Tree lays the content out.
@@ -58,6 +61,11 @@ func (c Content) Tree() (*rootfs.Tree, error) {
 	}
 	if len(c.Root) > 0 {
 		if err := t.AddBytes(RootFile, c.Root, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Trust)) {
+		if err := t.AddBytes(path.Join(path.Dir(KeyFile), name), c.Trust[name], 0o644); err != nil {
 			return nil, err
 		}
 	}

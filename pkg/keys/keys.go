@@ -313,6 +313,19 @@ func loadPrivate(file string) (crypto.PrivateKey, error) {
 	return key, nil
 }
 
+// LoadEd25519 reads a private key that is a file of its own, and refuses one that others can read.
+func LoadEd25519(file string) (ed25519.PrivateKey, error) {
+	key, err := loadPrivate(file)
+	if err != nil {
+		return nil, err
+	}
+	private, ok := key.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s: is a %T; make an ed25519 key: openssl genpkey -algorithm ed25519", file, key)
+	}
+	return private, nil
+}
+
 // ParsePublic reads a release.pub: one PKIX PEM ed25519 key.
 func ParsePublic(data []byte) (ed25519.PublicKey, error) {
 	block, rest := pem.Decode(data)

@@ -107,7 +107,10 @@ func newImageBuildCmd() *cobra.Command {
 		Use:   "build --board ID --release DIR --config FILE -o FILE",
 		Short: "Make the disk image of one machine",
 		Long: "Make the disk image of one machine. The file appears whole or not at all. It is readable by you alone, because the\n" +
-			"node config in it holds the cluster's token.",
+			"node config in it holds the cluster's token.\n\n" +
+			"What is signed is made by `skerry release build`, and an image cannot add to it: files in the root (--overlay), kernel\n" +
+			"modules (--extra-module), words on the kernel's command line (--kernel-arg) and container images (--image-archive) are its\n" +
+			"flags. What is one machine's own (files below /etc and /var, modules to load, manifests) stands in the node config.",
 		Example: "  skerry image build --board x86-uefi --release out/release --config north-1.yaml -o north-1.img",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -17,6 +17,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	var arch, keyDir, out, source, work, version string
 	var mirrors []string
 	var configTrust configTrustFlags
+	var add compose.Additions
 	var quiet, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "build --keys DIR -o DIR",
@@ -57,7 +58,7 @@ func newReleaseBuildCmd() *cobra.Command {
 			}
 			s, err := compose.Build(cmd.Context(), compose.Options{
 				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log,
-				ConfigPolicy: policy, ConfigKeys: configKeys,
+				ConfigPolicy: policy, ConfigKeys: configKeys, Additions: add,
 			})
 			if err != nil {
 				return fmt.Errorf("release build: %w", err)
@@ -66,6 +67,10 @@ func newReleaseBuildCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	f.StringArrayVar(&add.Overlays, "overlay", nil, "folder whose files are laid over the root; they add to the release's and replace none; repeatable")
+	f.StringSliceVar(&add.Modules, "extra-module", nil, "kernel module to carry besides those of the boards, for a node config's modules; repeatable")
+	f.StringArrayVar(&add.KernelArgs, "kernel-arg", nil, "word for the kernel's command line, as mitigations=off; repeatable")
+	f.StringArrayVar(&add.Archives, "image-archive", nil, "container images to bring along (a .tar of docker save or an OCI layout), imported at every node's start; repeatable")
 	configTrust.bind(cmd, "every machine of this release, in its signed initramfs: with Secure Boot nobody with the disk in hand can change it")
 	f.StringVar(&arch, "arch", "amd64", "architecture: amd64, arm64 or arm")
 	f.StringVar(&keyDir, "keys", "", "key folder, as made by `skerry keys new`")

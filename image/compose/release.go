@@ -43,6 +43,8 @@ type Options struct {
 	Mirrors []string // base addresses of Debian archives
 	Log     Log
 
+	Additions
+
 	ConfigPolicy machine.Policy      // which node configs every machine of this release takes; "" leaves it to the image
 	ConfigKeys   []ed25519.PublicKey // that may sign node configs, besides the release's
 }
@@ -174,6 +176,9 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
 		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
 	}
+	if err := o.Additions.check(); err != nil {
+		return nil, err
+	}
 	if err := checkReplaceable(o.Out); err != nil {
 		return nil, err
 	}
@@ -226,7 +231,9 @@ func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (re
 	if err != nil {
 		return release.Board{}, err
 	}
-	args := append(slices.Clone(board.Kernel.Args), "panic=5", "skerry.board="+board.ID, "skerry.roothash="+rootHash)
+	args := append(slices.Clone(board.Kernel.Args), "panic=5")
+	args = append(args, b.KernelArgs...)
+	args = append(args, "skerry.board="+board.ID, "skerry.roothash="+rootHash)
 	image, err := uki.Assemble(uki.Parts{
 		Stub: stub, OSRelease: osRelease(b.Source.Version), Cmdline: strings.Join(args, " "), Uname: k.release, Initrd: initrd, Linux: linux,
 	})

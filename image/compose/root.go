@@ -67,7 +67,10 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := b.addBoards(t); err != nil {
 		return nil, err
 	}
-	return t, b.addIdentity(t)
+	if err := b.addIdentity(t); err != nil {
+		return nil, err
+	}
+	return t, b.Additions.add(t)
 }
 
 // addBoards adds the modules of all boards, by kernel, and their firmware.
@@ -75,6 +78,7 @@ func (b *build) addBoards(t *rootfs.Tree) error {
 	wanted := map[string][]string{} // by kernel package
 	for _, board := range b.Boards {
 		wanted[board.Kernel.Package] = append(append(wanted[board.Kernel.Package], board.Modules.Boot.All()...), board.Modules.Node.All()...)
+		wanted[board.Kernel.Package] = append(wanted[board.Kernel.Package], b.Modules...)
 		load := strings.Join(board.Modules.Node.Load, "\n") + "\n"
 		if err := t.AddBytes(path.Join("usr/share/skerry/boards", board.ID, "modules.load"), []byte(load), 0o644); err != nil {
 			return err

@@ -9,6 +9,9 @@ import (
 //go:embed examples/*.yaml
 var examples embed.FS
 
+//go:embed manual.md
+var manual string
+
 // Example is a commented node config to begin with.
 func Example(r Role) ([]byte, error) {
 	data, err := examples.ReadFile("examples/" + string(r) + ".yaml")
@@ -18,22 +21,11 @@ func Example(r Role) ([]byte, error) {
 	return data, nil
 }
 
-// Manual is CONFIG.md: every key of the node config, from the same tags as the schema.
+// Manual is CONFIG.md: every key of the node config, from the same tags as the schema, behind
+// what manual.md says of the whole.
 func Manual() ([]byte, error) {
 	var b strings.Builder
-	b.WriteString(`# The node config
-
-` + "`config.yaml`" + ` on the partition SKERRYCFG says what one machine is. ` + "`skerry config new`" + ` writes one to begin with,
-` + "`skerry config check`" + ` names every fault by line and column, and ` + "`skerry config schema`" + ` prints the JSON Schema that editors
-complete and check by:
-
-    skerry config schema >node-config.schema.json
-    # then, as the first line of a config:
-    # yaml-language-server: $schema=node-config.schema.json
-
-Keys that are not there have their defaults. Unknown keys, keys that are there twice and YAML anchors are refused.
-
-`)
+	b.WriteString(manual)
 	for _, r := range []Role{RoleServer, RoleAgent} {
 		data, err := Example(r)
 		if err != nil {

@@ -39,14 +39,14 @@ func (k *timekeeper) trust() {
 }
 
 // setClock moves the clock to the latest time that has certainly passed, and stores the time from now on. A clock that ran on
-// while the machine was off is trusted, and so is one that nobody may correct.
+// while the machine was off is trusted, and so is one that nobody may correct (askTime).
 func setClock(_ context.Context, s *system) error {
 	c := clock.System()
 	behind, err := c.Resume(s.id.Release.BuildTime, clockFile)
 	if behind > 0 {
 		s.console.sayf("set clock: it was %v behind the last time known", behind.Round(time.Second))
 	}
-	if behind == 0 && hasClock("/sys") || len(s.config.NTP.Servers) == 0 {
+	if behind == 0 && hasClock("/sys") {
 		s.time.trust()
 	}
 	s.behind(func(ctx context.Context) {

@@ -191,6 +191,15 @@ bench: image ## print the table of sizes and times (needs root; a quarter of an 
 	@$(AS_ROOT) $(E2E) -run Numbers $(E2E_ARGS) -numbers -native -vm
 	@echo; echo 'datastores: 16 writers, objects of 1 KiB, every answered write on the disk'; go test -count=1 -v -run Numbers ./pkg/datastore -args -numbers | grep '^|'
 
+# Kubernetes as upstream ships it: a program for each component, from the module that skerryd is built from.
+STOCK := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy
+stock: setup # for compare
+	@mkdir -p $(OUT)/stock; go build -ldflags '-s -w' -o $(OUT)/stock/ $(STOCK:%=k8s.io/kubernetes/cmd/%) github.com/containerd/containerd/v2/cmd/containerd
+	@go build -ldflags '-s -w' -o $(OUT)/stock/etcd go.etcd.io/etcd/server/v3
+
+compare: programs stock ## print skerryd next to upstream's own programs: start, memory, writes, 200 agents (needs root; half an hour)
+	@$(AS_ROOT) go test -count=1 -v -timeout 90m -run Compare ./e2e/stock -args -compare -out '$(CURDIR)/$(OUT)' | grep -v '^=== '
+
 unchanged: image # a second `make image` leaves the first one's image alone, or make run would lose the machine's data
 	@before=$$(stat -c %y $(IMAGE)); $(MAKE) image; \
 	  test "$$before" = "$$(stat -c %y $(IMAGE))" || { echo "$(IMAGE) was built again though nothing changed; make --debug=b image says why"; exit 1; }
@@ -204,4 +213,4 @@ golden: ## rewrite the golden files of tests; read the diff before you commit it
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes clusters conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes clusters conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden stock compare clean FORCE

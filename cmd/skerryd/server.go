@@ -33,6 +33,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/outbound"
 	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/rollout"
 	"github.com/skerry-os/skerry/pkg/server"
 	"github.com/skerry-os/skerry/pkg/server/membership"
 	"github.com/skerry-os/skerry/pkg/server/secrets"
@@ -143,7 +144,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		Kubeconfig:    files.Admin,
 		Node:          name,
 		Components:    filepath.Join(node.Share, "manifests"),
-		InProcess:     []string{servicelb.Name, localstorage.Name, metricsserver.Name, helm.Name},
+		InProcess:     []string{servicelb.Name, localstorage.Name, metricsserver.Name, helm.Name, rollout.Name},
 		Disable:       disabled(s),
 		Manifests:     filepath.Join(s.DataDir, "server", "manifests"),
 		ClusterDNS:    node.ClusterDNS,
@@ -152,7 +153,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	services = append(services, controllers.Service(controllers.Config{
 		Kubeconfig:  files.Admin,
 		NodeName:    name,
-		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), localstorage.Controller(), helmController(node.Proxy)},
+		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), localstorage.Controller(), helmController(node.Proxy), rollout.Controller()},
 	}))
 	services = append(services, updates.Service(updates.Options{
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,

@@ -18,7 +18,7 @@ const DataDir = "/var/lib/skerry"
 const MinToken = 16
 
 // Components that --disable knows. "traefik" is K3s's word for its ingress and means ours.
-var Components = []string{"coredns", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik"}
+var Components = []string{"coredns", "helm-controller", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik", "update-controller"}
 
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
 // flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared), moved what a node config has elsewhere. Fields are string, int, bool or []string, so that Fields can offer all of them.

@@ -20,16 +20,22 @@ type Machine struct {
 	Seed                          string          // which wave the machine is in: the same for its life, and unlike others'
 	Failed                        map[string]bool // versions that are not tried again
 	Force                         bool            // failed ones too, and without waiting for the wave
+	Want                          string          // the version to come to, in whatever channel and wave; "" is the newest
 }
 
-// Choose picks the release the machine should run next: the newest it may have. An error is ErrUpToDate, with a reason.
+// Choose picks the release the machine should run next: the newest it may have, or the next on the way to the one it wants. An
+// error is ErrUpToDate, with a reason.
 func Choose(offers []Offer, m Machine, now time.Time) (Offer, error) {
 	if m.Channel == "" {
 		m.Channel = DefaultChannel
 	}
 	var newer []Offer
 	for _, o := range offers {
-		if o.Arch == m.Arch && slices.Contains(o.Boards, m.Board) && o.Channel == m.Channel && release.CompareVersions(o.Version, m.Version) > 0 {
+		fits := o.Channel == m.Channel
+		if m.Want != "" {
+			fits = release.CompareVersions(o.Version, m.Want) <= 0
+		}
+		if o.Arch == m.Arch && slices.Contains(o.Boards, m.Board) && fits && release.CompareVersions(o.Version, m.Version) > 0 {
 			newer = append(newer, o)
 		}
 	}
@@ -45,7 +51,7 @@ func Choose(offers []Offer, m Machine, now time.Time) (Offer, error) {
 			why = fmt.Sprintf("%s needs %s first", o.Version, o.Minimum)
 		case m.Failed[o.Version] && !m.Force:
 			why = fmt.Sprintf("%s was tried and failed", o.Version)
-		case !o.reached(m.Seed, now) && !m.Force:
+		case m.Want == "" && !o.reached(m.Seed, now) && !m.Force:
 			why = fmt.Sprintf("%s has not reached this machine's wave", o.Version)
 		default:
 			return o, nil
@@ -53,6 +59,9 @@ func Choose(offers []Offer, m Machine, now time.Time) (Offer, error) {
 	}
 	if why != "" {
 		return Offer{}, fmt.Errorf("%w: %s", ErrUpToDate, why)
+	}
+	if m.Want != "" {
+		return Offer{}, fmt.Errorf("%w than %s on the way to %s", ErrUpToDate, m.Version, m.Want)
 	}
 	return Offer{}, fmt.Errorf("%w than %s in channel %s", ErrUpToDate, m.Version, m.Channel)
 }

@@ -44,7 +44,7 @@ type Device interface {
 // Machine is what an update needs to know of the machine it is for.
 type Machine struct {
 	Arch, Board, Version, Channel string
-	Seed                          string // see repository.Machine
+	Seed, Want                    string // see repository.Machine
 	Booted                        slot.ID
 	Selector                      slot.Selector
 	Roots                         map[slot.ID]Device
@@ -102,7 +102,7 @@ func (u *Updater) check(ctx context.Context, r *record.Record, force bool) (*rep
 		failed[f.Version] = true
 	}
 	o, err := repository.Choose(k.Offers, repository.Machine{
-		Arch: u.Arch, Board: u.Board, Channel: u.Channel, Version: u.Version, Seed: u.Seed, Failed: failed, Force: force,
+		Arch: u.Arch, Board: u.Board, Channel: u.Channel, Version: u.Version, Seed: u.Seed, Want: u.Want, Failed: failed, Force: force,
 	}, u.Now())
 	if err != nil {
 		return nil, err

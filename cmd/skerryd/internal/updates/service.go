@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -55,19 +57,26 @@ func Service(o Options) supervise.Service {
 			s.trial(ctx)
 		}
 		s.tellReason(ctx)
+		var plan sync.WaitGroup
+		defer plan.Wait()
+		plan.Go(func() { s.followPlan(ctx) })
 		s.loop(ctx)
 		return nil
 	}}
 }
 
 type service struct {
-	o      Options
-	n      *Node
-	client kubernetes.Interface
+	o       Options
+	n       *Node
+	mu      sync.Mutex // of client
+	client  kubernetes.Interface
+	planned atomic.Bool // an update plan decides when
 }
 
 // kube gives the client, once the kubeconfig is there.
 func (s *service) kube() (kubernetes.Interface, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.client != nil {
 		return s.client, nil
 	}
@@ -161,6 +170,8 @@ func (s *service) look(ctx context.Context) error {
 		return nil
 	case err != nil:
 		return err
+	case s.planned.Load():
+		return nil
 	case !s.n.Config.Auto():
 		s.o.Log.Info("a newer release is there", "version", p.Offer.Version, "apply with", "skerryd update apply")
 		return nil

@@ -37,7 +37,7 @@ engine:    pkg/datastore/snapshot pkg/datastore/etcd
 engine:    pkg/netpol
 engine:    pkg/addons pkg/server/membership
 engine:    pkg/controllers
-engine:    pkg/servicelb pkg/localstorage pkg/metricsserver
+engine:    pkg/servicelb pkg/localstorage pkg/metricsserver pkg/rollout
 engine:    pkg/gateway
 engine:    pkg/gateway/controller
 engine:    pkg/server pkg/agent
@@ -45,7 +45,7 @@ test:      pkg/deps
 programs:  cmd/skerryd/internal/settings cmd/skerryd/internal/updates
 programs:  cmd/skerryd/internal/host cmd/skerryd/internal/crictl
 programs:  e2e/conformance/images e2e/conformance/journal
-programs:  init cmd/... e2e e2e/netboot e2e/conformance e2e/conformance/suite
+programs:  init cmd/... e2e e2e/netboot e2e/conformance e2e/conformance/suite e2e/stock
 `
 
 // Never lists what must not be reached, not even through other packages: importer -> imported, and why. Names without a

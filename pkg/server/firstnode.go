@@ -29,7 +29,7 @@ type firstNode struct {
 	node       *corev1.Node // nil: leave it to kubelet and the controller manager
 }
 
-func newFirstNode(cfg Config) firstNode {
+func newFirstNode(cfg Config, kind string) firstNode {
 	f := firstNode{kubeconfig: cfg.Files.Admin}
 	s := cfg.Settings
 	networks := firstNetworks(s.ClusterCIDR)
@@ -39,7 +39,7 @@ func newFirstNode(cfg Config) firstNode {
 		return f
 	}
 	f.node = &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: cfg.NodeName, Labels: map[string]string{}},
+		ObjectMeta: metav1.ObjectMeta{Name: cfg.NodeName, Labels: roleLabels(kind)},
 		Spec:       corev1.NodeSpec{PodCIDR: networks[0], PodCIDRs: networks},
 	}
 	for _, l := range s.NodeLabel {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
 )
@@ -15,7 +16,7 @@ func TestFirstNode(t *testing.T) {
 		s := machine.DefaultServer()
 		s.NodeLabel, s.NodeTaint = []string{"zone=north"}, []string{"dedicated=db:NoSchedule"}
 		change(&s)
-		f := newFirstNode(Config{Settings: s, NodeName: "north-1", Files: &pki.Files{}})
+		f := newFirstNode(Config{Settings: s, NodeName: "north-1", Files: &pki.Files{}}, datastore.SQLite)
 		return &f
 	}
 	n := of(func(s *machine.Server) { s.ClusterCIDR = "10.42.0.0/16, fd00:42::/56" }).node

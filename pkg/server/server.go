@@ -80,9 +80,10 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		events.service(),
 		{Name: "kube-apiserver-config", Run: api.prepare},
 		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},
-		{Name: "first-node", Needs: []string{"kube-apiserver"}, Run: newFirstNode(cfg).run},
+		{Name: "first-node", Needs: []string{"kube-apiserver"}, Run: newFirstNode(cfg, stored.Store.Kind()).run},
 		{Name: "kube-controller-manager", Needs: []string{"first-node"}, Run: elected(cfg, "controller-manager", false, controllers.run), Grace: 20 * time.Second},
 		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "scheduler", true, scheduler.run)},
+		rolesService(cfg, stored.Store.Kind()),
 	}
 	if !cfg.Settings.DisableSnapshots {
 		snapshots, err := snapshotService(stored, cfg.Settings.SnapshotScheduleCron)

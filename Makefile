@@ -172,6 +172,23 @@ vm-update: image ## update the image in QEMU: a release that dies is left, a goo
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'
 
+# Boards that QEMU can be, each from its own image: BOARD=arm64-uefi for one, UNTIL=stage2 to leave Kubernetes out of it. The
+# first time compiles Kubernetes for the other architectures.
+BOARDS_ARM64 := arm64-uefi rpi3
+BOARDS_ARM   := orangepi-pc
+TEST_BOARDS  := $(if $(filter command,$(firstword $(origin BOARD))),$(BOARD),$(BOARDS_ARM64) $(BOARDS_ARM))
+$(OUT)/release-%/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS) $(KEYS)/repository/root.json
+	@$(SKERRY) release build --arch $* --keys $(KEYS) -o $(OUT)/release-$*
+
+$(foreach b,$(BOARDS_ARM64),$(eval $(OUT)/boards/$(b).img: $(OUT)/release-arm64/manifest.json))
+$(foreach b,$(BOARDS_ARM),$(eval $(OUT)/boards/$(b).img: $(OUT)/release-arm/manifest.json))
+$(OUT)/boards/%.img: $(RUN)/node.yaml | $(SKERRY)
+	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(RUN)/node.yaml -o $@
+
+.PHONY: test-boards
+test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards in QEMU (hours; BOARD=id, UNTIL=stage2)
+	@go test -count=1 -v -timeout 4h ./e2e -run 'TestBoard' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
+
 SEED ?= 1
 powercut: ## cut the power at every write of an update; SEED=n repeats one, TRIES=n looks at more
 	@go test -count=1 -v -timeout 60m -run 'PowerCut' ./pkg/update -args -seed $(SEED) -tries $(or $(TRIES),100)

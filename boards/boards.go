@@ -3,6 +3,7 @@
 package boards
 
 import (
+	"cmp"
 	"embed"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/strictyaml"
 )
 
-//go:embed *.yaml
+//go:embed *.yaml sets/*.yaml
 var files embed.FS
 
 // Board is a kind of machine. It is not changed after Load.
@@ -27,6 +28,7 @@ type Board struct {
 	Kernel   Kernel     `yaml:"kernel" json:"kernel"`
 	Modules  Modules    `yaml:"modules" json:"modules"`
 	Firmware []Firmware `yaml:"firmware" json:"firmware,omitempty"`
+	Boot     Boot       `yaml:"boot" json:"boot,omitzero"`
 	Disk     Disk       `yaml:"disk" json:"disk"`
 	QEMU     *QEMU      `yaml:"qemu" json:"qemu,omitempty"` // nil: no emulation of this machine exists
 }
@@ -36,10 +38,55 @@ type Kernel struct {
 	Package string   `yaml:"package" json:"package"` // may be a metapackage such as linux-image-amd64
 	Suite   string   `yaml:"suite" json:"suite"`     // such as bookworm-backports
 	Args    []string `yaml:"args" json:"args"`       // before the ones every board gets
+	// DeviceTree is a file of the package, below its folder of device trees, that goes into the kernel image: for firmware
+	// that hands over none, or one for another kernel. Updates bring it along.
+	DeviceTree string `yaml:"devicetree" json:"devicetree,omitempty"`
+}
+
+// Boot is what a board's firmware reads beside the kernels. It is written with the image; updates leave it alone.
+type Boot struct {
+	Files       []BootFiles `yaml:"files" json:"files,omitempty"`
+	DeviceTrees []Tree      `yaml:"devicetrees" json:"devicetrees,omitempty"` // for firmware that reads them, at the top of the partition
+	Texts       []BootText  `yaml:"texts" json:"texts,omitempty"`
+	Raw         []RawFile   `yaml:"raw" json:"raw,omitempty"`
+}
+
+// BootFiles are files of a Debian package, put at the top of the partition that the firmware reads.
+type BootFiles struct {
+	Package string   `yaml:"package" json:"package"`
+	Suite   string   `yaml:"suite" json:"suite"`
+	Area    string   `yaml:"area" json:"area"`     // main, contrib, non-free-firmware
+	Folder  string   `yaml:"folder" json:"folder"` // in the package
+	Files   []string `yaml:"files" json:"files"`   // there
+}
+
+// Tree is a device tree of the kernel's package.
+type Tree struct {
+	File string `yaml:"file" json:"file"`       // below the package's folder of device trees
+	As   string `yaml:"as" json:"as,omitempty"` // the name that the firmware looks for, if it is another
+}
+
+// Name is what it is called on the partition.
+func (t Tree) Name() string { return cmp.Or(t.As, path.Base(t.File)) }
+
+// BootText is a small file that stands in the board file itself.
+type BootText struct {
+	Name string `yaml:"name" json:"name"`
+	Text string `yaml:"text" json:"text"`
+}
+
+// RawFile is a file of a Debian package that lies outside of all partitions, where a boot ROM looks for it.
+type RawFile struct {
+	Package string     `yaml:"package" json:"package"`
+	Suite   string     `yaml:"suite" json:"suite"`
+	Area    string     `yaml:"area" json:"area"`
+	File    string     `yaml:"file" json:"file"` // in the package
+	At      size.Bytes `yaml:"at" json:"at"`     // from the start of the disk
 }
 
 // Modules are kernel modules by the names of their files, without .ko; dependencies are found by pkg/kmod.
 type Modules struct {
+	Sets []string  `yaml:"sets" json:"-"`    // lists of boards/sets, added to Node by Decode
 	Boot ModuleSet `yaml:"boot" json:"boot"` // in the initramfs, and on the root too
 	Node ModuleSet `yaml:"node" json:"node"` // on the root only
 }
@@ -63,8 +110,10 @@ type Firmware struct {
 
 // Disk is the layout of an image.
 type Disk struct {
-	Table      string      `yaml:"table" json:"table"`
-	Partitions []Partition `yaml:"partitions" json:"partitions"` // in disk order
+	Table      string      `yaml:"table" json:"table"`               // gpt, or hybrid: the partition that the firmware reads stands in the MBR too
+	Entries    int         `yaml:"entries" json:"entries,omitempty"` // that the GPT has room for; 0 is 128, 56 end at 8 KiB
+	Start      size.Bytes  `yaml:"start" json:"start,omitempty"`     // of the first partition; 0 is 1 MiB
+	Partitions []Partition `yaml:"partitions" json:"partitions"`     // in disk order
 }
 
 // Partition is one partition, or with Slots two of them: name-a and name-b.
@@ -83,9 +132,12 @@ type QEMU struct {
 	CPU      string     `yaml:"cpu" json:"cpu"`
 	CPUs     int        `yaml:"cpus" json:"cpus"`
 	Memory   size.Bytes `yaml:"memory" json:"memory"`
-	Firmware string     `yaml:"firmware" json:"firmware"` // one of QEMUFirmwares
-	Disk     string     `yaml:"disk" json:"disk"`         // a device model that takes drive=
-	Network  string     `yaml:"network" json:"network"`   // a device model that takes netdev=
+	Firmware string     `yaml:"firmware" json:"firmware"`               // one of QEMUFirmwares
+	Disk     string     `yaml:"disk" json:"disk"`                       // a device model that takes drive=, or sd: the machine's own card slot
+	Network  string     `yaml:"network" json:"network"`                 // a device model that takes netdev=, or onboard, or none
+	Tree     string     `yaml:"devicetree" json:"devicetree,omitempty"` // with firmware u-boot: the one that the real firmware would hand over
+	Without  []string   `yaml:"without" json:"without,omitempty"`       // "compatible" values in it that are taken away, because the emulation does harm
+	Console  int        `yaml:"console" json:"console,omitempty"`       // which of the machine's serial ports is the console
 	Args     []string   `yaml:"args" json:"args,omitempty"`
 }
 
@@ -122,10 +174,36 @@ func Decode(name string, data []byte) (*Board, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.addSets(doc); err != nil {
+		return nil, err
+	}
 	if err := b.validate(strings.TrimSuffix(path.Base(name), ".yaml"), doc); err != nil {
 		return nil, err
 	}
 	return b, nil
+}
+
+// addSets adds the module lists that boards share, without what the board has already.
+func (b *Board) addSets(doc *strictyaml.Doc) error {
+	for i, name := range b.Modules.Sets {
+		file := "sets/" + name + ".yaml"
+		data, err := files.ReadFile(file)
+		if err != nil || path.Base(file) != name+".yaml" {
+			return doc.At(fmt.Sprintf("modules.sets.%d: there is no list %q in boards/sets", i, name), "modules", "sets", i)
+		}
+		var set ModuleSet
+		if _, err := strictyaml.Decode("boards/"+file, data, &set); err != nil {
+			return err
+		}
+		has := map[string]bool{}
+		for _, m := range slices.Concat(b.Modules.Boot.All(), b.Modules.Node.All()) {
+			has[moduleKey(m)] = true
+		}
+		known := func(m string) bool { return has[moduleKey(m)] }
+		b.Modules.Node.Load = append(b.Modules.Node.Load, slices.DeleteFunc(set.Load, known)...)
+		b.Modules.Node.Carry = append(b.Modules.Node.Carry, slices.DeleteFunc(set.Carry, known)...)
+	}
+	return nil
 }
 
 func ids() []string {

@@ -1,13 +1,16 @@
 package boards
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/size"
 	"github.com/skerry-os/skerry/pkg/slot"
@@ -16,21 +19,32 @@ import (
 
 // The partitions' names are their roles.
 const (
-	ESP    = "esp"    // what the firmware reads: boot loader and both slots' kernels
-	Root   = "root"   // the verified root, once per slot
-	Config = "config" // the node config
-	Data   = "data"   // all that changes
+	ESP     = "esp"    // what the firmware reads: boot loader and both slots' kernels
+	Select  = "select" // Raspberry Pi: says which of boot-a and boot-b counts
+	Kernels = "boot"   // Raspberry Pi: what the firmware starts, once per slot
+	Root    = "root"   // the verified root, once per slot
+	Config  = "config" // the node config
+	Data    = "data"   // all that changes
 )
 
-// UEFI is the selector for machines with UEFI firmware: systemd-boot with counted entries.
-const UEFI = "uefi"
+// The selectors by their names in boards.
+const (
+	UEFI  = slot.KindUEFI  // systemd-boot counts the tries of an entry
+	UBoot = slot.KindUBoot // Skerry's boot script for U-Boot does
+	Pi    = slot.KindPi    // the firmware of newer Raspberry Pis tries a partition once
+)
+
+// Hybrid is a GPT whose first partition stands in the MBR too, for boot ROMs that know no GPT.
+const Hybrid = "hybrid"
 
 // Selectors, QEMUFirmwares and the tables of kinds list what this program can do; a board outside them is refused.
 var (
-	selectors     = []string{UEFI}
-	tables        = []string{"gpt"}
-	qemuFirmwares = []string{"ovmf-secboot"}
-	roles         = map[string]string{ESP: "fat", Root: "erofs", Config: "fat", Data: "ext4"} // name -> kind
+	selectors     = []string{UEFI, UBoot, Pi}
+	tables        = []string{"gpt", Hybrid}
+	qemuFirmwares = []string{"ovmf-secboot", "aavmf", "card", "u-boot"}                                                      // card: the machine starts from the card's first bytes as its boot ROM does
+	roles         = map[string]string{ESP: "fat", Select: "fat", Kernels: "fat", Root: "erofs", Config: "fat", Data: "ext4"} // name -> kind
+	// bootRoles are the partitions for the firmware, by selector.
+	bootRoles = map[string][]string{UEFI: {ESP}, UBoot: {ESP}, Pi: {Select, Kernels}}
 
 	idForm     = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 	moduleForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
@@ -97,7 +111,8 @@ func (b *Board) validate(file string, doc *strictyaml.Doc) error {
 			}
 		}
 	}
-	c.disk(b.Disk)
+	c.boot(b)
+	c.disk(b)
 	if q := b.QEMU; q != nil {
 		c.set(q.System, "qemu", "system")
 		c.set(q.Machine, "qemu", "machine")
@@ -105,6 +120,9 @@ func (b *Board) validate(file string, doc *strictyaml.Doc) error {
 		c.set(q.Disk, "qemu", "disk")
 		c.set(q.Network, "qemu", "network")
 		c.oneOf(q.Firmware, qemuFirmwares, "qemu", "firmware")
+		if handed := q.Tree != ""; handed != (q.Firmware == "u-boot") || !handed && len(q.Without) > 0 {
+			c.bad([]any{"qemu", "devicetree"}, "%q: a device tree is for firmware u-boot, which needs one", q.Tree)
+		}
 		if q.CPUs < 1 || q.Memory < 512*size.MiB {
 			c.bad([]any{"qemu"}, "needs cpus of 1 or more and memory of 512MiB or more")
 		}
@@ -123,7 +141,7 @@ func (c *checker) modules(m Modules) {
 			if !moduleForm.MatchString(name) {
 				c.bad(at, "%q is not a module name", name)
 			}
-			key := strings.ReplaceAll(name, "-", "_")
+			key := moduleKey(name)
 			if where, dup := seen[key]; dup {
 				c.bad(at, "%s is listed already in modules.%s", name, where)
 			}
@@ -137,15 +155,75 @@ func (c *checker) modules(m Modules) {
 	}
 }
 
-func (c *checker) disk(d Disk) {
+func moduleKey(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+func (c *checker) boot(b *Board) {
+	pkg := func(name, suite, area string, at ...any) {
+		c.set(name, append(at, "package")...)
+		c.set(suite, append(at, "suite")...)
+		c.oneOf(area, []string{"main", "contrib", "non-free-firmware"}, append(at, "area")...)
+	}
+	seen := map[string]bool{}
+	file := func(name string, at ...any) {
+		if !fs.ValidPath(name) || name == "." {
+			c.bad(at, "%q is not the path of a file", name)
+		}
+		key := strings.ToLower(path.Base(name)) // FAT does not tell large letters from small
+		if seen[key] {
+			c.bad(at, "%s: is on the boot partition already", path.Base(name))
+		}
+		seen[key] = true
+	}
+	for i, f := range b.Boot.Files {
+		pkg(f.Package, f.Suite, f.Area, "boot", "files", i)
+		if !fs.ValidPath(f.Folder) {
+			c.bad([]any{"boot", "files", i, "folder"}, "%q is not the path of a folder", f.Folder)
+		}
+		for j, name := range f.Files {
+			file(name, "boot", "files", i, "files", j)
+		}
+	}
+	for i, t := range b.Boot.DeviceTrees {
+		if !fs.ValidPath(t.File) {
+			c.bad([]any{"boot", "devicetrees", i, "file"}, "%q is not the path of a file", t.File)
+		}
+		file(t.Name(), "boot", "devicetrees", i)
+	}
+	for i, t := range b.Boot.Texts {
+		file(t.Name, "boot", "texts", i, "name")
+	}
+	for i, r := range b.Boot.Raw {
+		pkg(r.Package, r.Suite, r.Area, "boot", "raw", i)
+		head := (&disk.Table{Room: b.Disk.Entries}).HeadSize()
+		if r.At%disk.Sector != 0 || int64(r.At) < head || r.At >= b.Disk.First() {
+			c.bad([]any{"boot", "raw", i, "at"}, "%s: starts at %v, not between the table, which ends at %v, and the first partition at %v; move it or change disk.entries or disk.start",
+				path.Base(r.File), r.At, size.Bytes(head), b.Disk.First())
+		}
+	}
+	if b.Kernel.DeviceTree != "" && !fs.ValidPath(b.Kernel.DeviceTree) {
+		c.bad([]any{"kernel", "devicetree"}, "%q is not the path of a file", b.Kernel.DeviceTree)
+	}
+}
+
+// First is where the first partition starts.
+func (d Disk) First() size.Bytes { return cmp.Or(d.Start, size.MiB) }
+
+func (c *checker) disk(b *Board) {
+	d := b.Disk
 	c.oneOf(d.Table, tables, "disk", "table")
+	if d.Entries != 0 && (d.Entries < 16 || d.Entries > disk.Entries || d.Entries%4 != 0) {
+		c.bad([]any{"disk", "entries"}, "%d is not a multiple of 4 from 16 to %d", d.Entries, disk.Entries)
+	}
+	if d.First()%size.MiB != 0 || d.First() > 64*size.MiB {
+		c.bad([]any{"disk", "start"}, "%v is not a whole number of MiB up to 64", d.Start)
+	}
 	seen := map[string]bool{}
 	for i, p := range d.Partitions {
 		at := []any{"disk", "partitions", i}
 		kind, known := roles[p.Name]
 		switch {
 		case !known:
-			c.bad(at, "name %q is not one of esp, root, config, data", p.Name)
+			c.bad(at, "name %q is not one of esp, select, boot, root, config, data", p.Name)
 			continue
 		case seen[p.Name]:
 			c.bad(at, "%s is here twice", p.Name)
@@ -153,8 +231,11 @@ func (c *checker) disk(d Disk) {
 			c.bad(at, "%s: kind is %q; this program makes %s there", p.Name, p.Kind, kind)
 		}
 		seen[p.Name] = true
-		if p.Slots != (p.Name == Root) {
-			c.bad(at, "%s: slots: true belongs to root and to no other", p.Name)
+		if p.Slots != (p.Name == Root || p.Name == Kernels) {
+			c.bad(at, "%s: slots: true belongs to root and boot and to no other", p.Name)
+		}
+		if p.Kind == "fat" && p.Name != Config && !slices.Contains(bootRoles[b.Slots], p.Name) {
+			c.bad(at, "%s: is not for firmware of kind %s", p.Name, b.Slots)
 		}
 		last := i == len(d.Partitions)-1
 		if (p.Name == Data) != last || p.Grow != last {
@@ -167,7 +248,7 @@ func (c *checker) disk(d Disk) {
 			c.bad(at, "%s: FAT32 here is %v to %v and not exactly %v; this is %v", p.Name, minFAT, maxFAT, badFAT, p.Size)
 		}
 	}
-	for _, name := range []string{ESP, Root, Config, Data} {
+	for _, name := range append(slices.Clone(bootRoles[b.Slots]), Root, Config, Data) {
 		if !seen[name] {
 			c.bad([]any{"disk", "partitions"}, "has no %s", name)
 		}
@@ -177,12 +258,15 @@ func (c *checker) disk(d Disk) {
 // KindOf is the kind of filesystem in the partition with this name, which may be a slot's: root-a. It is empty for a name
 // that is not ours.
 func KindOf(name string) string {
-	if kind, ok := roles[name]; ok && name != Root {
+	if kind, ok := roles[name]; ok && name != Root && name != Kernels {
 		return kind
 	}
 	for _, id := range slot.IDs {
-		if name == id.RootLabel() {
+		switch name {
+		case id.RootLabel():
 			return roles[Root]
+		case id.BootLabel():
+			return roles[Kernels]
 		}
 	}
 	return ""

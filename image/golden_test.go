@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"flag"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,6 +31,31 @@ func goldenRelease(t *testing.T, b *boards.Board) *release.Release {
 		Files: []release.File{
 			file("boot/systemd-boot.efi", 100_000, "5"), file("secureboot/KEK.auth", 2000, "6"), file("secureboot/PK.auth", 2001, "7"), file("secureboot/db.auth", 2002, "8"),
 		},
+	}
+	if b.Slots != boards.UEFI {
+		r := m.Boards[b.ID]
+		r.Slots = b.Slots
+		add := func(name string, f release.Firmware) {
+			f.File = file("boot/"+b.ID+"/"+name, 100_001, "9")
+			r.Firmware = append(r.Firmware, f)
+		}
+		for _, f := range b.Boot.Files {
+			for _, name := range f.Files {
+				add(name, release.Firmware{To: name})
+			}
+		}
+		for _, t := range b.Boot.DeviceTrees {
+			if b.Slots != boards.Pi { // there they are in the kernel image
+				add(t.Name(), release.Firmware{To: t.Name()})
+			}
+		}
+		for _, t := range b.Boot.Texts {
+			add(t.Name, release.Firmware{To: t.Name})
+		}
+		for _, raw := range b.Boot.Raw {
+			add(path.Base(raw.File), release.Firmware{At: int64(raw.At)})
+		}
+		m.Boards[b.ID] = r
 	}
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 	manifest, sig, err := release.Sign(m, key)

@@ -47,17 +47,23 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 	if table == nil {
 		return nil, i.err()
 	}
-	d := &draft{size: size, guid: table.GUID, secureBoot: true}
+	d := &draft{size: size, guid: table.GUID, secureBoot: true, room: table.Room, mbr: table.MBR}
 	for _, p := range table.Partitions {
 		i.parts[p.Name] = p
 		d.parts = append(d.parts, Partition{Name: p.Name, Kind: boards.KindOf(p.Name), Start: p.Start, Size: p.Size, Type: typeOf(p.Name)})
 	}
-	for _, name := range []string{boards.ESP, slot.A.RootLabel(), slot.B.RootLabel(), boards.Config, boards.Data} {
+	needed := []string{boards.ESP, slot.A.RootLabel(), slot.B.RootLabel(), boards.Config, boards.Data}
+	if _, ok := i.parts[boards.Select]; ok {
+		needed = append(needed[1:], slot.A.BootLabel(), slot.B.BootLabel())
+	}
+	missing := false
+	for _, name := range needed {
 		if _, ok := i.parts[name]; !ok {
 			i.fault("gpt", 0, "there is no partition named %s", name)
+			missing = true
 		}
 	}
-	if len(i.faults) > 0 && len(i.parts) < 5 {
+	if missing {
 		return nil, i.err()
 	}
 	if d.rel = i.release(keys); d.rel == nil {
@@ -219,36 +225,46 @@ func (i *inspection) configSignature(d *draft, keys []ed25519.PublicKey) {
 // esp finds out for which of the release's boards the disk is, and whether it brings Secure Boot keys.
 func (i *inspection) esp(d *draft) {
 	m := d.rel.Manifest()
-	p := i.parts[boards.ESP]
-	v, err := fat.Read(i.section(boards.ESP), p.Size)
-	i.inner(boards.ESP, p.Start, err)
-	if err == nil {
-		d.secureBoot = slices.ContainsFunc(v.Files, func(f fat.Found) bool { return f.Path == "loader/keys/auto/PK.auth" })
+	where := []string{boards.ESP}
+	if _, ok := i.parts[boards.ESP]; !ok {
+		where = []string{boards.Select, slot.A.BootLabel(), slot.B.BootLabel()}
+	}
+	d.secureBoot = false
+	for _, name := range where {
+		p := i.parts[name]
+		v, err := fat.Read(i.section(name), p.Size)
+		i.inner(name, p.Start, err)
+		if err != nil {
+			d.secureBoot = name == boards.ESP
+			continue
+		}
 		for _, f := range v.Files {
 			switch f.Path {
 			case machine.ImagePolicyFile:
-				d.policy = strings.TrimSpace(string(i.small(boards.ESP, f)))
+				d.policy = strings.TrimSpace(string(i.small(name, f)))
 			case machine.ImageKeysFile:
-				d.configKeys = i.small(boards.ESP, f)
+				d.configKeys = i.small(name, f)
 			}
-		}
-		for _, f := range v.Files {
-			if f.Path != KernelPath(slot.A) && f.Path != KernelPath(slot.B) {
+			d.secureBoot = d.secureBoot || f.Path == "loader/keys/auto/PK.auth"
+			if d.board != "" || f.Path != KernelPath(slot.A) && f.Path != KernelPath(slot.B) && f.Path != slot.PiKernel {
 				continue
 			}
 			for _, id := range m.BoardIDs() {
 				if boot := m.Boards[id].Boot; boot.Size == f.Size && boot.Check(f.Open()) == nil {
 					d.board = id
-					return
+					break
 				}
 			}
 		}
+	}
+	if d.board != "" {
+		return
 	}
 	if ids := m.BoardIDs(); len(ids) == 1 {
 		d.board = ids[0] // whatever is wrong with its kernel shows when it is compared
 		return
 	}
-	i.fault(boards.ESP, p.Start, "neither slot's kernel is that of one of the release's boards")
+	i.fault(where[0], i.parts[where[0]].Start, "neither slot's kernel is that of one of the release's boards")
 }
 
 // compare holds a range of the disk against the plan.

@@ -14,6 +14,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -78,6 +79,8 @@ type Plan struct {
 	SecureBoot bool        `json:"secureBoot"`
 	Size       int64       `json:"size"`
 	GUID       disk.GUID   `json:"guid"`
+	Room       int         `json:"gptEntries,omitempty"` // of the partition table, if it is not 128
+	MBR        int         `json:"mbr,omitempty"`        // number of the partition that stands in the MBR too
 	Partitions []Partition `json:"partitions"`
 	Extents    []Extent    `json:"extents"` // by offset; what none of them covers is free and stays a hole
 }
@@ -97,7 +100,7 @@ type Partition struct {
 type Extent struct {
 	Offset int64  `json:"offset"`
 	Size   int64  `json:"size"`
-	Where  string `json:"where"`  // partition, or gpt
+	Where  string `json:"where"`  // partition, or gpt, or raw
 	What   string `json:"what"`   // such as /EFI/Linux/os-a.efi
 	Source string `json:"source"` // "made here", "node config", "zeros", or "release " and the path there
 	SHA256 string `json:"sha256,omitempty"`
@@ -133,7 +136,13 @@ func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan
 	if err != nil {
 		return nil, err
 	}
-	d := draft{rel: rel, board: b.ID, config: config.Data, beside: config.Beside, secureBoot: !o.NoSecureBoot, size: total, parts: parts}
+	d := draft{
+		rel: rel, board: b.ID, config: config.Data, beside: config.Beside, secureBoot: !o.NoSecureBoot && b.Slots == boards.UEFI, size: total, parts: parts,
+		room: b.Disk.Entries,
+	}
+	if b.Disk.Table == boards.Hybrid {
+		d.mbr = 1 // what the firmware reads comes first
+	}
 	d.policy = string(o.ConfigPolicy)
 	if d.configKeys, err = machine.MarshalKeys(o.ConfigKeys); err != nil {
 		return nil, err
@@ -187,7 +196,7 @@ func (c Config) check() error {
 // partitions lays the board's partitions out one behind the other; the last takes what a larger disk leaves.
 func partitions(b *boards.Board, want size.Bytes) ([]Partition, int64, error) {
 	var out []Partition
-	at := edge
+	at := int64(b.Disk.First())
 	add := func(name string, p boards.Partition) {
 		out = append(out, Partition{Name: name, Kind: p.Kind, Start: at, Size: int64(p.Size), Type: typeOf(name)})
 		at += int64(p.Size)
@@ -217,7 +226,7 @@ func typeOf(name string) disk.GUID {
 	switch name {
 	case boards.ESP:
 		return disk.TypeESP
-	case boards.Config:
+	case boards.Config, boards.Select, slot.A.BootLabel(), slot.B.BootLabel():
 		return disk.TypeBasic // so that every PC shows it
 	}
 	return disk.TypeLinux
@@ -235,6 +244,7 @@ type draft struct {
 	size       int64
 	parts      []Partition
 	guid       disk.GUID // zero: derived
+	room, mbr  int       // of the table
 }
 
 // plan fills in every byte.
@@ -243,7 +253,7 @@ func (d *draft) plan() (*Plan, error) {
 	manifest, _ := d.rel.Bytes()
 	p := &Plan{
 		Board: d.board, Arch: m.Arch, Version: m.Version, SecureBoot: d.secureBoot, Size: d.size, Policy: d.policy,
-		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid,
+		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid, Room: d.room, MBR: d.mbr,
 	}
 	if p.GUID == (disk.GUID{}) {
 		p.GUID = p.guid()
@@ -260,6 +270,10 @@ func (d *draft) plan() (*Plan, error) {
 		switch part.Name {
 		case boards.ESP:
 			err = d.esp(p, part)
+		case boards.Select:
+			err = d.selectVolume(p, part)
+		case slot.A.BootLabel(), slot.B.BootLabel():
+			err = d.kernelVolume(p, part)
 		case boards.Config:
 			err = d.configVolume(p, part)
 		case boards.Data:
@@ -278,9 +292,23 @@ func (d *draft) plan() (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.made(0, "gpt", "protective MBR and first table", head)
+	for _, f := range d.firmware() {
+		if f.At > 0 {
+			p.release(f.At, "raw", path.Base(f.Path), f.File)
+		}
+	}
+	mbr := "protective MBR"
+	if d.mbr > 0 {
+		mbr = "hybrid MBR"
+	}
+	p.made(0, "gpt", mbr+" and first table", head)
 	p.made(d.size-int64(len(tail)), "gpt", "second table", tail)
 	slices.SortFunc(p.Extents, func(a, b Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+	for i, e := range p.Extents[1:] {
+		if before := p.Extents[i]; before.Offset+before.Size > e.Offset {
+			return nil, fmt.Errorf("%s: %s: starts at %d, inside %s of %s, which ends at %d", e.Where, e.What, e.Offset, before.What, before.Where, before.Offset+before.Size)
+		}
+	}
 	return p, nil
 }
 
@@ -299,7 +327,7 @@ func (d *draft) root(p *Plan, part *Partition) error {
 }
 
 func (p *Plan) table() *disk.Table {
-	t := &disk.Table{Size: p.Size, GUID: p.GUID}
+	t := &disk.Table{Size: p.Size, GUID: p.GUID, Room: p.Room, MBR: p.MBR}
 	for _, part := range p.Partitions {
 		t.Partitions = append(t.Partitions, disk.Partition{Name: part.Name, Type: part.Type, GUID: part.GUID, Start: part.Start, Size: part.Size})
 	}

@@ -3,7 +3,9 @@ package image
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/fat"
@@ -54,9 +56,21 @@ func (d *draft) bootFiles() ([]bootFile, error) {
 		}
 		return &m.Files[i]
 	}
-	files := []bootFile{{path: "EFI/BOOT/" + removable[m.Arch], from: find(bootLoader)}}
+	var files []bootFile
+	uboot := m.Boards[d.board].Slots == boards.UBoot
+	if !uboot {
+		files = append(files, bootFile{path: "EFI/BOOT/" + removable[m.Arch], from: find(bootLoader)})
+	}
+	files = append(files, d.besideKernels()...)
 	for _, id := range slot.IDs {
 		files = append(files, bootFile{path: KernelPath(id), from: &kernel})
+	}
+	if uboot {
+		state := slot.UBootState()
+		for _, name := range slices.Sorted(maps.Keys(state)) {
+			files = append(files, bootFile{path: name, data: state[name]})
+		}
+		return append(files, d.policyFiles()...), errors.Join(errs...)
 	}
 	files = append(files, bootFile{path: "loader/loader.conf", data: loaderConf(d.secureBoot)})
 	if d.secureBoot {
@@ -64,13 +78,18 @@ func (d *draft) bootFiles() ([]bootFile, error) {
 			files = append(files, bootFile{path: "loader/keys/auto/" + name + ".auth", from: find("secureboot/" + name + ".auth")})
 		}
 	}
+	return append(files, d.policyFiles()...), errors.Join(errs...)
+}
+
+// policyFiles say which node configs the machine takes.
+func (d *draft) policyFiles() (files []bootFile) {
 	if d.policy != "" {
 		files = append(files, bootFile{path: machine.ImagePolicyFile, data: []byte(d.policy + "\n")})
 	}
 	if len(d.configKeys) > 0 {
 		files = append(files, bootFile{path: machine.ImageKeysFile, data: d.configKeys})
 	}
-	return files, errors.Join(errs...)
+	return files
 }
 
 func (d *draft) esp(p *Plan, part *Partition) error {
@@ -87,6 +106,44 @@ func (d *draft) esp(p *Plan, part *Partition) error {
 		return fmt.Errorf("partition %s: has %d bytes free, and an update needs room for a third kernel image of %d", part.Name, free, need)
 	}
 	return nil
+}
+
+// firmware lists what the release has for the board's firmware.
+func (d *draft) firmware() []release.Firmware { return d.rel.Manifest().Boards[d.board].Firmware }
+
+// besideKernels lists those of its files that lie beside the kernels.
+func (d *draft) besideKernels() (files []bootFile) {
+	for _, f := range d.firmware() {
+		if f.To != "" {
+			files = append(files, bootFile{path: f.To, from: &f.File})
+		}
+	}
+	return files
+}
+
+// selectVolume says which boot partition counts.
+func (d *draft) selectVolume(p *Plan, part *Partition) error {
+	number := map[slot.ID]int{}
+	for i, other := range d.parts {
+		for _, id := range slot.IDs {
+			if other.Name == id.BootLabel() {
+				number[id] = i + 1
+			}
+		}
+	}
+	_, err := d.volume(p, part, "SKERRY-SEL", append([]bootFile{{path: slot.Autoboot, data: slot.PiState(number)}}, d.policyFiles()...))
+	return err
+}
+
+// kernelVolume is one slot's own boot partition.
+func (d *draft) kernelVolume(p *Plan, part *Partition) error {
+	kernel := d.rel.Manifest().Boards[d.board].Boot
+	files := append(d.besideKernels(), bootFile{path: slot.PiKernel, from: &kernel})
+	free, err := d.volume(p, part, strings.ToUpper("skerry-"+part.Name[len("boot-"):]), files)
+	if err == nil && free < kernel.Size {
+		err = fmt.Errorf("partition %s: has %d bytes free, and an update needs room for a second kernel image of %d", part.Name, free, kernel.Size)
+	}
+	return err
 }
 
 func (d *draft) configVolume(p *Plan, part *Partition) error {

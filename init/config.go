@@ -61,7 +61,7 @@ func (s *system) bootFiles() (fs.FS, func()) {
 		return nil, func() {}
 	}
 	for _, p := range parts {
-		if p.Label == boards.ESP && p.DiskDev() == s.id.Boot.Disk {
+		if (p.Label == boards.ESP || p.Label == boards.Select) && p.DiskDev() == s.id.Boot.Disk {
 			m := linux.Mount{Source: p.Dev(), Target: dir, FS: "vfat", Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, Data: "umask=0077"}
 			if err := m.Do(); err != nil {
 				s.console.sayf("read config: %s", oneLine(err))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/clock"
 	"github.com/skerry-os/skerry/pkg/linux"
+	"github.com/skerry-os/skerry/pkg/machine"
 )
 
 // Limits of a shutdown. Beyond them the machine goes down all the same.
@@ -52,9 +53,10 @@ func (s *system) shutdown(cause error) {
 	}
 	unix.Sync()
 	s.console.sayf("%s: now", word)
-	do := linux.Restart
-	if how.off {
-		do = linux.PowerOff
+	do := linux.PowerOff
+	if !how.off {
+		arg, _ := os.ReadFile("/" + machine.RestartFile) // most firmware is told nothing
+		do = func() error { return linux.RestartWith(string(arg)) }
 	}
 	s.console.sayf("%s: %v", word, do())
 	time.Sleep(restartWait)

@@ -54,14 +54,17 @@ func takeStdio() {
 }
 
 // cmdline is what the signed kernel image says it is for.
-type cmdline struct{ board, rootHash string }
+type cmdline struct{ board, rootHash, slots string }
 
 func readCmdline(_ context.Context, s *system) error {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err
 	}
-	s.cmdline = cmdline{linux.Cmdline(string(line), "skerry.board"), linux.Cmdline(string(line), "skerry.roothash")}
+	s.cmdline = cmdline{
+		board: linux.Cmdline(string(line), "skerry.board"), rootHash: linux.Cmdline(string(line), "skerry.roothash"),
+		slots: cmp.Or(linux.Cmdline(string(line), "skerry.slots"), slot.KindUEFI),
+	}
 	if s.cmdline.board == "" || s.cmdline.rootHash == "" {
 		return errors.New("the kernel command line lacks skerry.board or skerry.roothash; boot the release's own kernel image")
 	}
@@ -103,11 +106,16 @@ func readKeys(fsys fs.FS) ([]ed25519.PublicKey, error) {
 
 // findSlot waits for the partition that this boot is for.
 func findSlot(ctx context.Context, s *system) error {
-	want, err := firmwareChoice()
+	byState := s.cmdline.slots != slot.KindUEFI
+	var want choice
+	var err error
+	if !byState {
+		want, err = firmwareChoice()
+	}
 	if err != nil {
 		return err
 	}
-	if want.id == "" {
+	if want.id == "" && !byState {
 		// Without a word from the firmware there is no trial, and any slot this kernel belongs to will do.
 		s.boot.Note = slot.ErrNotNamed.Error()
 	}
@@ -120,9 +128,10 @@ func findSlot(ctx context.Context, s *system) error {
 		if want.esp != "" {
 			linux.ReadUUIDs(parts)
 		}
-		list := candidates(parts, want)
-		p, err := s.firstThatFits(list, want)
-		if err != nil {
+		var p *linux.Partition
+		if byState {
+			p, want.trial = s.findByState(parts)
+		} else if p, err = s.firstThatFits(candidates(parts, want), want); err != nil {
 			return err
 		}
 		if p != nil {

@@ -71,12 +71,34 @@ func printBoard(out io.Writer, b *boards.Board) error {
 	row := func(name, format string, a ...any) { _, _ = fmt.Fprintf(w, name+"\t"+format+"\n", a...) } // errors come with Flush
 	row("board", "%s: %s", b.ID, b.Name)
 	row("arch", "%s", b.Arch)
-	row("slots", "%s", b.Slots)
+	if len(b.Match) > 0 {
+		row("is", "%s", strings.Join(b.Match, ", "))
+	}
+	row("slots", "%s: %s", b.Slots, map[string]string{
+		boards.UEFI:  "systemd-boot counts the tries of a slot",
+		boards.UBoot: "U-Boot counts them, by a script and a small file",
+		boards.Pi:    "the firmware tries a slot once",
+	}[b.Slots])
 	row("kernel", "%s from %s", b.Kernel.Package, b.Kernel.Suite)
 	row("", "%s", strings.Join(b.Kernel.Args, " "))
+	if b.Kernel.DeviceTree != "" {
+		row("", "device tree %s in the kernel image", b.Kernel.DeviceTree)
+	}
 	row("modules", "%d in the initramfs, %d more on the root, and what they need", len(b.Modules.Boot.All()), len(b.Modules.Node.All()))
 	for _, f := range b.Firmware {
 		row("firmware", "%s from %s", strings.Join(f.Files, " "), f.Package)
+	}
+	for _, f := range b.Boot.Files {
+		row("boot", "%s from %s of %s (%s)", strings.Join(f.Files, " "), f.Package, f.Suite, f.Area)
+	}
+	for _, t := range b.Boot.DeviceTrees {
+		row("boot", "%s", t.Name())
+	}
+	for _, t := range b.Boot.Texts {
+		row("boot", "%s", t.Name)
+	}
+	for _, r := range b.Boot.Raw {
+		row("boot", "%s from %s at %v of the disk", r.File[strings.LastIndexByte(r.File, '/')+1:], r.Package, r.At)
 	}
 	for i, p := range b.Disk.Partitions {
 		name := ""

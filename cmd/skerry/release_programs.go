@@ -3,14 +3,18 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"runtime"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-os/skerry/image/compose"
+	"github.com/skerry-os/skerry/pkg/debian"
 )
 
 func newReleaseProgramsCmd() *cobra.Command {
 	var arch, out, source string
+	var mirrors []string
 	cmd := &cobra.Command{
 		Use:   "programs",
 		Short: "Build a node's programs and component images alone",
@@ -25,7 +29,12 @@ func newReleaseProgramsCmd() *cobra.Command {
 			if out == "" {
 				out = filepath.Join(src.Dir, "out", arch)
 			}
-			kubernetes, err := compose.Programs(cmd.Context(), src, arch, out, compose.NewLog(cmd.ErrOrStderr()))
+			m, err := hostMirrors(cmd, mirrors)
+			if err != nil && arch != runtime.GOARCH { // else nothing of Debian's is needed
+				return err
+			}
+			store := &debian.Store{Dir: cacheDir(), Mirrors: m.All(), Retry: 5 * time.Second}
+			kubernetes, err := compose.Programs(cmd.Context(), src, arch, out, store, compose.NewLog(cmd.ErrOrStderr()))
 			if err != nil {
 				return fmt.Errorf("release programs: %w", err)
 			}
@@ -37,5 +46,6 @@ func newReleaseProgramsCmd() *cobra.Command {
 	f.StringVar(&arch, "arch", "amd64", "architecture: amd64, arm64 or arm")
 	f.StringVarP(&out, "output", "o", "", "folder to fill (default: out/ARCH in the source)")
 	f.StringVar(&source, "source", ".", "a folder inside Skerry's source")
+	mirrorFlag(cmd, &mirrors)
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/updates"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/repository"
 	"github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/update/record"
@@ -141,8 +143,10 @@ func withUpdater(cmd *cobra.Command, do func(context.Context, *updates.Node) err
 
 // restart asks process 1, which is Skerry's init here.
 func restart(arg string) error {
-	if arg != "" {
-		return fmt.Errorf("this firmware wants to be told %q at the restart, which this release cannot do", arg)
+	if arg != "" { // for the firmware, through the kernel
+		if err := os.WriteFile("/"+machine.RestartFile, []byte(arg), 0o600); err != nil {
+			return err
+		}
 	}
 	return syscall.Kill(1, syscall.SIGTERM)
 }

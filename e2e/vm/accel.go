@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -40,6 +41,9 @@ func (a Accel) resolve(ctx context.Context, o Options) (Accel, string, error) {
 	case Auto, "":
 	default:
 		return "", "", fmt.Errorf("acceleration %q: is none of auto, kvm, tcg", a)
+	}
+	if host := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]; o.Board.System != host {
+		return TCG, "no KVM: the machine is " + o.Board.System, nil
 	}
 	if why := closedKVM(); why != "" {
 		return TCG, "no KVM: " + why, nil

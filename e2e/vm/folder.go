@@ -2,10 +2,12 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net"
 	"os"
 	"os/exec"
@@ -22,6 +24,8 @@ const (
 	stateFile  = "vm.json"
 	diskFile   = "disk.qcow2"
 	varsFile   = "vars.fd"
+	kernelFile = "kernel.bin"
+	treeFile   = "machine.dtb"
 	consoleLog = "console.log"
 	qemuLog    = "qemu.log"
 	qmpSock    = "qmp.sock"
@@ -64,7 +68,7 @@ func prepareFolder(ctx context.Context, o Options, img imageID, fw firmware) err
 		}
 	}
 	disk, vars := filepath.Join(o.Dir, diskFile), filepath.Join(o.Dir, varsFile)
-	if old, err := Open(o.Dir); err == nil && !o.Fresh && old.state.Image == img && exists(disk) && (fw.code == "" || exists(vars)) {
+	if old, err := Open(o.Dir); err == nil && !o.Fresh && old.state.Image == img && exists(disk) && (fw.vars == "" || exists(vars)) {
 		return nil
 	}
 	// The state names what the disk belongs to, so it goes first and comes last.
@@ -73,18 +77,22 @@ func prepareFolder(ctx context.Context, o Options, img imageID, fw firmware) err
 			return err
 		}
 	}
-	from := fw.vars
-	if o.Vars != "" {
-		from = o.Vars
+	if fw.vars != "" {
+		if err := copyFile(vars, cmp.Or(o.Vars, fw.vars)); err != nil {
+			return err
+		}
 	}
-	if fw.code != "" {
-		if err := copyFile(vars, from); err != nil {
+	if fw.kernel != "" {
+		if err := takeFromCard(o); err != nil {
 			return err
 		}
 	}
 	total := max(int64(o.Disk), img.Size)
 	if o.Disk == 0 {
 		total = max(8*int64(size.GiB), img.Size)
+	}
+	if o.Board.Disk == onboardSD && total&(total-1) != 0 { // QEMU's cards come in no other size
+		total = 1 << bits.Len64(uint64(total))
 	}
 	out, err := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", img.Path, disk, strconv.FormatInt(total, 10)).CombinedOutput()
 	if err != nil {

@@ -9,26 +9,34 @@ import (
 	"github.com/skerry-os/skerry/pkg/size"
 )
 
-// firmware is UEFI for a virtual machine, as Debian's ovmf and Fedora's edk2-ovmf install it.
-type firmware struct{ code, vars string }
+// firmware is what the machine starts with: UEFI, as Debian's ovmf and qemu-efi-aarch64 and Fedora's edk2 install it; or for
+// machines whose firmware nobody emulates, the program and the device tree that it would start; or nothing, where the machine
+// starts from its card as the real one does.
+type firmware struct{ code, vars, kernel, tree string }
 
 // The variables beside the code have no key enrolled: the firmware starts in setup mode.
 func findFirmware(kind string) (firmware, error) {
-	if kind == BIOS {
-		return firmware{}, nil // QEMU brings it along
+	uefi := map[string][2]string{
+		"ovmf": {"OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"}, "ovmf-secboot": {"OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd"},
+		"aavmf": {"AAVMF_CODE.fd", "AAVMF_VARS.fd"},
 	}
-	code := map[string]string{"ovmf": "OVMF_CODE_4M.fd", "ovmf-secboot": "OVMF_CODE_4M.secboot.fd"}[kind]
-	if code == "" {
+	names, ok := uefi[kind]
+	switch {
+	case kind == "card", kind == BIOS: // the machine has it, or QEMU brings it along
+		return firmware{}, nil
+	case kind == "u-boot":
+		return firmware{kernel: kernelFile, tree: treeFile}, nil
+	case !ok:
 		return firmware{}, fmt.Errorf("this machine cannot be started with firmware %q yet", kind)
 	}
-	dirs := []string{"/usr/share/OVMF", "/usr/share/edk2/ovmf"}
+	dirs := []string{"/usr/share/OVMF", "/usr/share/AAVMF", "/usr/share/edk2/ovmf", "/usr/share/edk2/aarch64"}
 	for _, dir := range dirs {
-		fw := firmware{filepath.Join(dir, code), filepath.Join(dir, "OVMF_VARS_4M.fd")}
+		fw := firmware{code: filepath.Join(dir, names[0]), vars: filepath.Join(dir, names[1])}
 		if exists(fw.code) && exists(fw.vars) {
 			return fw, nil
 		}
 	}
-	return firmware{}, fmt.Errorf("UEFI firmware %s: is in none of %s; `make setup` installs it", code, strings.Join(dirs, ", "))
+	return firmware{}, fmt.Errorf("UEFI firmware %s: is in none of %s; `make setup` installs it", names[0], strings.Join(dirs, ", "))
 }
 
 // qemuArgs is the whole machine. Relative names are in its folder, where QEMU runs.
@@ -39,31 +47,46 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 		"-no-user-config", "-nodefaults", "-display", "none",
 		"-smp", fmt.Sprint(o.CPUs),
 		"-m", fmt.Sprint(int64(o.Memory / size.MiB)),
-		"-drive", "if=none,id=disk,format=qcow2,discard=unmap,file=" + diskFile,
-		"-device", o.Board.Disk + ",drive=disk,bootindex=1",
-		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=console,path=" + conSock + ",server=on,wait=off,logfile=" + consoleLog + ",logappend=on",
-		"-serial", "chardev:console",
 		"-qmp", "unix:" + qmpSock + ",server=on,wait=off",
 	}
 	if fw.code != "" {
 		args = append(args, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+escape(fw.code), "-drive", "if=pflash,unit=1,format=raw,file="+varsFile)
 	}
+	if fw.kernel != "" {
+		args = append(args, "-kernel", fw.kernel, "-dtb", fw.tree)
+	}
+	if o.Board.Disk == onboardSD {
+		args = append(args, "-drive", "if=sd,format=qcow2,discard=unmap,file="+diskFile)
+	} else {
+		args = append(args,
+			"-drive", "if=none,id=disk,format=qcow2,discard=unmap,file="+diskFile,
+			"-device", o.Board.Disk+",drive=disk,bootindex=1",
+			"-device", "virtio-rng-pci")
+	}
 	if o.Serial != "" {
 		args = append(args, "-smbios", "type=1,serial="+escape(o.Serial))
 	}
+	for range o.Board.Console {
+		args = append(args, "-serial", "null")
+	}
+	args = append(args, "-serial", "chardev:console")
 	args = append(args, accel.args()...)
 	args = append(args, o.Board.Args...)
 	if o.TPM {
 		args = append(args, "-chardev", "socket,id=tpm,path="+tpmSock, "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm")
 	}
-	net := "user,id=net"
+	net := ",id=net"
 	if o.Restrict {
 		net += ",restrict=on"
 	}
 	for _, f := range forwards {
 		net += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
 	}
+	if o.Board.Network == onboard {
+		return append(args, "-nic", "user"+net)
+	}
+	net = "user" + net
 	if o.Tap != "" {
 		net = "tap,id=net,script=no,downscript=no,ifname=" + o.Tap
 	}
@@ -82,6 +105,12 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 
 // BIOS is the firmware of a machine without UEFI, beside those that boards name.
 const BIOS = "bios"
+
+// Words of boards for what is part of the machine: its card slot, its network.
+const (
+	onboardSD = "sd"
+	onboard   = "onboard"
+)
 
 // escape doubles commas, which separate a QEMU option's parts.
 func escape(name string) string { return strings.ReplaceAll(name, ",", ",,") }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/skerry-os/skerry/image/rootfs"
 	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
 )
 
 // The lock file has what the list and the boards name: a board that was added without `make lock` fails here.
@@ -29,10 +31,16 @@ func TestLockIsWhole(t *testing.T) {
 	}
 	for _, arch := range want.Arches {
 		for _, item := range want.Packages {
-			if len(item.Arches) > 0 && item.Arches[0] != arch {
+			if len(item.Arches) > 0 && !slices.Contains(item.Arches, arch) {
 				continue
 			}
-			if _, err := lock.Find(arch, item.Name); err != nil {
+			var err error
+			if item.Follow != nil {
+				_, err = lock.Followed(arch, item.Name, item.Suite)
+			} else {
+				_, err = lock.Find(arch, item.Name)
+			}
+			if err != nil {
 				t.Error(err)
 			}
 		}
@@ -42,13 +50,15 @@ func TestLockIsWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, b := range all {
-		if _, err := lock.Find(b.Arch, b.Kernel.Package); err != nil {
+		if _, err := lock.Followed(b.Arch, b.Kernel.Package, b.Kernel.Suite); err != nil {
 			t.Errorf("board %s: %v", b.ID, err)
 		}
 	}
 	for name := range debianPrograms {
-		if _, err := lock.Find("amd64", name); err != nil {
-			t.Error(err)
+		for _, arch := range want.Arches {
+			if _, err := lock.Find(arch, name); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
@@ -133,7 +143,6 @@ func TestBadOptionsAreRefusedAtOnce(t *testing.T) {
 		arch, out, path, want string
 	}{
 		"arch":      {"vax", "r", os.Getenv("PATH"), `architecture "vax": is not one of amd64, arm64, arm`},
-		"no board":  {"arm", "r", os.Getenv("PATH"), "no board"},
 		"no tool":   {"amd64", "r", "/nonexistent", "apt-get install erofs-utils"},
 		"no folder": {"amd64", other, os.Getenv("PATH"), "holds files that are no release"},
 	} {
@@ -316,5 +325,18 @@ func TestProgramsOfBeforeGo(t *testing.T) {
 	})
 	if want := "usr/bin/kubectl usr/bin/skerryd usr/share/skerry/images/pause.tar"; err != nil || strings.Join(got, " ") != want {
 		t.Errorf("left are %v, %v; want %s", got, err, want)
+	}
+}
+
+// U-Boot takes what mkimage makes; so what is made here is what mkimage reads, and says the same of.
+func TestBootScriptIsWhatMkimageKnows(t *testing.T) {
+	needs(t, "mkimage")
+	file := filepath.Join(t.TempDir(), "boot.scr")
+	if err := os.WriteFile(file, bootScript(slot.UBootScript, time.Unix(1_800_000_000, 0)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "mkimage", "-l", file).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "ARM Linux Script (uncompressed)") || !strings.Contains(string(out), "Image Name:   Skerry") {
+		t.Errorf("mkimage -l: %v: %s", err, out)
 	}
 }

@@ -34,16 +34,28 @@ func Wanted() (*debian.Want, error) {
 		return nil, err
 	}
 	for _, b := range all {
-		add(w, debian.WantedItem{Name: b.Kernel.Package, Suite: b.Kernel.Suite, Follow: "linux-image-", Arches: []string{b.Arch}})
+		add(w, debian.WantedItem{Name: b.Kernel.Package, Suite: b.Kernel.Suite, Follow: kernelParts, Arches: []string{b.Arch}})
 		for _, f := range b.Firmware {
+			add(w, debian.WantedItem{Name: f.Package, Suite: f.Suite, Arches: []string{b.Arch}})
+		}
+		for _, f := range b.Boot.Files {
+			add(w, debian.WantedItem{Name: f.Package, Suite: f.Suite, Arches: []string{b.Arch}})
+		}
+		for _, f := range b.Boot.Raw {
 			add(w, debian.WantedItem{Name: f.Package, Suite: f.Suite, Arches: []string{b.Arch}})
 		}
 	}
 	return w, nil
 }
 
+// kernelParts are what a kernel's meta package leads to: one package, or with newer kernels one for the image, one for the
+// modules and one for the rest.
+var kernelParts = []string{"linux-image-", "linux-binary-", "linux-modules-", "linux-base-"}
+
 func add(w *debian.Want, item debian.WantedItem) {
-	same := func(o debian.WantedItem) bool { return o.Name == item.Name && slices.Equal(o.Arches, item.Arches) }
+	same := func(o debian.WantedItem) bool {
+		return o.Name == item.Name && (o.Suite == item.Suite || item.Follow == nil) && slices.Equal(o.Arches, item.Arches)
+	}
 	if slices.Contains(w.Arches, item.Arches[0]) && !slices.ContainsFunc(w.Packages, same) {
 		w.Packages = append(w.Packages, item)
 	}

@@ -22,7 +22,7 @@ const biosPackage = "ipxe"
 // netbootFiles makes what machines need that start over the network: for each board with UEFI a second initramfs, and iPXE.
 func (b *build) netbootFiles(put func(name string, data []byte) error) error {
 	for _, board := range b.Boards {
-		if board.Slots != "uefi" {
+		if board.Slots != boards.UEFI {
 			continue // its firmware loads no EFI program
 		}
 		done := b.Log.Stage("network boot for " + board.ID)
@@ -52,7 +52,7 @@ func (b *build) netbootFiles(put func(name string, data []byte) error) error {
 // netbootOverlay is unpacked over the board's initramfs: the installer, the drivers of network cards, and an index that has
 // the modules of both.
 func (b *build) netbootOverlay(board *boards.Board) ([]byte, error) {
-	k, x, err := b.kernel(board.Kernel.Package)
+	k, x, err := b.kernel(kernelOf(board))
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func networkCard(file string) bool {
 
 // addMissingModules adds the index of all modules, and the files of those that the board's first initramfs has not.
 func (b *build) addMissingModules(t *rootfs.Tree, k *kernel, whole *kmod.Index, board *boards.Board) error {
-	_, x, err := b.kernel(board.Kernel.Package)
+	_, x, err := b.kernel(kernelOf(board))
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func (p *packages) addPrograms(t *rootfs.Tree) error {
 		return err
 	}
 	for _, w := range own.Packages {
-		if w.Follow != "" || len(w.Arches) > 0 { // a board's kernel or firmware
+		if w.Follow != nil || len(w.Arches) > 0 { // a board's kernel or firmware, or for building
 			continue
 		}
 		dir, pkg, err := p.dir(w.Name)
@@ -177,30 +177,61 @@ func (p *packages) use(t *rootfs.Tree, name string) error {
 	return t.AddFile(file, host, 0o644)
 }
 
-// kernel is an unpacked kernel package.
+// kernel is an unpacked kernel.
 type kernel struct {
 	release string // uname -r
 	image   string // the kernel, a file of the host
 	modules string // folder of lib/modules/<release>
-	pkg     debian.Package
+	trees   string // folder of device trees; may not exist
+	pkgs    []debian.Package
 }
 
-func (p *packages) kernel(name string) (*kernel, error) {
-	dir, pkg, err := p.dir(name)
+// kernel unpacks the kernel that a meta package stands for. Debian keeps its parts in one package or in several, in one of
+// two ways.
+func (p *packages) kernel(name, suite string) (*kernel, error) {
+	pkgs, err := p.lock.Followed(p.arch, name, suite)
+	if err != nil {
+		return nil, err
+	}
+	for _, pkg := range pkgs {
+		if _, _, err := p.dir(pkg.Name); err != nil { // says what it fetches
+			return nil, err
+		}
+	}
+	dir, err := p.store.UnpackAll(p.ctx, pkgs...)
 	if err != nil {
 		return nil, err
 	}
 	images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinu[xz]-*"))
-	if err != nil || len(images) != 1 {
-		return nil, fmt.Errorf("package %s %s: has %d kernels, want one", pkg.Name, pkg.Version, len(images))
+	if err == nil && len(images) == 0 {
+		images, err = filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/vmlinuz"))
 	}
-	_, release, _ := strings.Cut(filepath.Base(images[0]), "-")
-	k := &kernel{release: release, image: images[0], modules: filepath.Join(dir, "lib/modules", release), pkg: pkg}
+	if err != nil || len(images) != 1 {
+		return nil, fmt.Errorf("package %s of %s: has %d kernels, want one", name, suite, len(images))
+	}
+	_, release, ok := strings.Cut(filepath.Base(images[0]), "-")
+	if !ok {
+		release = filepath.Base(filepath.Dir(images[0]))
+	}
+	k := &kernel{release: release, image: images[0], modules: filepath.Join(dir, "lib/modules", release), pkgs: pkgs}
 	if _, err := os.Stat(k.modules); err != nil {
 		k.modules = filepath.Join(dir, "usr/lib/modules", release)
 	}
-	if _, err := os.Stat(k.modules); err != nil {
-		return nil, fmt.Errorf("package %s %s: has no modules for its kernel: %w", pkg.Name, pkg.Version, err)
+	if _, err := os.Stat(filepath.Join(k.modules, "kernel")); err != nil {
+		return nil, fmt.Errorf("package %s of %s: has no modules for its kernel: %w", name, suite, err)
+	}
+	k.trees = filepath.Join(dir, "usr/lib/linux-image-"+release)
+	if _, err := os.Stat(filepath.Join(k.modules, "dtb")); err == nil {
+		k.trees = filepath.Join(k.modules, "dtb")
 	}
 	return k, nil
+}
+
+// tree reads one of its device trees.
+func (k *kernel) tree(name string) ([]byte, error) {
+	data, err := os.ReadFile(filepath.Join(k.trees, name))
+	if err != nil {
+		return nil, fmt.Errorf("kernel %s: device tree %s: %w", k.release, name, err)
+	}
+	return data, nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/skerry-os/skerry/image/oci"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/debian"
 )
 
 // program is one Go build.
@@ -53,15 +54,16 @@ var links = map[string]string{
 const goFlags = "-trimpath -buildvcs=false -tags=no_btrfs,no_zfs,no_devmapper,grpcnotrace"
 
 // Programs builds all programs and component images of an architecture into dir, which afterwards looks like the node's root:
-// usr/bin/skerryd and so on. It gives the version of Kubernetes that is in them.
-func Programs(ctx context.Context, src *Source, arch, dir string, log Log) (kubernetes string, err error) {
+// usr/bin/skerryd and so on. It gives the version of Kubernetes that is in them. For another architecture than the host's, C
+// libraries come out of the store's packages.
+func Programs(ctx context.Context, src *Source, arch, dir string, store *debian.Store, log Log) (kubernetes string, err error) {
 	kubernetes, err = output(ctx, src.Dir, nil, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
 	if err != nil {
 		return "", err
 	}
 	for _, p := range programs {
 		done := log.Stage("go build " + p.out)
-		if err := p.build(ctx, src, arch, dir, kubernetes); err != nil {
+		if err := p.build(ctx, src, arch, dir, kubernetes, store); err != nil {
 			return "", err
 		}
 		done()
@@ -120,7 +122,7 @@ func link(name, target string) error {
 	return os.Symlink(target, name)
 }
 
-func (p program) build(ctx context.Context, src *Source, arch, dir, kubernetes string) error {
+func (p program) build(ctx context.Context, src *Source, arch, dir, kubernetes string, store *debian.Store) error {
 	env := []string{"GOFLAGS=" + goFlags, "GOOS=linux", "GOARCH=" + arch, "GOWORK=off", "CGO_ENABLED=0"}
 	if arch == "arm" {
 		env = append(env, "GOARM=7")
@@ -132,7 +134,7 @@ func (p program) build(ctx context.Context, src *Source, arch, dir, kubernetes s
 		ldflags = append(ldflags, versionFlags(src, kubernetes)...)
 	case p.cgo:
 		env = append(env, "CGO_ENABLED=1")
-		cc, err := compiler(arch)
+		cc, err := compiler(ctx, arch, store)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.out, err)
 		}
@@ -154,17 +156,32 @@ func (p program) build(ctx context.Context, src *Source, arch, dir, kubernetes s
 	return nil
 }
 
-// compiler names the C compiler for another architecture than the host's.
-func compiler(arch string) ([]string, error) {
+// compiler names the C compiler for another architecture than the host's, and the libraries to build with. The compiler is
+// the host's; the libraries are not installed but taken out of the locked packages.
+func compiler(ctx context.Context, arch string, store *debian.Store) ([]string, error) {
 	if arch == runtime.GOARCH {
 		return nil, nil
 	}
-	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}[arch]
-	cc := triplet + "-gcc"
+	cc := triplet(arch) + "-gcc"
 	if _, err := exec.LookPath(cc); err != nil {
-		return nil, fmt.Errorf("%s is not installed: apt-get install gcc-%s and libseccomp-dev of that architecture", cc, triplet)
+		return nil, fmt.Errorf("%s is not installed: `make setup` installs it, or: apt-get install gcc-%s", cc, strings.ReplaceAll(triplet(arch), "_", "-"))
 	}
-	return []string{"CC=" + cc, "PKG_CONFIG_PATH=/usr/lib/" + triplet + "/pkgconfig"}, nil
+	lock, err := Lock()
+	if err != nil {
+		return nil, err
+	}
+	pkg, err := lock.Find(arch, "libseccomp-dev")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := store.Unpack(ctx, pkg)
+	if err != nil {
+		return nil, err
+	}
+	return []string{
+		"CC=" + cc, "PKG_CONFIG_SYSROOT_DIR=" + dir, "PKG_CONFIG_PATH=",
+		"PKG_CONFIG_LIBDIR=" + filepath.Join(dir, "usr/lib", triplet(arch), "pkgconfig"),
+	}, nil
 }
 
 // versionFlags are the linker's: what pkg/version says, and what Kubernetes says of itself to every client.

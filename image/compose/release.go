@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -22,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skerry-os/skerry/boards"
-	"github.com/skerry-os/skerry/image/initramfs"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/debian"
@@ -92,7 +90,7 @@ type build struct {
 	work       string
 	kubernetes string
 	packages   *packages
-	kernels    map[string]indexedKernel
+	kernels    map[kernelName]indexedKernel
 }
 
 // Build makes a release. The folder appears whole, or not at all.
@@ -108,7 +106,7 @@ func Build(ctx context.Context, o Options) (*Summary, error) {
 	}
 	defer unlock()
 
-	if b.kubernetes, err = Programs(ctx, o.Source, o.Arch, b.programs, o.Log); err != nil {
+	if b.kubernetes, err = Programs(ctx, o.Source, o.Arch, b.programs, b.packages.store, o.Log); err != nil {
 		return nil, err
 	}
 	done := o.Log.Stage("root: collect files")
@@ -134,7 +132,7 @@ func Build(ctx context.Context, o Options) (*Summary, error) {
 		Kubernetes: b.kubernetes, Root: *root, Boards: map[string]release.Board{},
 	}
 	for _, board := range b.Boards {
-		if m.Boards[board.ID], err = b.bootImage(out, board, root.RootHash); err != nil {
+		if m.Boards[board.ID], err = b.board(out, board, root.RootHash); err != nil {
 			return nil, fmt.Errorf("board %s: %w", board.ID, err)
 		}
 	}
@@ -183,7 +181,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 		return nil, err
 	}
 	b := &build{
-		Options: o, ctx: ctx, Boards: all, kernels: map[string]indexedKernel{},
+		Options: o, ctx: ctx, Boards: all, kernels: map[kernelName]indexedKernel{},
 		programs: filepath.Join(o.Work, o.Arch), work: filepath.Join(o.Work, "work", o.Arch),
 		packages: &packages{
 			ctx: ctx, lock: lock, arch: o.Arch, log: o.Log, used: map[string]debian.Package{},
@@ -191,61 +189,6 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 		},
 	}
 	return b, os.MkdirAll(b.work, 0o755)
-}
-
-// bootImage makes what one board boots: kernel, initramfs and a command line that names the root's hash, signed.
-func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (release.Board, error) {
-	done := b.Log.Stage("boot image for " + board.ID)
-	k, x, err := b.kernel(board.Kernel.Package)
-	if err != nil {
-		return release.Board{}, err
-	}
-	sub, err := x.Subset(board.Modules.Boot.All()...)
-	if err != nil {
-		return release.Board{}, err
-	}
-	pub, err := b.Keys.ReleasePublicPEM()
-	if err != nil {
-		return release.Board{}, err
-	}
-	trust, err := b.configTrust()
-	if err != nil {
-		return release.Board{}, err
-	}
-	first, err := initramfs.Content{
-		Init: filepath.Join(b.programs, "usr/sbin/init"), Kernel: k.release, Modules: sub, ModuleDir: k.modules,
-		Load: board.Modules.Boot.Load, PublicKey: pub, Root: b.Keys.Root, Trust: trust, Time: b.Source.Time,
-	}.Tree()
-	if err != nil {
-		return release.Board{}, err
-	}
-	initrd, err := initramfs.Build(first, b.Source.Time)
-	if err != nil {
-		return release.Board{}, err
-	}
-	linux, err := os.ReadFile(k.image)
-	if err != nil {
-		return release.Board{}, err
-	}
-	stub, err := b.efiFile("linux", ".efi.stub")
-	if err != nil {
-		return release.Board{}, err
-	}
-	args := append(slices.Clone(board.Kernel.Args), "panic=5")
-	args = append(args, b.KernelArgs...)
-	args = append(args, "skerry.board="+board.ID, "skerry.roothash="+rootHash)
-	image, err := uki.Assemble(uki.Parts{
-		Stub: stub, OSRelease: osRelease(b.Source.Version), Cmdline: strings.Join(args, " "), Uname: k.release, Initrd: initrd, Linux: linux,
-	})
-	if err != nil {
-		return release.Board{}, err
-	}
-	if image, err = uki.Sign(image, b.Keys.DB.Key, b.Keys.DB.Cert); err != nil {
-		return release.Board{}, err
-	}
-	file, err := out.write(path.Join("boot", board.ID+".efi"), image)
-	done(megabytes(file.Size))
-	return release.Board{Kernel: k.release, Boot: file}, err
 }
 
 // loaderPackage has the boot loader and the EFI stub. They are beside the root, their licence is in it.

@@ -2,22 +2,27 @@ package compose
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/ed25519"
 	"debug/elf"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/fat"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/image/verity"
 	"github.com/skerry-os/skerry/pkg/debian"
@@ -123,11 +128,13 @@ func checkRoot(t *testing.T, img string, m *release.Manifest) {
 		return
 	}
 	root := os.DirFS(top)
-	checkLinksAndLibraries(t, root)
+	checkLinksAndLibraries(t, root, m.Arch)
 	checkModules(t, root, m)
-	out, err := exec.Command(filepath.Join(top, "usr/bin/skerryd"), "version").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), m.Version) {
-		t.Errorf("skerryd version: %v: %s", err, out)
+	if m.Arch == runtime.GOARCH {
+		out, err := exec.Command(filepath.Join(top, "usr/bin/skerryd"), "version").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), m.Version) {
+			t.Errorf("skerryd version: %v: %s", err, out)
+		}
 	}
 	var id map[string]string
 	data, err := fs.ReadFile(root, "usr/share/skerry/release.json")
@@ -140,7 +147,7 @@ func checkRoot(t *testing.T, img string, m *release.Manifest) {
 }
 
 // checkLinksAndLibraries finds links that lead nowhere and programs whose libraries or loader are not there.
-func checkLinksAndLibraries(t *testing.T, root fs.FS) {
+func checkLinksAndLibraries(t *testing.T, root fs.FS, arch string) {
 	// Links into what only a running node has.
 	atRuntime := []string{"/run/", "/proc/", "/var/", "/etc/skerry"}
 	err := fs.WalkDir(root, ".", func(p string, d fs.DirEntry, err error) error {
@@ -166,12 +173,12 @@ func checkLinksAndLibraries(t *testing.T, root fs.FS) {
 			if !path.IsAbs(to) {
 				to = path.Join("/", path.Dir(p), to)
 			}
-			if _, err := lookUp(root, to); err != nil {
+			if _, err := lookUp(root, arch, to); err != nil {
 				t.Errorf("%s -> %s: %v", p, to, err)
 			}
 		case 0:
 			if info.Mode().Perm()&0o111 != 0 {
-				checkProgram(t, root, p)
+				checkProgram(t, root, arch, p)
 			}
 		}
 		return nil
@@ -182,9 +189,9 @@ func checkLinksAndLibraries(t *testing.T, root fs.FS) {
 }
 
 // lookUp follows links inside the root.
-func lookUp(root fs.FS, name string) (fs.FileInfo, error) {
+func lookUp(root fs.FS, arch, name string) (fs.FileInfo, error) {
 	name = path.Clean(name)[1:]
-	for _, m := range mergedFolders("amd64") {
+	for _, m := range mergedFolders(arch) {
 		if strings.HasPrefix(name, m+"/") {
 			name = "usr/" + name
 		}
@@ -200,10 +207,10 @@ func lookUp(root fs.FS, name string) (fs.FileInfo, error) {
 	if !path.IsAbs(to) {
 		to = path.Join("/", path.Dir(name), to)
 	}
-	return lookUp(root, to)
+	return lookUp(root, arch, to)
 }
 
-func checkProgram(t *testing.T, root fs.FS, name string) {
+func checkProgram(t *testing.T, root fs.FS, arch, name string) {
 	data, err := fs.ReadFile(root, name)
 	if err != nil {
 		t.Error(err)
@@ -218,12 +225,12 @@ func checkProgram(t *testing.T, root fs.FS, name string) {
 		t.Errorf("%s: %v", name, err)
 	}
 	for _, so := range needs {
-		if _, err := lookUp(root, "/lib/x86_64-linux-gnu/"+so); err != nil {
+		if _, err := lookUp(root, arch, "/lib/"+triplet(arch)+"/"+so); err != nil {
 			t.Errorf("%s needs %s: %v", name, so, err)
 		}
 	}
 	if in := interpreter(f); in != "" {
-		if _, err := lookUp(root, in); err != nil {
+		if _, err := lookUp(root, arch, in); err != nil {
 			t.Errorf("%s needs loader %s: %v", name, in, err)
 		}
 	}
@@ -264,6 +271,10 @@ func checkBoot(t *testing.T, dir string, m *release.Manifest, k *keys.Set) {
 	}
 	files := []string{"boot/systemd-boot.efi"}
 	for id, board := range m.Boards {
+		checkFirmware(t, dir, m, id)
+		if board.Slots == boards.Pi {
+			continue // not an EFI program
+		}
 		files = append(files, board.Boot.Path)
 		data, err := os.ReadFile(filepath.Join(dir, board.Boot.Path))
 		if err != nil {
@@ -291,6 +302,103 @@ func checkBoot(t *testing.T, dir string, m *release.Manifest, k *keys.Set) {
 			t.Errorf("%s: %v", f, err)
 		}
 		ask(t, "sbverify", "--cert", crt, filepath.Join(dir, f))
+	}
+}
+
+// checkFirmware holds what lies beside the kernels to what their readers check: boot ROMs, the Raspberry Pi's firmware, U-Boot.
+func checkFirmware(t *testing.T, dir string, m *release.Manifest, id string) {
+	b, err := boards.Load(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := m.Boards[id]
+	var trees bytes.Buffer
+	for _, f := range r.Firmware {
+		data, err := os.ReadFile(filepath.Join(dir, f.Path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := func(i int) uint32 { return binary.LittleEndian.Uint32(data[i:]) }
+		switch name := path.Base(f.Path); {
+		case strings.HasSuffix(name, ".dtb"):
+			if string(data[:4]) != "\xd0\x0d\xfe\xed" {
+				t.Errorf("%s: %s is no device tree", id, name)
+			}
+			trees.Write(data)
+		case strings.HasPrefix(name, "start"):
+			if string(data[:4]) != "\x7fELF" {
+				t.Errorf("%s: %s is no program", id, name)
+			}
+		case name == "u-boot-sunxi-with-spl.bin": // https://linux-sunxi.org/EGON: a mark, and a sum over all words with its own place as this constant
+			sum, length := uint32(0x5f0a6c39)-at(12), int(at(16))
+			for i := 0; i < length; i += 4 {
+				sum += at(i)
+			}
+			if string(data[4:12]) != "eGON.BT0" || sum != at(12) || f.At != 8192 || length > 32<<10 {
+				t.Errorf("%s: the boot ROM will not take %s: sum %#x, its header says %#x", id, name, sum, at(12))
+			}
+		case name == "MLO": // AM335x TRM, 26.1.11: a table of contents, then size and place of the image
+			if !bytes.Contains(data[:512], []byte("CHSETTINGS")) || int(at(512)) > 109<<10 || at(516) != 0x402f0400 || f.At != 128<<10 {
+				t.Errorf("%s: the boot ROM will not take %s: %d bytes for %#x", id, name, at(512), at(516))
+			}
+		case name == "boot.scr":
+			ask(t, "mkimage", "-l", filepath.Join(dir, f.Path))
+		case len(data) == 0:
+			t.Errorf("%s: %s is empty", id, name)
+		}
+	}
+	if r.Slots == boards.Pi {
+		checkRamdisk(t, filepath.Join(dir, r.Boot.Path), b, m)
+		return
+	}
+	if len(b.Boot.DeviceTrees) > 0 {
+		for _, compatible := range b.Match {
+			if !bytes.Contains(trees.Bytes(), append([]byte(compatible), 0)) {
+				t.Errorf("%s: no device tree is for %s", id, compatible)
+			}
+		}
+	}
+}
+
+// checkRamdisk reads a Raspberry Pi's boot.img as the firmware does.
+func checkRamdisk(t *testing.T, file string, b *boards.Board, m *release.Manifest) {
+	ask(t, "fsck.vfat", "-n", file)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	v, err := fat.Read(f, m.Boards[b.ID].Boot.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := map[string][]byte{}
+	for _, file := range v.Files {
+		if content[file.Path], err = io.ReadAll(file.Open()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c := string(content["config.txt"]); !strings.Contains(c, "kernel=kernel8.img\n") || !strings.Contains(c, "initramfs initramfs followkernel\n") || !strings.Contains(c, "arm_64bit=1\n") {
+		t.Errorf("%s: config.txt is %q", b.ID, c)
+	}
+	z, err := gzip.NewReader(bytes.NewReader(content["kernel8.img"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, 64)
+	if _, err := io.ReadFull(z, head); err != nil || string(head[56:60]) != "ARM\x64" {
+		t.Errorf("%s: kernel8.img is no arm64 kernel: %v", b.ID, err)
+	}
+	if line := string(content["cmdline.txt"]); !strings.Contains(line, "skerry.board="+b.ID+" ") || !strings.Contains(line, "skerry.roothash="+m.Root.RootHash+" ") || strings.Count(line, "\n") != 1 {
+		t.Errorf("%s: cmdline.txt is %q", b.ID, line)
+	}
+	for _, tree := range b.Boot.DeviceTrees {
+		if data := content[tree.Name()]; !bytes.Contains(data, append([]byte(b.Match[0]), 0)) {
+			t.Errorf("%s: %s is not for %s", b.ID, tree.Name(), b.Match[0])
+		}
+	}
+	if len(content["initramfs"]) < 1<<20 {
+		t.Errorf("%s: initramfs is %d bytes", b.ID, len(content["initramfs"]))
 	}
 }
 

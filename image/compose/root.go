@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/initramfs"
 	"github.com/skerry-os/skerry/image/rootfs"
 	"github.com/skerry-os/skerry/image/verity"
@@ -75,16 +76,22 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 
 // addBoards adds the modules of all boards, by kernel, and their firmware.
 func (b *build) addBoards(t *rootfs.Tree) error {
-	wanted := map[string][]string{} // by kernel package
+	wanted := map[kernelName][]string{}
 	for _, board := range b.Boards {
-		wanted[board.Kernel.Package] = append(append(wanted[board.Kernel.Package], board.Modules.Boot.All()...), board.Modules.Node.All()...)
-		wanted[board.Kernel.Package] = append(wanted[board.Kernel.Package], b.Modules...)
+		name := kernelOf(board)
+		wanted[name] = append(append(wanted[name], board.Modules.Boot.All()...), board.Modules.Node.All()...)
+		wanted[name] = append(wanted[name], b.Modules...)
 		load := strings.Join(board.Modules.Node.Load, "\n") + "\n"
 		if err := t.AddBytes(path.Join("usr/share/skerry/boards", board.ID, "modules.load"), []byte(load), 0o644); err != nil {
 			return err
 		}
 		if err := b.packages.addFirmware(t, board); err != nil {
 			return err
+		}
+		for _, name := range bootPackages(board) {
+			if err := b.packages.use(t, name); err != nil {
+				return fmt.Errorf("board %s: %w", board.ID, err)
+			}
 		}
 	}
 	for name, modules := range wanted {
@@ -99,19 +106,28 @@ func (b *build) addBoards(t *rootfs.Tree) error {
 		if err := initramfs.AddModules(t, k.release, sub, k.modules); err != nil {
 			return err
 		}
-		if err := b.packages.use(t, name); err != nil {
-			return err
+		for _, p := range k.pkgs {
+			if err := b.packages.use(t, p.Name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// kernel unpacks a kernel package and indexes its modules, once.
-func (b *build) kernel(name string) (*kernel, *kmod.Index, error) {
+// kernelName is a kernel as boards name it.
+type kernelName struct{ pkg, suite string }
+
+func kernelOf(board *boards.Board) kernelName {
+	return kernelName{board.Kernel.Package, board.Kernel.Suite}
+}
+
+// kernel unpacks a kernel and indexes its modules, once.
+func (b *build) kernel(name kernelName) (*kernel, *kmod.Index, error) {
 	if k, ok := b.kernels[name]; ok {
 		return k.kernel, k.index, nil
 	}
-	k, err := b.packages.kernel(name)
+	k, err := b.packages.kernel(name.pkg, name.suite)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -126,7 +142,11 @@ func (b *build) kernel(name string) (*kernel, *kmod.Index, error) {
 // moduleIndex reads all modules of a kernel, which takes seconds, or what it read of the same package before.
 func (b *build) moduleIndex(k *kernel) (*kmod.Index, error) {
 	const format = 1 // rises when pkg/kmod reads something more out of a module
-	cached := filepath.Join(b.Cache, "modules", fmt.Sprintf("%s-%d.json", k.pkg.SHA256, format))
+	key := k.pkgs[0].SHA256
+	for _, p := range k.pkgs[1:] {
+		key += p.SHA256[:8]
+	}
+	cached := filepath.Join(b.Cache, "modules", fmt.Sprintf("%s-%d.json", key, format))
 	if f, err := os.Open(cached); err == nil {
 		x, err := kmod.Read(f)
 		_ = f.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +25,14 @@ type spdxDocument struct {
 	Creation      spdxCreation       `json:"creationInfo"`
 	Packages      []spdxPackage      `json:"packages"`
 	Relationships []spdxRelationship `json:"relationships"`
+	Licences      []spdxLicence      `json:"hasExtractedLicensingInfos,omitempty"`
+}
+
+// spdxLicence is a licence that has no name in SPDX's list, with its text.
+type spdxLicence struct {
+	ID   string `json:"licenseId"`
+	Name string `json:"name"`
+	Text string `json:"extractedText"`
 }
 
 type spdxCreation struct {
@@ -87,8 +96,17 @@ func (b *build) sbom() ([]byte, error) {
 			arch = "all"
 		}
 		id := "SPDXRef-deb-" + spdxID(name)
+		declared := noAssertion
+		if strings.HasPrefix(p.File, "pool/non-free-firmware/") { // whoever passes a release on must know these terms
+			l, err := b.licence(name)
+			if err != nil {
+				return nil, err
+			}
+			doc.Licences = append(doc.Licences, l)
+			declared = l.ID
+		}
 		doc.Packages = append(doc.Packages, spdxPackage{
-			ID: id, Name: name, Version: p.Version, Download: noAssertion, Concluded: noAssertion, Declared: noAssertion, Copyright: noAssertion,
+			ID: id, Name: name, Version: p.Version, Download: noAssertion, Concluded: declared, Declared: declared, Copyright: noAssertion,
 			SourceInfo:   "Debian source package " + p.Source + "; licence in /usr/share/doc/" + name + "/copyright",
 			Checksums:    []spdxChecksum{{"SHA256", p.SHA256}},
 			ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:deb/debian/" + purl(name) + "@" + purl(p.Version) + "?arch=" + arch}},
@@ -100,6 +118,19 @@ func (b *build) sbom() ([]byte, error) {
 	}
 	data, err := json.MarshalIndent(doc, "", " ")
 	return append(data, '\n'), err
+}
+
+// licence is what a package says of its terms.
+func (b *build) licence(name string) (spdxLicence, error) {
+	dir, pkg, err := b.packages.dir(name)
+	if err != nil {
+		return spdxLicence{}, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "usr/share/doc", pkg.Name, "copyright"))
+	if err != nil {
+		return spdxLicence{}, fmt.Errorf("package %s is not free and says no terms: %w", name, err)
+	}
+	return spdxLicence{ID: "LicenseRef-deb-" + spdxID(name), Name: "terms of Debian's package " + name + " " + pkg.Version, Text: string(text)}, nil
 }
 
 func (b *build) sbomModules(doc *spdxDocument, top string) error {

@@ -9,19 +9,21 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
+	"slices"
 	"unicode/utf16"
 )
 
-// The layout of a GPT with 512-byte sectors and 128 entries, which is the only one here.
+// The layout of a GPT with 512-byte sectors.
 const (
 	Sector     = 512
-	Entries    = 128
+	Entries    = 128 // what most disks have room for, and the most here
+	minEntries = 4
 	entrySize  = 128
 	headerSize = 92
-	tableSize  = Entries * entrySize
 
-	HeadSize = 2*Sector + tableSize // protective MBR, header, entries: at the start of the disk
-	TailSize = tableSize + Sector   // entries, header: at the end
+	HeadSize = 2*Sector + Entries*entrySize // MBR, header, 128 entries: at the start of the disk
+	TailSize = Entries*entrySize + Sector   // entries, header: at the end
 )
 
 // Table is a GPT. Offsets and sizes are in bytes.
@@ -29,7 +31,26 @@ type Table struct {
 	Size       int64 // of the disk
 	GUID       GUID
 	Partitions []Partition // entry 1 first, without gaps
+	// Room is for how many entries the table has room, a multiple of 4; 0 is Entries. With 56 it ends at 8 KiB, where some
+	// boot ROMs look for their loader.
+	Room int
+	// MBR is the number of the partition that stands in the MBR too, as FAT, for boot ROMs that know no GPT; 0 for none.
+	// Linux and U-Boot use the GPT all the same.
+	MBR int
 }
+
+func (t *Table) room() int {
+	if t.Room == 0 {
+		return Entries
+	}
+	return t.Room
+}
+
+// HeadSize is how long the table's copy at the start of the disk is, MBR included.
+func (t *Table) HeadSize() int64 { return int64(2*Sector + t.room()*entrySize) }
+
+// TailSize is how long its copy at the end is.
+func (t *Table) TailSize() int64 { return int64(t.room()*entrySize + Sector) }
 
 // Partition is one entry of a Table.
 type Partition struct {
@@ -41,12 +62,12 @@ type Partition struct {
 	Attr  uint64
 }
 
-// Encode gives the bytes for the first HeadSize and the last TailSize bytes of the disk.
+// Encode gives the bytes for the start of the disk and for its end.
 func (t *Table) Encode() (head, tail []byte, err error) {
 	if err := t.validate(); err != nil {
 		return nil, nil, err
 	}
-	entries := make([]byte, tableSize)
+	entries := make([]byte, t.room()*entrySize)
 	for i, p := range t.Partitions {
 		e := entries[i*entrySize:]
 		p.Type.put(e)
@@ -59,9 +80,9 @@ func (t *Table) Encode() (head, tail []byte, err error) {
 		}
 	}
 	last := uint64(t.Size/Sector - 1)
-	head = append(t.protectiveMBR(), t.header(entries, 1, last, 2)...)
+	head = append(t.mbr(), t.header(entries, 1, last, 2)...)
 	head = append(head, entries...)
-	tail = append(entries[:tableSize:tableSize], t.header(entries, last, 1, last-tableSize/Sector)...)
+	tail = append(slices.Clip(entries), t.header(entries, last, 1, last-uint64(len(entries)/Sector))...)
 	return head, tail, nil
 }
 
@@ -72,37 +93,55 @@ func (t *Table) header(entries []byte, self, other, first uint64) []byte {
 	le.PutUint32(h[12:], headerSize)
 	le.PutUint64(h[24:], self)
 	le.PutUint64(h[32:], other)
-	le.PutUint64(h[40:], HeadSize/Sector)
-	le.PutUint64(h[48:], uint64((t.Size-TailSize)/Sector-1))
+	le.PutUint64(h[40:], uint64(t.HeadSize()/Sector))
+	le.PutUint64(h[48:], uint64((t.Size-t.TailSize())/Sector-1))
 	t.GUID.put(h[56:])
 	le.PutUint64(h[72:], first)
-	le.PutUint32(h[80:], Entries)
+	le.PutUint32(h[80:], uint32(t.room()))
 	le.PutUint32(h[84:], entrySize)
 	le.PutUint32(h[88:], crc32.ChecksumIEEE(entries))
 	le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:headerSize]))
 	return h
 }
 
-// protectiveMBR keeps old tools from taking the disk for empty.
-func (t *Table) protectiveMBR() []byte {
+// mbr keeps old tools from taking the disk for empty. With a partition in it, it is what others call a hybrid MBR: the entry
+// that stands for the GPT then ends where that partition starts.
+func (t *Table) mbr() []byte {
 	b := make([]byte, Sector)
-	e := b[446:]
-	copy(e, []byte{0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff}) // not bootable, from head 0 sector 2, GPT, to the end of CHS
-	binary.LittleEndian.PutUint32(e[8:], 1)
-	binary.LittleEndian.PutUint32(e[12:], uint32(min(t.Size/Sector-1, 0xffffffff)))
+	gpt, size := b[446:462], t.Size/Sector-1
+	if t.MBR > 0 {
+		p, fat := t.Partitions[t.MBR-1], b[446:462]
+		copy(fat, []byte{0x80, 0xfe, 0xff, 0xff, 0x0c, 0xfe, 0xff, 0xff}) // bootable, FAT32, no CHS
+		binary.LittleEndian.PutUint32(fat[8:], uint32(p.Start/Sector))
+		binary.LittleEndian.PutUint32(fat[12:], uint32(p.Size/Sector))
+		gpt, size = b[462:478], p.Start/Sector-1
+	}
+	copy(gpt, []byte{0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff}) // not bootable, from head 0 sector 2, GPT, to the end of CHS
+	binary.LittleEndian.PutUint32(gpt[8:], 1)
+	binary.LittleEndian.PutUint32(gpt[12:], uint32(min(size, 0xffffffff)))
 	b[510], b[511] = 0x55, 0xaa
 	return b
 }
 
 func (t *Table) validate() error {
-	if t.Size%Sector != 0 || t.Size < HeadSize+TailSize {
+	if r := t.room(); r < minEntries || r > Entries || r%minEntries != 0 {
+		return fmt.Errorf("gpt: room for %d entries: is not a multiple of %d up to %d", r, minEntries, Entries)
+	}
+	if t.Size%Sector != 0 || t.Size < t.HeadSize()+t.TailSize() {
 		return fmt.Errorf("gpt: a disk of %d bytes is not whole sectors or has no room for a table", t.Size)
 	}
-	if len(t.Partitions) > Entries {
-		return fmt.Errorf("gpt: %d partitions; at most %d fit", len(t.Partitions), Entries)
+	if len(t.Partitions) > t.room() {
+		return fmt.Errorf("gpt: %d partitions; at most %d fit", len(t.Partitions), t.room())
 	}
 	var errs []error
-	end := int64(HeadSize)
+	switch {
+	case t.MBR == 0:
+	case t.MBR < 0 || t.MBR > len(t.Partitions):
+		return fmt.Errorf("gpt: partition %d is to be in the MBR; there are %d", t.MBR, len(t.Partitions))
+	case t.Partitions[t.MBR-1].Start/Sector > math.MaxUint32 || t.Partitions[t.MBR-1].Size/Sector > math.MaxUint32:
+		errs = append(errs, fmt.Errorf("gpt: entry %d: lies behind what an MBR can say", t.MBR))
+	}
+	end := t.HeadSize()
 	for i, p := range t.Partitions {
 		switch {
 		case p.Type == (GUID{}):
@@ -113,8 +152,8 @@ func (t *Table) validate() error {
 			errs = append(errs, fmt.Errorf("gpt: entry %d (%s): is not whole sectors", i+1, p.Name))
 		case p.Start < end:
 			errs = append(errs, fmt.Errorf("gpt: entry %d (%s): starts at %d, inside what ends at %d", i+1, p.Name, p.Start, end))
-		case p.Size > t.Size-TailSize || p.Start > t.Size-TailSize-p.Size:
-			errs = append(errs, fmt.Errorf("gpt: entry %d (%s): ends after the last usable byte, %d", i+1, p.Name, t.Size-TailSize))
+		case p.Size > t.Size-t.TailSize() || p.Start > t.Size-t.TailSize()-p.Size:
+			errs = append(errs, fmt.Errorf("gpt: entry %d (%s): ends after the last usable byte, %d", i+1, p.Name, t.Size-t.TailSize()))
 		}
 		end = p.Start + p.Size
 	}

@@ -35,7 +35,7 @@ func encode(t *testing.T, tab *Table) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(head) != HeadSize || len(tail) != TailSize {
+	if int64(len(head)) != tab.HeadSize() || int64(len(tail)) != tab.TailSize() {
 		t.Fatalf("head is %d bytes, tail %d", len(head), len(tail))
 	}
 	b := make([]byte, tab.Size)
@@ -64,7 +64,7 @@ func TestEveryChangedByteIsNamed(t *testing.T) {
 			got, err := Read(bytes.NewReader(b), int64(len(b)))
 			b[i] ^= 0x10
 			var f Fault
-			if !errors.As(err, &f) || f.Offset > int64(i) || f.Offset < int64(i)-tableSize {
+			if !errors.As(err, &f) || f.Offset > int64(i) || f.Offset < int64(i)-Entries*entrySize {
 				t.Fatalf("byte %d changed: error %v", i, err)
 			}
 			if !reflect.DeepEqual(got, want) {
@@ -169,4 +169,55 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A boot ROM that looks for its loader at 8 KiB, and one that knows no GPT: both kinds of table read back, are held to every
+// byte, and are what sgdisk takes for right.
+func TestTablesForBootROMs(t *testing.T) {
+	for name, change := range map[string]func(*Table){
+		"56 entries": func(tab *Table) { tab.Room = 56 },
+		"hybrid":     func(tab *Table) { tab.MBR = 1 },
+		"both":       func(tab *Table) { tab.Room, tab.MBR = 56, 2 },
+	} {
+		tab := example()
+		change(tab)
+		b := encode(t, tab)
+		if tab.Room == 56 && (tab.HeadSize() != 8192 || !bytes.Equal(b[8192:9000], make([]byte, 808))) {
+			t.Errorf("%s: the table reaches beyond 8 KiB", name)
+		}
+		got, err := Read(bytes.NewReader(b), int64(len(b)))
+		if err != nil || !reflect.DeepEqual(got, tab) {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+		if got, err := ReadFirst(bytes.NewReader(b), int64(len(b))); err != nil || !reflect.DeepEqual(got, tab) {
+			t.Errorf("%s: the first copy alone: %+v, %v", name, got, err)
+		}
+		for _, i := range []int64{446 + 9, 446 + 16 + 8, Sector + 80, 2*Sector + 3, tab.Size - tab.TailSize(), tab.Size - 400} {
+			b[i] ^= 0x10
+			if _, err := Read(bytes.NewReader(b), int64(len(b))); err == nil {
+				t.Errorf("%s: byte %d changed, and nobody noticed", name, i)
+			}
+			b[i] ^= 0x10
+		}
+		clear(b[Sector : 2*Sector]) // the second copy tells its size itself
+		if got, err := Read(bytes.NewReader(b), int64(len(b))); err == nil || got == nil || got.Room != tab.Room || len(got.Partitions) != 3 {
+			t.Errorf("%s: without the first copy: %+v, %v", name, got, err)
+		}
+	}
+}
+
+func TestSgdiskAgreesOnHybrid(t *testing.T) {
+	sgdisk := imagetest.Tool(t, "sgdisk", "gdisk")
+	tab := example()
+	tab.Room, tab.MBR = 56, 1
+	file := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(file, encode(t, tab), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := imagetest.Run(t, sgdisk, "-v", "-p", file)
+	for _, want := range []string{"No problems found", "holds up to 56 entries"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("sgdisk does not say %q:\n%s", want, out)
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"unicode/utf16"
 )
 
@@ -31,7 +32,14 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 		return nil, fmt.Errorf("reading the second GPT: %w", err)
 	}
 	first, err1 := parse("the first GPT", head[Sector:2*Sector], head[2*Sector:], Sector, 2*Sector, size)
-	second, err2 := parse("the second GPT", tail[tableSize:], tail[:tableSize], size-Sector, size-TailSize, size)
+	room := Entries
+	if first != nil {
+		room = first.room()
+	} else if n := roomIn(tail[TailSize-Sector:]); n > 0 {
+		room = n
+	}
+	tail = tail[TailSize-(room*entrySize+Sector):]
+	second, err2 := parse("the second GPT", tail[room*entrySize:], tail[:room*entrySize], size-Sector, size-int64(len(tail)), size)
 	t := first
 	if t == nil {
 		t = second
@@ -39,6 +47,7 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 	if t == nil {
 		return nil, errors.Join(err1, err2)
 	}
+	t.MBR = inMBR(head[:Sector], t.Partitions)
 	errs := []error{err1, err2}
 	// Whatever the checksums do not cover is covered by comparing with the one right encoding.
 	wantHead, wantTail, err := t.Encode()
@@ -51,9 +60,27 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 		errs = append(errs, differ(head[:Sector], wantHead[:Sector], 0))
 	}
 	if err2 == nil {
-		errs = append(errs, differ(tail, wantTail, size-TailSize))
+		errs = append(errs, differ(tail, wantTail, size-int64(len(tail))))
 	}
 	return t, errors.Join(errs...)
+}
+
+// inMBR gives the number of the partition that the MBR's first entry is, 0 for an MBR that only protects the GPT.
+func inMBR(mbr []byte, parts []Partition) int {
+	if mbr[446+4] != 0x0c {
+		return 0
+	}
+	start := int64(binary.LittleEndian.Uint32(mbr[446+8:])) * Sector
+	return 1 + slices.IndexFunc(parts, func(p Partition) bool { return p.Start == start })
+}
+
+// roomIn reads for how many entries a header says there is room; 0 if that is none this program makes.
+func roomIn(h []byte) int {
+	n := binary.LittleEndian.Uint32(h[80:])
+	if n < minEntries || n > Entries || n%minEntries != 0 {
+		return 0
+	}
+	return int(n)
 }
 
 func differ(got, want []byte, at int64) error {
@@ -82,15 +109,20 @@ func parse(what string, h, entries []byte, headerAt, entriesAt, size int64) (*Ta
 	if got, want := le.Uint32(h[16:]), crc32.ChecksumIEEE(zeroed); got != want {
 		return nil, bad(headerAt, "checksum of the header is %08x; the bytes give %08x", got, want)
 	}
-	if n, s := le.Uint32(h[80:]), le.Uint32(h[84:]); n != Entries || s != entrySize {
-		return nil, bad(headerAt+80, "has %d entries of %d bytes; this program makes and reads %d of %d", n, s, Entries, entrySize)
+	room := roomIn(h)
+	if s := le.Uint32(h[84:]); room == 0 || s != entrySize || room*entrySize > len(entries) {
+		return nil, bad(headerAt+80, "has %d entries of %d bytes; this program makes and reads up to %d of %d", le.Uint32(h[80:]), s, Entries, entrySize)
 	}
+	entries = entries[:room*entrySize]
 	if got, want := le.Uint32(h[88:]), crc32.ChecksumIEEE(entries); got != want {
 		return nil, bad(entriesAt, "checksum of the entries is %08x; the bytes give %08x", got, want)
 	}
 	t := &Table{Size: size, GUID: takeGUID(h[56:])}
+	if room != Entries {
+		t.Room = room
+	}
 	used := 0
-	for i := range Entries {
+	for i := range room {
 		e := entries[i*entrySize : (i+1)*entrySize]
 		typ := takeGUID(e)
 		if typ == (GUID{}) {
@@ -138,11 +170,13 @@ func SizeOf(r io.ReaderAt, size int64) int64 {
 	sum := le.Uint32(h[16:])
 	le.PutUint32(h[16:], 0)
 	last := le.Uint64(h[32:])
-	if crc32.ChecksumIEEE(h[:headerSize]) != sum || last >= uint64(size/Sector) || last < (HeadSize+TailSize)/Sector-1 {
+	if crc32.ChecksumIEEE(h[:headerSize]) != sum || last >= uint64(size/Sector) || last < 2*minTable/Sector {
 		return size
 	}
 	return int64(last+1) * Sector
 }
+
+const minTable = 2*Sector + minEntries*entrySize
 
 // ReadFirst reads the copy at the start alone, of a disk of size bytes whose end is not at hand.
 func ReadFirst(r io.ReaderAt, size int64) (*Table, error) {
@@ -150,5 +184,9 @@ func ReadFirst(r io.ReaderAt, size int64) (*Table, error) {
 	if _, err := r.ReadAt(head, 0); err != nil {
 		return nil, fmt.Errorf("reading the GPT: %w", err)
 	}
-	return parse("the first GPT", head[Sector:2*Sector], head[2*Sector:], Sector, 2*Sector, size)
+	t, err := parse("the first GPT", head[Sector:2*Sector], head[2*Sector:], Sector, 2*Sector, size)
+	if t != nil {
+		t.MBR = inMBR(head[:Sector], t.Partitions)
+	}
+	return t, err
 }

@@ -12,6 +12,7 @@ type Parts struct {
 	OSRelease []byte // what boot loaders show
 	Cmdline   string
 	Uname     string // kernel release, as uname -r
+	Tree      []byte // device tree; nil for the firmware's own
 	Initrd    []byte
 	Linux     []byte
 }
@@ -27,13 +28,12 @@ func Assemble(p Parts) ([]byte, error) {
 	if len(p.Linux) == 0 || len(p.Initrd) == 0 {
 		return nil, errors.New("unified kernel image: needs a kernel and an initramfs")
 	}
-	out, err := AddSections(p.Stub,
-		Section{".osrel", p.OSRelease},
-		Section{".cmdline", []byte(p.Cmdline)},
-		Section{".uname", []byte(p.Uname)},
-		Section{".initrd", p.Initrd},
-		Section{".linux", p.Linux}, // last: a kernel that unpacks itself in place grows beyond its section
-	)
+	sections := []Section{{".osrel", p.OSRelease}, {".cmdline", []byte(p.Cmdline)}, {".uname", []byte(p.Uname)}}
+	if len(p.Tree) > 0 {
+		sections = append(sections, Section{".dtb", p.Tree})
+	}
+	// The kernel is last: one that unpacks itself in place grows beyond its section.
+	out, err := AddSections(p.Stub, append(sections, Section{".initrd", p.Initrd}, Section{".linux", p.Linux})...)
 	if err != nil {
 		return nil, fmt.Errorf("unified kernel image: the EFI stub %w", err)
 	}

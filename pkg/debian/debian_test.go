@@ -31,7 +31,7 @@ func pkg(data []byte) Package {
 
 func TestLockReadsBack(t *testing.T) {
 	p := pkg([]byte("x"))
-	p.Source, p.For = "nftables", "meta"
+	p.Source, p.For = "nftables", "meta/sid"
 	l := &Lock{Arches: map[string][]Package{"amd64": {p}}}
 	data, err := l.Marshal()
 	if err != nil {
@@ -41,10 +41,16 @@ func TestLockReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"nftables", "meta"} {
-		if found, err := got.Find("amd64", name); err != nil || found != p {
-			t.Errorf("%s: %+v, %v", name, found, err)
+	if found, err := got.Find("amd64", "nftables"); err != nil || found != p {
+		t.Errorf("%+v, %v", found, err)
+	}
+	for name, suite := range map[string]string{"meta": "sid", "nftables": "any"} {
+		if found, err := got.Followed("amd64", name, suite); err != nil || len(found) != 1 || found[0] != p {
+			t.Errorf("%s of %s: %+v, %v", name, suite, found, err)
 		}
+	}
+	if found, err := got.Followed("amd64", "meta", "stable"); err == nil {
+		t.Errorf("of another suite: %+v", found)
 	}
 	for arch, name := range map[string]string{"amd64": "other", "arm64": "nftables"} {
 		if _, err := got.Find(arch, name); err == nil || !strings.Contains(err.Error(), "make lock") {

@@ -22,7 +22,7 @@ type Lock struct {
 // Package is one file of the archive.
 type Package struct {
 	Name    string `yaml:"name"`
-	For     string `yaml:"for,omitempty"` // the name asked for, where Name is what that one depends on (a kernel's meta package)
+	For     string `yaml:"for,omitempty"` // what was asked for, name/suite, where Name is what that one depends on (a kernel's meta package)
 	Version string `yaml:"version"`
 	Source  string `yaml:"source"` // source package, for the SBOM
 	File    string `yaml:"file"`   // path below the archive's root: pool/…
@@ -85,9 +85,31 @@ func (l *Lock) Find(arch, name string) (Package, error) {
 	if !ok {
 		return Package{}, fmt.Errorf("lock file: has no packages for %s; add the architecture and run `make lock`", arch)
 	}
-	i := slices.IndexFunc(pkgs, func(p Package) bool { return p.Name == name || p.For == name })
+	i := slices.IndexFunc(pkgs, func(p Package) bool { return p.Name == name })
 	if i < 0 {
-		return Package{}, fmt.Errorf("lock file: has no package %s for %s; add it to the list of packages and run `make lock`", name, arch)
+		return Package{}, missing(arch, name)
 	}
 	return pkgs[i], nil
+}
+
+// Followed gives the packages that stand in for the meta package name of a suite.
+func (l *Lock) Followed(arch, name, suite string) ([]Package, error) {
+	var out []Package
+	for _, p := range l.Arches[arch] {
+		if p.For == name+"/"+suite {
+			out = append(out, p)
+		}
+	}
+	if len(out) == 0 {
+		p, err := l.Find(arch, name) // no meta package after all
+		if err != nil {
+			return nil, missing(arch, name+"/"+suite)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func missing(arch, name string) error {
+	return fmt.Errorf("lock file: has no package %s for %s; add it to the list of packages and run `make lock`", name, arch)
 }

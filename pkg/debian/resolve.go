@@ -28,7 +28,7 @@ type Want struct {
 type WantedItem struct {
 	Name   string   `yaml:"name"`
 	Suite  string   `yaml:"suite"`  // such as bookworm-backports
-	Follow string   `yaml:"follow"` // of a meta package, lock the dependency that starts with this instead
+	Follow []string `yaml:"follow"` // of a meta package, lock the dependencies that start with one of these instead, and theirs
 	Arches []string `yaml:"arches"` // none means all
 }
 
@@ -77,12 +77,12 @@ func Resolve(ctx context.Context, w *Want, m Mirrors, dir string, progress func(
 			if len(item.Arches) > 0 && !slices.Contains(item.Arches, arch) {
 				continue
 			}
-			p, err := a.resolve(ctx, item)
+			found, err := a.resolve(ctx, item)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s for %s: %w", item.Name, arch, err))
 				continue
 			}
-			l.Arches[arch] = append(l.Arches[arch], p)
+			l.Arches[arch] = append(l.Arches[arch], found...)
 		}
 		if err := errors.Join(errs...); err != nil {
 			return nil, err
@@ -157,25 +157,42 @@ func (a *apt) update(ctx context.Context, progress func(string)) error {
 	}
 }
 
-func (a *apt) resolve(ctx context.Context, item WantedItem) (Package, error) {
+func (a *apt) resolve(ctx context.Context, item WantedItem) ([]Package, error) {
 	s, err := a.show(ctx, item.Name, item.Suite)
 	if err != nil {
-		return Package{}, err
+		return nil, err
 	}
-	if item.Follow == "" {
-		return s.lock()
-	}
-	for dep := range strings.SplitSeq(s["Depends"], ",") {
-		if name, _, _ := strings.Cut(strings.TrimSpace(dep), " "); strings.HasPrefix(name, item.Follow) {
-			if s, err = a.show(ctx, name, item.Suite); err != nil {
-				return Package{}, err
+	var out []Package
+	seen := map[string]bool{}
+	var follow func(stanza) error
+	follow = func(s stanza) error {
+		for dep := range strings.SplitSeq(s["Depends"], ",") {
+			name, _, _ := strings.Cut(strings.TrimSpace(dep), " ")
+			if seen[name] || !slices.ContainsFunc(item.Follow, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
+				continue
 			}
-			p, err := s.lock()
-			p.For = item.Name
-			return p, err
+			seen[name] = true
+			next, err := a.show(ctx, name, item.Suite)
+			if err != nil {
+				return err
+			}
+			p, err := next.lock()
+			if err != nil {
+				return err
+			}
+			p.For = item.Name + "/" + item.Suite
+			out = append(out, p)
+			if err := follow(next); err != nil {
+				return err
+			}
 		}
+		return nil
 	}
-	return s.lock() // no meta package after all
+	if err := follow(s); err != nil || len(out) > 0 {
+		return out, err
+	}
+	p, err := s.lock() // no meta package after all
+	return []Package{p}, err
 }
 
 // stanza is one paragraph of a package list.

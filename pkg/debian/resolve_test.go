@@ -18,7 +18,7 @@ func TestResolveFetchUnpack(t *testing.T) {
 	w := &Want{Suite: "bookworm", Components: []string{"main"}, Arches: []string{"amd64", "arm64"}, Packages: []WantedItem{
 		{Name: "libmnl0"},
 		{Name: "systemd-boot-efi", Suite: "bookworm-backports", Arches: []string{"amd64"}},
-		{Name: "linux-image-amd64", Suite: "bookworm-backports", Follow: "linux-image-", Arches: []string{"amd64"}},
+		{Name: "linux-image-amd64", Suite: "bookworm-backports", Follow: []string{"linux-image-"}, Arches: []string{"amd64"}},
 	}}
 	lock, err := Resolve(t.Context(), w, m, t.TempDir(), func(s string) { t.Log(s) })
 	if err != nil {
@@ -29,8 +29,8 @@ func TestResolveFetchUnpack(t *testing.T) {
 			t.Errorf("%s: %+v", arch, lock.Arches[arch])
 		}
 	}
-	kernel, err := lock.Find("amd64", "linux-image-amd64")
-	if err != nil || kernel.Name == kernel.For || kernel.Size < 50<<20 {
+	kernel, err := lock.Followed("amd64", "linux-image-amd64", "bookworm-backports")
+	if err != nil || len(kernel) != 1 || kernel[0].Name == "linux-image-amd64" || kernel[0].Size < 50<<20 {
 		t.Errorf("kernel: %+v, %v", kernel, err)
 	}
 	s := &Store{Dir: t.TempDir(), Mirrors: m.All(), Retry: time.Second}

@@ -5,9 +5,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -59,6 +62,73 @@ func (s *Store) Unpack(ctx context.Context, p Package) (string, error) {
 		return "", err
 	}
 	return dir, nil
+}
+
+// UnpackAll gives one folder that holds the files of several packages, such as a kernel that Debian has cut into image,
+// modules and device trees. Of one package it is that package's.
+func (s *Store) UnpackAll(ctx context.Context, pkgs ...Package) (string, error) {
+	dirs := make([]string, len(pkgs))
+	key := sha256.New()
+	for i, p := range pkgs {
+		var err error
+		if dirs[i], err = s.Unpack(ctx, p); err != nil {
+			return "", err
+		}
+		key.Write([]byte(p.SHA256 + "\n"))
+	}
+	if len(dirs) == 1 {
+		return dirs[0], nil
+	}
+	to := filepath.Join(s.Dir, "unpacked", "all-"+hex.EncodeToString(key.Sum(nil)))
+	if _, err := os.Stat(to); err == nil {
+		return to, nil
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(to), ".tmp-")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	for _, dir := range dirs {
+		if err := linkTree(dir, tmp); err != nil {
+			return "", err
+		}
+	}
+	if err := os.Rename(tmp, to); err != nil {
+		if _, e := os.Stat(to); e == nil { // another build was faster
+			return to, nil
+		}
+		return "", err
+	}
+	return to, nil
+}
+
+// linkTree lays the files of one folder into another, as second names of the same files. What is there already stays: the
+// packages of one source share only their documentation.
+func linkTree(from, to string) error {
+	return filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, name)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		if _, err := os.Lstat(target); err == nil {
+			return nil
+		}
+		switch {
+		case d.IsDir():
+			return os.MkdirAll(target, 0o755)
+		case d.Type() == fs.ModeSymlink:
+			link, err := os.Readlink(name)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(link, target)
+		}
+		return os.Link(name, target)
+	})
 }
 
 // Extract lays the files of a .deb out in dir.

@@ -49,7 +49,7 @@ func GrowLastTo(d ReadWriterAt, size int64, name string, most int64) (num int, p
 		return 0, p, false, fmt.Errorf("the last partition is %s and not %s", last.Name, name)
 	}
 	t.Size = size
-	end := (size - disk.TailSize) / growAlign * growAlign
+	end := (size - t.TailSize()) / growAlign * growAlign
 	if most > 0 {
 		end = min(end, (last.Start+most)/growAlign*growAlign)
 	}
@@ -63,7 +63,7 @@ func GrowLastTo(d ReadWriterAt, size int64, name string, most int64) (num int, p
 	for _, w := range []struct {
 		data []byte
 		at   int64
-	}{{tail, size - disk.TailSize}, {head, 0}} {
+	}{{tail, size - t.TailSize()}, {head, 0}} {
 		wrote, err := writeIfNew(d, w.data, w.at)
 		if err != nil {
 			return 0, p, grown, fmt.Errorf("writing the partition table at %d: %w", w.at, err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,19 @@ func Cmdline(line, key string) string {
 
 // Restart restarts the machine. It only returns if the kernel refuses.
 func Restart() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
+
+// RestartWith restarts it and passes arg on, which some firmware takes: a Raspberry Pi's "0 tryboot".
+func RestartWith(arg string) error {
+	if arg == "" {
+		return Restart()
+	}
+	p, err := unix.BytePtrFromString(arg)
+	if err != nil {
+		return err
+	}
+	_, _, errno := unix.Syscall6(unix.SYS_REBOOT, unix.LINUX_REBOOT_MAGIC1, unix.LINUX_REBOOT_MAGIC2, unix.LINUX_REBOOT_CMD_RESTART2, uintptr(unsafe.Pointer(p)), 0, 0)
+	return errno
+}
 
 // PowerOff turns the machine off. It only returns if the kernel refuses.
 func PowerOff() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }

@@ -13,6 +13,9 @@ import (
 // UpdateFile is where init puts the Update of the config for skerryd, below the root.
 const UpdateFile = "run/skerry/update.json"
 
+// RestartFile is where skerryd puts what the firmware is to be told at the restart it then asks init for, below the root.
+const RestartFile = "run/skerry/restart"
+
 // TrustDir is where stage 1 puts the keys of the signed kernel image, below the root: release keys as *.pub, the repository's
 // root.json.
 const TrustDir = "run/skerry/trust"

@@ -53,7 +53,17 @@ type Root struct {
 // Board is what one board boots.
 type Board struct {
 	Kernel string `json:"kernel"` // kernel release, as in uname -r
-	Boot   File   `json:"boot"`   // the signed unified kernel image
+	Boot   File   `json:"boot"`   // the signed unified kernel image, or what the board's firmware has in its place
+	// Slots is the kind of firmware; empty for UEFI.
+	Slots    string     `json:"slots,omitempty"`
+	Firmware []Firmware `json:"firmware,omitempty"` // what an image brings for the firmware beside it, sorted by path
+}
+
+// Firmware is a file for the board's firmware.
+type Firmware struct {
+	File
+	To string `json:"to,omitempty"` // where it lies on the partition that the firmware reads
+	At int64  `json:"at,omitempty"` // or, outside of all partitions, the byte of the disk where it starts
 }
 
 // File is one file of a release folder.
@@ -151,6 +161,13 @@ func (m *Manifest) validate() error {
 			bad("%s: size %d, sha256 %q", f.Path, f.Size, f.SHA256)
 		}
 	}
+	for id, b := range m.Boards {
+		for _, f := range b.Firmware {
+			if (f.To == "") == (f.At == 0) || f.At < 0 || f.To != "" && path.Clean("/" + f.To)[1:] != f.To {
+				bad("board %s: %s: is to be either a file %q or at byte %d", id, f.Path, f.To, f.At)
+			}
+		}
+	}
 	if !slices.IsSortedFunc(m.Files, func(a, b File) int { return cmpString(a.Path, b.Path) }) {
 		bad("files are not sorted by path")
 	}
@@ -162,6 +179,9 @@ func (m *Manifest) AllFiles() []File {
 	out := []File{m.Root.File}
 	for _, id := range m.BoardIDs() {
 		out = append(out, m.Boards[id].Boot)
+		for _, f := range m.Boards[id].Firmware {
+			out = append(out, f.File)
+		}
 	}
 	return append(out, m.Files...)
 }

@@ -45,6 +45,9 @@ func (id ID) Other() ID {
 // RootLabel is the GPT partition name of the slot's root: "root-a", "root-b".
 func (id ID) RootLabel() string { return "root-" + string(id) }
 
+// BootLabel is the name of the slot's own boot partition, on machines whose firmware picks one: "boot-a", "boot-b".
+func (id ID) BootLabel() string { return "boot-" + string(id) }
+
 // Why a Selector refuses.
 var (
 	// ErrNoFallback means that the slot to fall back to could not boot: nothing may be tried.

@@ -22,13 +22,20 @@ type Pi struct {
 	Select Volume
 	Boot   map[ID]Volume // the boot partitions of the slots
 	Number map[ID]int    // and their numbers in the table
-	Chosen fs.FS         // what the firmware says: /proc/device-tree/chosen/bootloader
+	Chosen fs.FS         // what the firmware says: PiChosen
 }
 
+// The files of the firmware.
 const (
-	autoboot  = "autoboot.txt"
-	piKernel  = "os.efi" // config.txt beside it names it
-	piStaged  = "os.new"
+	Autoboot = "autoboot.txt" // on "select"
+	PiKernel = "boot.img"     // on each boot partition; config.txt beside it says boot_ramdisk=1: kernel, initramfs, device trees and command line are in it
+)
+
+// PiChosen is where the kernel shows what the firmware says of the boot.
+const PiChosen = "/proc/device-tree/chosen/bootloader"
+
+const (
+	piStaged  = "boot.new"
 	piReboot  = "0 tryboot"
 	piHead    = "[all]\ntryboot_a_b=1\n"
 	piTryboot = "[tryboot]\n"
@@ -45,12 +52,15 @@ func (p Pi) render(kept, trial ID) string {
 	return text
 }
 
+// PiState gives autoboot.txt of a machine that was never updated.
+func PiState(number map[ID]int) []byte { return []byte(Pi{Number: number}.render(A, "")) }
+
 func (p Pi) open() (e *fat.Editor, kept, trial ID, err error) {
 	e, err = p.Select.edit()
 	if err != nil {
 		return nil, "", "", err
 	}
-	text, err := readText(e, autoboot)
+	text, err := readText(e, Autoboot)
 	if err != nil {
 		return nil, "", "", err
 	}
@@ -59,7 +69,7 @@ func (p Pi) open() (e *fat.Editor, kept, trial ID, err error) {
 		return nil, "", "", err
 	}
 	if kept == "" {
-		return nil, "", "", fmt.Errorf("/%s: has no boot_partition for every boot", autoboot)
+		return nil, "", "", fmt.Errorf("/%s: has no boot_partition for every boot", Autoboot)
 	}
 	trial, err = p.slotIn(try)
 	return e, kept, trial, err
@@ -75,12 +85,12 @@ func (p Pi) slotIn(text string) (ID, error) {
 			return id, nil
 		}
 	}
-	return "", fmt.Errorf("/%s: boot_partition=%s is neither slot's", autoboot, m[1])
+	return "", fmt.Errorf("/%s: boot_partition=%s is neither slot's", Autoboot, m[1])
 }
 
 func (p Pi) write(e *fat.Editor, kept, trial ID) error {
 	text := p.render(kept, trial)
-	return e.Write(autoboot, int64(len(text)), strings.NewReader(text))
+	return e.Write(Autoboot, int64(len(text)), strings.NewReader(text))
 }
 
 // Booted reads what the firmware left in the device tree.
@@ -128,7 +138,7 @@ func (p Pi) Room(id ID) (int64, error) {
 		return 0, err
 	}
 	room := e.Free()
-	for _, name := range []string{piKernel, piStaged} {
+	for _, name := range []string{PiKernel, piStaged} {
 		if f, ok := e.Find(name); ok {
 			room += e.Takes(f.Size)
 		}
@@ -154,7 +164,7 @@ func (p Pi) Clear(id ID) error {
 	if err != nil {
 		return err
 	}
-	return removeAll(b, []string{piKernel, piStaged})
+	return removeAll(b, []string{PiKernel, piStaged})
 }
 
 func (p Pi) other(id ID) error {
@@ -190,14 +200,14 @@ func (p Pi) TryOnce(id ID) (rebootArg string, err error) {
 		return "", err
 	}
 	if _, staged := b.Find(piStaged); staged {
-		if err := b.Remove(piKernel); err != nil {
+		if err := b.Remove(PiKernel); err != nil {
 			return "", err
 		}
-		if err := b.Rename(piStaged, piKernel); err != nil {
+		if err := b.Rename(piStaged, PiKernel); err != nil {
 			return "", err
 		}
 	}
-	if _, ok := b.Find(piKernel); !ok {
+	if _, ok := b.Find(PiKernel); !ok {
 		return "", fmt.Errorf("slot %s: %w", id, ErrEmpty)
 	}
 	e, kept, _, err := p.open()
@@ -212,7 +222,7 @@ func (p Pi) bootable(id ID) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, ok := e.Find(piKernel)
+	_, ok := e.Find(PiKernel)
 	return ok, nil
 }
 

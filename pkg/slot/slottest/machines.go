@@ -1,10 +1,8 @@
 package slottest
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"maps"
@@ -166,90 +164,6 @@ func (UEFI) Boot(d Disk, _ string, loads func([]byte) bool) Boot {
 	return Boot{}
 }
 
-// UBoot is U-Boot with Skerry's boot script.
-type UBoot struct{}
-
-// Once says no.
-func (UBoot) Once() bool { return false }
-
-// New makes a boot volume without an environment.
-func (UBoot) New(t testing.TB) *powercut.Disk {
-	return powercut.New(Volume(t, map[string][]byte{"EFI/Linux/os-a.efi": Kernel(slot.A), "EFI/Linux/os-b.efi": Kernel(slot.B)}))
-}
-
-// Selector needs nothing but the volume.
-func (UBoot) Selector(d Disk, _ Boot) slot.Selector {
-	return slot.UBoot{Boot: slot.Volume{Device: d, Size: VolumeSize}}
-}
-
-// Boot is the script.
-func (UBoot) Boot(d Disk, _ string, loads func([]byte) bool) Boot {
-	for range 10 { // a kernel that does not load makes the script reset
-		e := open(d)
-		env, flag, at := loadEnv(e)
-		id := env["skerry_slot"]
-		if id == "" {
-			id = "a"
-		}
-		trial := env["skerry_trial"]
-		if trial != "" {
-			if n, _ := strconv.Atoi(env["skerry_tries"]); n > 0 {
-				env["skerry_tries"] = strconv.Itoa(n - 1)
-				id = trial
-			} else {
-				env["skerry_failed"], trial = trial, ""
-				delete(env, "skerry_trial")
-				delete(env, "skerry_tries")
-			}
-			saveEnv(e, env, flag+1, 1-at)
-		}
-		kernel, ok := text(e, "EFI/Linux/os-"+id+".efi")
-		if ok && loads([]byte(kernel)) {
-			return Boot{Slot: slot.ID(id), Trial: trial != "", Kernel: kernel}
-		}
-	}
-	return Boot{}
-}
-
-var envNames = [2]string{"uboot.env", "uboot-redund.env"}
-
-// loadEnv is U-Boot's env_import_redund.
-func loadEnv(e *fat.Editor) (env map[string]string, flag byte, at int) {
-	env = map[string]string{}
-	at = 1 // so that the first copy is written first
-	seen := false
-	for i, name := range envNames {
-		s, ok := text(e, name)
-		if !ok || len(s) != slot.EnvSize || crc32.ChecksumIEEE([]byte(s[5:])) != binary.LittleEndian.Uint32([]byte(s)) {
-			continue
-		}
-		if seen && int8(s[4]-flag) < 0 {
-			continue
-		}
-		seen, flag, at = true, s[4], i
-		clear(env)
-		for v := range strings.SplitSeq(s[5:], "\x00") {
-			k, v, ok := strings.Cut(v, "=")
-			if !ok {
-				break
-			}
-			env[k] = v
-		}
-	}
-	return env, flag, at
-}
-
-func saveEnv(e *fat.Editor, env map[string]string, flag byte, at int) {
-	b := make([]byte, 5, slot.EnvSize)
-	b[4] = flag
-	for _, k := range slices.Sorted(maps.Keys(env)) {
-		b = append(append(b, k+"="+env[k]...), 0)
-	}
-	b = b[:slot.EnvSize]
-	binary.LittleEndian.PutUint32(b, crc32.ChecksumIEEE(b[5:]))
-	must(e.Write(envNames[at], slot.EnvSize, bytes.NewReader(b)))
-}
-
 // Pi is the Raspberry Pi's firmware: three volumes on one disk, select, boot-a, boot-b.
 type Pi struct{}
 
@@ -260,7 +174,7 @@ func (Pi) Once() bool { return true }
 func (Pi) New(t testing.TB) *powercut.Disk {
 	return powercut.New(slices.Concat(
 		Volume(t, map[string][]byte{"autoboot.txt": []byte("[all]\ntryboot_a_b=1\nboot_partition=2\n")}),
-		Volume(t, map[string][]byte{"os.efi": Kernel(slot.A)}), Volume(t, map[string][]byte{"os.efi": Kernel(slot.B)})))
+		Volume(t, map[string][]byte{"boot.img": Kernel(slot.A)}), Volume(t, map[string][]byte{"boot.img": Kernel(slot.B)})))
 }
 
 func (Pi) part(d Disk, n int) powercut.Part {
@@ -293,7 +207,7 @@ func (p Pi) Boot(d Disk, arg string, loads func([]byte) bool) Boot {
 		if number < 2 || number > 3 {
 			return Boot{}
 		}
-		kernel, ok := text(open(p.part(d, number)), "os.efi")
+		kernel, ok := text(open(p.part(d, number)), "boot.img")
 		if !ok || !loads([]byte(kernel)) {
 			continue
 		}

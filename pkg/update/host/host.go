@@ -104,6 +104,12 @@ func Open(id machine.Identity) (_ *Host, err error) {
 	switch board.Slots {
 	case boards.UEFI:
 		err = h.uefi(id, byLabel[boards.ESP])
+	case boards.UBoot:
+		var v slot.Volume
+		v, err = h.volume(id, byLabel, boards.ESP)
+		h.Selector = slot.UBoot{Boot: v}
+	case boards.Pi:
+		err = h.pi(id, byLabel)
 	default:
 		err = fmt.Errorf("board %s: updates do not know its firmware (%s) yet", board.ID, board.Slots)
 	}
@@ -132,6 +138,35 @@ func (h *Host) uefi(id machine.Identity, p linux.Partition) error {
 	}
 	u.Vars = os.DirFS(vars)
 	h.Selector = u
+	return nil
+}
+
+// volume opens a partition that the firmware reads.
+func (h *Host) volume(id machine.Identity, byLabel map[string]linux.Partition, label string) (slot.Volume, error) {
+	p, ok := byLabel[label]
+	if !ok {
+		return slot.Volume{}, fmt.Errorf("%s: has no partition %s", id.Boot.Disk, label)
+	}
+	dev, err := linux.OpenDevice(p.Dev())
+	if err != nil {
+		return slot.Volume{}, err
+	}
+	h.open = append(h.open, dev)
+	return slot.Volume{Device: dev, Size: dev.Size()}, nil
+}
+
+func (h *Host) pi(id machine.Identity, byLabel map[string]linux.Partition) (err error) {
+	s := slot.Pi{Boot: map[slot.ID]slot.Volume{}, Number: map[slot.ID]int{}, Chosen: os.DirFS(slot.PiChosen)}
+	if s.Select, err = h.volume(id, byLabel, boards.Select); err != nil {
+		return err
+	}
+	for _, i := range slot.IDs {
+		if s.Boot[i], err = h.volume(id, byLabel, i.BootLabel()); err != nil {
+			return err
+		}
+		s.Number[i] = byLabel[i.BootLabel()].Num
+	}
+	h.Selector = s
 	return nil
 }
 

@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"bytes"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/e2e/vm"
+	"github.com/skerry-os/skerry/image/disk"
+	"github.com/skerry-os/skerry/pkg/slot"
+)
+
+var (
+	onBoard = flag.String("board", "", "boot the images of these boards in QEMU, joined by commas; needs them in -out/boards")
+	upTo    = flag.String("board-until", "ready", "how far: stage2 or ready")
+)
+
+// slowly is how long a start may take on an emulated processor of another kind, on a busy host.
+const slowly = 5 * patience
+
+// eachBoard runs a test for each board that was asked for.
+func eachBoard(t *testing.T, test func(t *testing.T, b *boards.Board, o vm.Options)) {
+	t.Helper()
+	if *onBoard == "" {
+		t.Skip("boots images of boards in QEMU: run make test-boards")
+	}
+	for id := range strings.SplitSeq(*onBoard, ",") {
+		b, err := boards.Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.QEMU == nil {
+			t.Logf("%s: no emulator knows it", id)
+			continue
+		}
+		t.Run(id, func(t *testing.T) {
+			image := copyOf(t, built(t, "boards/"+id+".img"))
+			test(t, b, vm.Options{Dir: t.TempDir(), Image: image, Board: *b.QEMU, Restrict: true, Forwards: []vm.Forward{{Guest: 6443}}})
+		})
+	}
+}
+
+// Every board with an emulator starts from its own image as it stands on the card: firmware, kernel, verified root, data
+// partition; and a pod runs on it from an image that it carries.
+func TestBoardStarts(t *testing.T) {
+	eachBoard(t, func(t *testing.T, b *boards.Board, o vm.Options) {
+		began := time.Now()
+		n := power(t, o)
+		say := func(what string) { t.Logf("%s: %s after %v", b.ID, what, time.Since(began).Round(time.Second)) }
+		n.expect(slowly, `skerry: mount kernel filesystems: ok`)
+		say("stage 1")
+		n.expect(slowly, `skerry: switch root: slot a`)
+		say("verified root")
+		n.expect(slowly, `skerry: mount data: ok`)
+		say("data partition")
+		n.expect(slowly, `skerry: start node`)
+		say("skerryd started")
+		if *upTo != "ready" {
+			return
+		}
+		t.Log(n.expect(2*slowly, `skerry: (node: Ready.*)`)[1])
+		say("Ready")
+		c := n.cluster()
+		c.ready()
+		c.start()
+		c.works()
+		say("a pod works")
+	})
+}
+
+// U-Boot itself counts the tries of a slot whose kernel does not load, and comes back to the other.
+func TestBoardFallsBack(t *testing.T) {
+	eachBoard(t, func(t *testing.T, b *boards.Board, o vm.Options) {
+		if b.Slots != boards.UBoot {
+			t.Skip("its firmware is tested on x86-uefi, or not at all")
+		}
+		arm(t, o.Image, bytes.Repeat([]byte("no kernel "), 10_000))
+		n := power(t, o)
+		for _, left := range []string{"2", "1", "0"} {
+			n.expect(slowly, `Skerry: slot b, trial b, tries left `+left+` `)
+			n.expect(slowly, `Skerry: slot b does not start`)
+		}
+		n.expect(slowly, `Skerry: slot a, trial , tries left +\(`)
+		n.expect(slowly, `skerry: switch root: slot a`)
+		if text := n.Text(); strings.Contains(text, "on trial") {
+			t.Error("slot a is on trial")
+		}
+	})
+}
+
+// arm makes slot b of the image one that is tried, with this kernel.
+func arm(t *testing.T, image string, kernel []byte) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Clean(image), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	table, err := disk.ReadFirst(f, disk.SizeOf(f, 1<<40))
+	if err != nil {
+		t.Fatal(err)
+	}
+	esp := table.Partitions[0]
+	u := slot.UBoot{Boot: slot.Volume{Device: part{f, esp.Start, esp.Size}, Size: esp.Size}}
+	for _, err := range []error{
+		u.Clear(slot.B), u.Stage(slot.B, bytes.NewReader(kernel), int64(len(kernel))), second(u.TryOnce(slot.B)),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func second(_ string, err error) error { return err }
+
+// part is a partition of an image.
+type part struct {
+	f        *os.File
+	at, size int64
+}
+
+func (p part) ReadAt(b []byte, at int64) (int, error) {
+	return io.NewSectionReader(p.f, p.at, p.size).ReadAt(b, at)
+}
+func (p part) WriteAt(b []byte, at int64) (int, error) { return p.f.WriteAt(b, p.at+at) }
+func (p part) Sync() error                             { return p.f.Sync() }

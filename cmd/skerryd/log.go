@@ -6,7 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
 	"k8s.io/klog/v2"
@@ -19,6 +21,7 @@ import (
 // heard from warnings upwards, and through the gate that is returned; with debug, everything is written at once.
 func setUpLogging(debug bool) (*slog.Logger, *gate, error) {
 	g := &gate{}
+	lastWords(g)
 	if debug {
 		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		g.mode = passing
@@ -37,6 +40,21 @@ func setUpLogging(debug bool) (*slog.Logger, *gate, error) {
 	return log, g, nil
 }
 
+// lastWords lets the lines pass that were kept when a component ends the process by itself: without them nobody knows which did.
+// While everything stops, none may: containerd does so when it is stopped before it has begun to serve.
+func lastWords(g *gate) {
+	end := func(code int) {
+		if ending := g.ending.Load(); ending != nil && (*ending)() {
+			runtime.Goexit()
+		}
+		g.open(true)
+		slog.Error("a component has ended everything", "code", code)
+		os.Exit(code)
+	}
+	klog.OsExit = end
+	logrus.StandardLogger().ExitFunc = end
+}
+
 func redirect(log *slog.Logger) {
 	klog.SetSlogLogger(log)
 	logrus.SetOutput(io.Discard)
@@ -48,6 +66,8 @@ type gate struct {
 	mu   sync.Mutex
 	mode gateMode
 	held []func()
+
+	ending atomic.Pointer[func() bool] // says whether everything stops
 }
 
 type gateMode int

@@ -64,6 +64,11 @@ func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ct
 	if err != nil {
 		return err
 	}
+	ending := func() bool {
+		status, _ := group.Status()
+		return len(status.In(supervise.Stopping))+len(status.In(supervise.Stopped)) > 0
+	}
+	gate.ending.Store(&ending)
 	defer context.AfterFunc(ctx, gate.shut)()
 	told := make(chan struct{})
 	tellCtx, stopTelling := context.WithCancel(context.WithoutCancel(ctx))

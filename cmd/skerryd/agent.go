@@ -72,6 +72,10 @@ func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([
 	config := enrol.Config{
 		DataDir: a.DataDir, Server: a.Server, Token: a.Token, NodeName: name, Tell: status,
 		Addresses: func(shared map[string]any) ([]netip.Addr, error) { return agentIPs(a, shared) },
+		Known: func(shared map[string]any) (map[string]any, error) {
+			s, err := clusterOf(a, shared)
+			return s.Shared(), err
+		},
 	}
 	config.Machine, err = thisMachine(a)
 	if err != nil {

@@ -38,6 +38,10 @@ type Config struct {
 	Addresses func(shared map[string]any) ([]netip.Addr, error) // of this node, in a cluster of these settings
 	Machine   join.Machine
 	Tell      func(status string) // what is waited for, for whoever started us
+
+	// Known gives the shared settings as this version reads them: those it does not know are gone, those that are missing are there.
+	// A server of another version is then no reason to start anew. nil: they are taken as they come.
+	Known func(shared map[string]any) (map[string]any, error)
 }
 
 // State is what a node was given. It is one file, so that it is there whole or not at all.
@@ -287,7 +291,7 @@ func Keep(ctx context.Context, c Config, s *State, servers func() []string, rene
 				err = renewed(s)
 			}
 		}
-		if why := s.unlike(started); why != "" && err == nil && ctx.Err() == nil {
+		if why := c.unlike(s, started); why != "" && err == nil && ctx.Err() == nil {
 			return fmt.Errorf("%s: %w", why, supervise.ErrAgain)
 		}
 		from, until, _ := s.life()

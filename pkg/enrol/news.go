@@ -45,7 +45,7 @@ func (c Config) refresh(ctx context.Context, s *State) (*State, error) {
 	if now == nil {
 		return s, nil
 	}
-	if why := now.unlike(s); why != "" {
+	if why := c.unlike(now, s); why != "" {
 		slog.Info("learned at the start", "news", why)
 	}
 	return now, nil
@@ -70,7 +70,7 @@ func (c Config) news(ctx context.Context, s *State, servers []string, limit time
 	}
 	now := *s
 	now.Settings = a.Settings
-	if len(changes(s.Settings, now.Settings)) == 0 {
+	if len(c.changes(s.Settings, now.Settings)) == 0 {
 		return nil, nil
 	}
 	return &now, now.save(c.DataDir)
@@ -84,10 +84,10 @@ func (c Config) look(ctx context.Context, addr string, s *State, limit time.Dura
 }
 
 // unlike says what a node that started with old must start anew for; "" for nothing.
-func (s *State) unlike(old *State) string {
+func (c Config) unlike(s, old *State) string {
 	var why []string
-	if c := changes(old.Settings, s.Settings); len(c) > 0 {
-		why = append(why, "the cluster's settings have changed: "+strings.Join(c, "; "))
+	if list := c.changes(old.Settings, s.Settings); len(list) > 0 {
+		why = append(why, "the cluster's settings have changed: "+strings.Join(list, "; "))
 	}
 	if !bytes.Equal(s.ServerCA, old.ServerCA) || !bytes.Equal(s.ClientCA, old.ClientCA) {
 		why = append(why, "the cluster's authorities have changed")
@@ -96,7 +96,16 @@ func (s *State) unlike(old *State) string {
 }
 
 // changes lists the settings that differ, for a person.
-func changes(before, now map[string]any) (out []string) {
+func (c Config) changes(before, now map[string]any) (out []string) {
+	if c.Known != nil {
+		var errs [2]error
+		before, errs[0] = c.Known(before)
+		now, errs[1] = c.Known(now)
+		if err := errors.Join(errs[:]...); err != nil {
+			slog.Warn("the cluster's settings are not understood; going on with those of before", "err", err)
+			return nil
+		}
+	}
 	names := maps.Clone(before)
 	if names == nil {
 		names = map[string]any{}

@@ -199,6 +199,14 @@ func TestSettingsAreFollowed(t *testing.T) {
 	if now := b.joins(d); now.Settings["cluster-domain"] != "other.local" {
 		t.Errorf("at the start: %v", now.Settings)
 	}
+	// A setting that this version does not know is none.
+	c.Known = func(shared map[string]any) (map[string]any, error) {
+		return map[string]any{"cluster-domain": shared["cluster-domain"]}, nil
+	}
+	b.cfg.Settings = map[string]any{"cluster-domain": "other.local", "of-the-future": true}
+	if got := b.joins(c); got.Settings["of-the-future"] != nil {
+		t.Errorf("taken: %v", got.Settings)
+	}
 	// A server that does not answer changes nothing, and holds nobody up.
 	d.Server = "https://127.0.0.1:1"
 	now.Servers = []string{"127.0.0.1:1"}

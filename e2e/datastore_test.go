@@ -63,6 +63,47 @@ func TestNodesEtcd(t *testing.T) {
 	})
 }
 
+const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"default"},"spec":{"replicas":1,
+"selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"terminationGracePeriodSeconds":0,
+"containers":[{"name":"c","image":"skerry.local/pause:1","imagePullPolicy":"Never"}]}}}}`
+
+// A server loses what it was elected for, and has it again: the scheduler goes on in the same process, for the controller manager
+// everything is started anew in order, and nothing that runs notices.
+func TestNodesElection(t *testing.T) {
+	w := newWire(t)
+	s := w.Node("s1")
+	s.Start("server", "--cluster-init")
+	s.Ready()
+	lives := holds(s, s)
+	steal := func(lease string) {
+		t.Helper()
+		s.Eventually("the lease "+lease+" is another's", func() (bool, string) {
+			out, err := s.Try("", "-n", "kube-system", "patch", "lease", lease, "--type=merge", "-p",
+				fmt.Sprintf(`{"spec":{"holderIdentity":"s9","leaseDurationSeconds":40,"renewTime":%q}}`, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")))
+			return err == nil, fmt.Sprint(out, err)
+		})
+		s.Eventually("it is noticed", func() (bool, string) {
+			return strings.Contains(s.Log(), "lease lost; another server may do this now") && strings.Contains(s.Log(), "lease="+lease), ""
+		})
+	}
+	steal("skerry-scheduler")
+	s.Becomes("s1", "-n", "kube-system", "get", "lease", "skerry-scheduler", "-o", "jsonpath={.spec.holderIdentity}")
+	s.Apply(deployment)
+	s.Becomes("1", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
+	if strings.Contains(s.Log(), "started anew") {
+		t.Errorf("everything was started anew for the scheduler\n%s", s.Tail(3000))
+	}
+	steal("skerry-controller-manager")
+	says(s, "this server lost its lease and has it again")
+	s.Eventually("the controllers work", func() (bool, string) {
+		out, err := s.Try("", "scale", "deployment", "web", "--replicas=2")
+		return err == nil, fmt.Sprint(out, err)
+	})
+	s.Becomes("2", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
+	lives("after two elections")
+	s.Stop()
+}
+
 // A snapshot taken from a running server brings the cluster back as it was; the commands need no settings but the folder.
 func TestNativeSnapshot(t *testing.T) {
 	e := newEngine(t)

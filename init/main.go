@@ -57,9 +57,11 @@ var stage2 = []step{
 	may("adopt watchdog", adoptWatchdog, 5*time.Second),
 	must("read identity", readIdentity, 5*time.Second),
 	may("load modules", loadModules, 90*time.Second),
+	must("find node", findOwnNode, forever), // on a fleet's card that fits all machines; one that it does not know waits
 	must("read config", readConfig, 30*time.Second),
 	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
 	must("settle config", settleConfig, forever),  // waits for a person where there is none
+	must("take seed", takeSeed, 30*time.Second),   // of a fleet's first server: without it, it would begin another cluster
 	may("set clock", setClock, 5*time.Second),     // a Pi wakes up in 1970; NTP follows behind us
 	must("name machine", nameMachine, 5*time.Second),
 	may("mount volumes", mountVolumes, 5*time.Minute),

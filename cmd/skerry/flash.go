@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -42,7 +42,7 @@ func newFlashCmd() *cobra.Command {
 			return errors.New("name the image, or a fleet's folder, and at least one device; skerry flash --list shows the devices")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			disks, err := flash.Disks(os.DirFS("/"))
+			disks, err := flash.List()
 			if err != nil {
 				return err
 			}
@@ -138,9 +138,12 @@ type flasher struct {
 func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, err error) {
 	seen := map[string]bool{}
 	for _, name := range names {
-		real, err := filepath.EvalSymlinks(name) // /dev/disk/by-id/…
-		if err != nil {
-			return targets, err
+		real := name
+		if runtime.GOOS != "windows" { // where disks are no files
+			var err error
+			if real, err = filepath.EvalSymlinks(name); err != nil { // /dev/disk/by-id/…
+				return targets, err
+			}
 		}
 		if seen[real] {
 			return targets, fmt.Errorf("%s: is named twice", name)
@@ -149,7 +152,7 @@ func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, er
 		what := name
 		for _, d := range disks {
 			switch {
-			case d.Path == real:
+			case strings.EqualFold(d.Path, real):
 				if err := d.Refuse(f.fixed); err != nil {
 					return targets, err
 				}

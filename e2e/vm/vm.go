@@ -17,7 +17,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
@@ -185,13 +184,6 @@ func (v *VM) launch(o Options, args []string) error {
 	return v.save()
 }
 
-func childAttr(detach bool) *syscall.SysProcAttr {
-	if detach {
-		return &syscall.SysProcAttr{Setsid: true}
-	}
-	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // no machine is left behind by a test that dies
-}
-
 // await returns when QEMU answers its monitor, or says why it ended.
 func (v *VM) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -272,7 +264,7 @@ func (v *VM) Addr(guest int) (string, error) {
 func (v *VM) PowerCut() {
 	for _, p := range []process{v.state.process, v.state.TPM} {
 		if p.alive() {
-			_ = syscall.Kill(p.PID, syscall.SIGKILL) // it may just have ended
+			_ = kill(p.PID) // it may just have ended
 		}
 	}
 	v.wait(context.Background())

@@ -18,8 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -322,7 +320,7 @@ func (f *folder) sign(m *release.Manifest, k *keys.Set) error {
 func (f *folder) commit() error {
 	err := os.Rename(f.tmp, f.dir) // also over an empty folder
 	if err != nil {
-		if err = unix.Renameat2(unix.AT_FDCWD, f.tmp, unix.AT_FDCWD, f.dir, unix.RENAME_EXCHANGE); err != nil {
+		if err = exchange(f.tmp, f.dir); err != nil {
 			return fmt.Errorf("%s: %w", f.dir, err)
 		}
 		if err := os.RemoveAll(f.tmp); err != nil {
@@ -338,7 +336,7 @@ func lockFolder(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lock(f); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("%s: another build is running there; wait for it, or stage elsewhere with --work", dir)
 	}

@@ -8,7 +8,14 @@ import (
 	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
-	"golang.org/x/sys/unix"
+)
+
+// The kinds of files, as Linux has them on any host.
+const (
+	modeDir  = 0o040000
+	modeLink = 0o120000
+	modeFile = 0o100000
+	modeChar = 0o020000
 )
 
 // CPIO writes the tree, which has a folder dev, as a newc archive: what the kernel unpacks as its first root. A node for the
@@ -20,13 +27,13 @@ func (t *Tree) CPIO(w io.Writer, when time.Time) error {
 		var content []byte
 		switch {
 		case e.Mode.IsDir():
-			info.Mode |= unix.S_IFDIR
+			info.Mode |= modeDir
 			info.NLink = 2
 		case e.Mode.Type() == fs.ModeSymlink:
-			info.Mode |= unix.S_IFLNK
+			info.Mode |= modeLink
 			content = []byte(e.Link)
 		default:
-			info.Mode |= unix.S_IFREG
+			info.Mode |= modeFile
 			var buf bytes.Buffer
 			if err := e.copyTo(&buf); err != nil {
 				return err
@@ -43,7 +50,7 @@ func (t *Tree) CPIO(w io.Writer, when time.Time) error {
 		}
 	}
 	// The kernel opens the first process's input and output before anything can have mounted /dev.
-	console := cpio.Record{Info: cpio.Info{Ino: uint64(len(t.entries) + 1), NLink: 1, MTime: uint64(when.Unix()), Name: "dev/console", Mode: unix.S_IFCHR | 0o600, Rmajor: 5, Rminor: 1}}
+	console := cpio.Record{Info: cpio.Info{Ino: uint64(len(t.entries) + 1), NLink: 1, MTime: uint64(when.Unix()), Name: "dev/console", Mode: modeChar | 0o600, Rmajor: 5, Rminor: 1}}
 	if err := rw.WriteRecord(console); err != nil {
 		return err
 	}

@@ -3,15 +3,11 @@ package kmod
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // Loader loads modules of one kernel into the running one, each once. Several goroutines may use it.
@@ -102,29 +98,4 @@ func (l *Loader) needs(m Module) []string {
 		out = append(out, mods...)
 	}
 	return out
-}
-
-// insert hands one module file to the kernel, as it is if the kernel can decompress it.
-func insert(file, params string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	flags := 0
-	if !strings.HasSuffix(file, ".ko") {
-		flags = unix.MODULE_INIT_COMPRESSED_FILE
-	}
-	err = unix.FinitModule(int(f.Fd()), params, flags)
-	if flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOEXEC)) {
-		data, derr := decompress(file, f)
-		if derr != nil {
-			return derr
-		}
-		err = unix.InitModule(data, params)
-	}
-	if errors.Is(err, fs.ErrExist) { // loaded already
-		return nil
-	}
-	return err
 }

@@ -23,7 +23,7 @@ func newFleetCmd() *cobra.Command {
 		Long: "A fleet is one file that says what many machines share and who they are. Everything that they need to become one cluster is\n" +
 			"made from it without a network, before any of the machines exists: switched on later, in any order, they find each other.",
 	}
-	cmd.AddCommand(newFleetNewCmd(), newFleetCheckCmd(), newFleetBuildCmd(), newFleetCardsCmd(), newFleetKubeconfigCmd())
+	cmd.AddCommand(newFleetNewCmd(), newFleetCheckCmd(), newFleetBuildCmd(), newFleetCardsCmd(), newFleetKubeconfigCmd(), newFleetTokensCmd())
 	return cmd
 }
 

@@ -183,3 +183,33 @@ func newFleetKubeconfigCmd() *cobra.Command {
 	_ = cmd.MarkFlagRequired("output")
 	return cmd
 }
+
+func newFleetTokensCmd() *cobra.Command {
+	var keys keyringFlags
+	cmd := &cobra.Command{
+		Use:   "tokens [FILE]",
+		Short: "Print the nodes' tokens for a cluster that runs already",
+		Long: "Print the tokens of all nodes as Secrets, for kubectl apply. A server takes them from its card at its first start; the tokens of\n" +
+			"nodes that were added to the fleet later it learns this way.",
+		Example: "  skerry fleet build -o cards && skerry fleet tokens | kubectl --kubeconfig kubeconfig apply -f -",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := loadFleet(args)
+			if err != nil {
+				return err
+			}
+			ring, err := keys.ring(cmd)
+			if err != nil {
+				return err
+			}
+			data, err := f.Tokens(ring)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(data)
+			return err
+		},
+	}
+	keys.bind(cmd)
+	return cmd
+}

@@ -143,10 +143,16 @@ func (i *Image) Write(ctx context.Context, d Device, tell Progress) (Report, err
 	if err := w.image(i, tell); err != nil {
 		return r, err
 	}
-	if err := d.Forget(); err != nil {
-		return r, err
+	err := d.Forget()
+	if err == nil {
+		err = w.verify(tell)
 	}
-	return r, w.verify(tell)
+	if err != nil {
+		// Nobody is to take a card for good that is not. One that is gone or broken may not take this either.
+		_, _ = d.WriteAt(make([]byte, disk.HeadSize), 0)
+		_ = d.Sync()
+	}
+	return r, err
 }
 
 // stale are the ranges that are written though they are zero, in ascending order; the last may be behind the image.

@@ -45,12 +45,15 @@ type medium struct {
 	failAt   int   // the write that fails with EIO, from 1
 	shortAt  int   // the write that stops half-way without an error
 	worn     int64 // a byte that does not keep what is written to it
+	badRead  int64 // a byte that cannot be read back
+	gone     bool  // it is pulled out before it is read back
+	real     int64 // what a fake has; the rest of its size leads to the beginning again
 	cached   []byte
 	flushErr error
 }
 
 func newMedium(size int) *medium {
-	m := &medium{bytes: bytes.Repeat([]byte{0xa5}, size), worn: -1}
+	m := &medium{bytes: bytes.Repeat([]byte{0xa5}, size), worn: -1, badRead: -1}
 	m.cached = slices.Clone(m.bytes)
 	return m
 }
@@ -64,6 +67,12 @@ func (m *medium) WriteAt(b []byte, at int64) (int, error) {
 	case m.shortAt:
 		return copy(m.cached[at:], b[:len(b)/2]), nil
 	}
+	if m.real > 0 {
+		for i, c := range b {
+			m.cached[(at+int64(i))%m.real] = c
+		}
+		return len(b), nil
+	}
 	return copy(m.cached[at:], b), nil
 }
 
@@ -75,9 +84,26 @@ func (m *medium) Sync() error {
 	return m.flushErr
 }
 
-func (m *medium) Forget() error { copy(m.cached, m.bytes); return nil }
+func (m *medium) Forget() error {
+	if m.gone {
+		return syscall.ENODEV
+	}
+	copy(m.cached, m.bytes)
+	return nil
+}
 
-func (m *medium) ReadAt(b []byte, at int64) (int, error) { return copy(b, m.cached[at:]), nil }
+func (m *medium) ReadAt(b []byte, at int64) (int, error) {
+	if m.badRead >= at && m.badRead < at+int64(len(b)) {
+		return 0, syscall.EIO
+	}
+	if m.real > 0 {
+		for i := range b {
+			b[i] = m.cached[(at+int64(i))%m.real]
+		}
+		return len(b), nil
+	}
+	return copy(b, m.cached[at:]), nil
+}
 
 func write(t *testing.T, content []byte, m *medium) (Report, error) {
 	t.Helper()
@@ -158,6 +184,9 @@ func TestFaultsOfTheMedium(t *testing.T) {
 		"a short write":                   {func(m *medium) { m.shortAt = 3 }, "short write"},
 		"a flush that fails":              {func(m *medium) { m.flushErr = syscall.EIO }, "flushing"},
 		"a bad sector":                    {func(m *medium) { m.worn = 2*mib + 5 }, "worn out"},
+		"a sector that cannot be read":    {func(m *medium) { m.badRead = 2*mib + 5 }, "reading back at byte"},
+		"yanked before it is read back":   {func(m *medium) { m.gone = true }, "no such device"},
+		"a size that is a lie":            {func(m *medium) { m.real = 16 * mib }, "its size is a lie"},
 		"a bad sector in a cleared place": {func(m *medium) { m.worn = 13*mib + 1080 }, "worn out"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -169,8 +198,8 @@ func TestFaultsOfTheMedium(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("got %v, want an error with %q", err, c.says)
 			}
-			if c.says == "worn out" || m.failAt == 1 {
-				return // whole but for the fault; or never touched
+			if m.failAt == 1 {
+				return // never touched
 			}
 			if _, err := disk.ReadFirst(bytes.NewReader(m.cached), 24*mib); err == nil {
 				t.Error("a half-written medium has a partition table")

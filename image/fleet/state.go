@@ -165,14 +165,30 @@ func (f *Fleet) save(s *state, k *Keyring, changed bool) (bool, error) {
 
 // seed is what the first server's card brings.
 func (f *Fleet) seed(s *state) ([]byte, error) {
-	out := seed.Seed{Fleet: f.Name, Files: s.Files}
+	out := seed.Seed{Fleet: f.Name, Files: s.Files, Tokens: f.tokens(s)}
+	return out.Marshal()
+}
+
+func (f *Fleet) tokens(s *state) (out []seed.Token) {
 	for i := range f.Nodes {
 		n := &f.Nodes[i]
 		if secret, has := s.Tokens[n.Name]; has {
-			out.Tokens = append(out.Tokens, seed.Token{Secret: secret, Node: n.Name, Server: n.Role == machine.RoleServer})
+			out = append(out, seed.Token{Secret: secret, Node: n.Name, Server: n.Role == machine.RoleServer})
 		}
 	}
-	return out.Marshal()
+	return out
+}
+
+// Tokens are the tokens of all nodes as Secrets, for a cluster that runs already and whose fleet has grown since.
+func (f *Fleet) Tokens(k *Keyring) ([]byte, error) {
+	s, err := f.load(k)
+	if err != nil {
+		return nil, err
+	}
+	if s.stored == "" {
+		return nil, fmt.Errorf("%s: there are no secrets yet; run skerry fleet build first", f.StateDir())
+	}
+	return seed.Manifest(f.tokens(s)), nil
 }
 
 // token is the text that a node joins with; "" for the first server.

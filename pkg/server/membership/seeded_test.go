@@ -1,10 +1,15 @@
 package membership
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/skerry-os/skerry/pkg/join"
 	"github.com/skerry-os/skerry/pkg/seed"
@@ -100,6 +105,32 @@ func TestSeededTokens(t *testing.T) {
 	b.joins(b.node("a2", "m2", tokens[1].Secret))
 	all, err := ListTokens(t.Context(), b.client, time.Now())
 	if err != nil || len(all) != 2 || all[0].Machine != "m1" {
+		t.Errorf("%+v %v", all, err)
+	}
+}
+
+// What a fleet prints for a cluster that runs already is what this package reads.
+func TestManifestsAreTokens(t *testing.T) {
+	b := newBench(t, 0, nil)
+	tokens := []seed.Token{{Secret: "aaaaaa.bbbbbbbbbbbbbbbb", Node: "a9"}, {Secret: "123456.bbbbbbbbbbbbbbbb", Node: "s9", Server: true}}
+	for doc := range bytes.SplitSeq(seed.Manifest(tokens), []byte("---\n")) {
+		var s corev1.Secret
+		if err := yaml.UnmarshalStrict(doc, &s); err != nil {
+			t.Fatal(err)
+		}
+		if s.Name == "" {
+			continue
+		}
+		s.Data = map[string][]byte{}
+		for k, v := range s.StringData { // as the API does
+			s.Data[k] = []byte(v)
+		}
+		if _, err := b.client.CoreV1().Secrets(s.Namespace).Create(t.Context(), &s, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := ListTokens(t.Context(), b.client, time.Now())
+	if err != nil || len(all) != 2 || all[0].Secret != tokens[1].Secret || !all[0].Server || all[0].Node != "s9" || all[1].Server || all[1].Node != "a9" {
 		t.Errorf("%+v %v", all, err)
 	}
 }

@@ -79,8 +79,7 @@ func newFleetBuildCmd() *cobra.Command {
 		Short: "Make everything the machines need, before any of them exists",
 		Long: "Make the cluster's authorities and keys, a token for each node that lets it and no other join, and a card for each node, without\n" +
 			"a network. The secrets stay beside the file, in FILE's name with .secrets; a second build keeps them, adds what is new and\n" +
-			"says what changed. For each kind of machine there is one image, and for each node some KiB that it has beside it: whole images\n" +
-			"only where the file system lets them share their blocks, or on demand.",
+			"says what changed. For each kind of machine there is one image, and for each node some KiB that it has beside it.",
 		Example: "  skerry fleet build -o cards\n  skerry fleet build --identity key.txt -o cards home.yaml",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -103,7 +102,7 @@ func newFleetBuildCmd() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "folder for the cards (required)")
 	cmd.Flags().BoolVar(&o.Generic, "generic", false, "also make a card for each board that fits all its nodes, which find themselves by serial or mac; see FLEET.md for what it gives away")
-	cmd.Flags().BoolVar(&o.Whole, "whole", false, "make whole images, for other programs to write, even if each takes its full size")
+	cmd.Flags().BoolVar(&o.Whole, "whole", false, "make whole images, for other programs to write; where the file system can, they share their blocks")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing but errors")
 	keys.bind(cmd)
 	_ = cmd.MarkFlagRequired("output")

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -43,4 +44,60 @@ func BenchmarkBuild1000(b *testing.B) {
 		b.ReportMetric(float64(base)/1e6, "MB-base")
 		b.ReportMetric(float64(all-base)/1e6, "MB-cards")
 	}
+}
+
+// Where the file system shares blocks between files, a hundred whole images take what is theirs alone beside one.
+func TestSharedBlocks(t *testing.T) {
+	mkfs, err := exec.LookPath("mkfs.xfs")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and mkfs.xfs")
+	}
+	b := newBench(t, 16<<20)
+	disk, at := filepath.Join(t.TempDir(), "xfs"), t.TempDir()
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(disk, 2<<30); err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range [][]string{{mkfs, "-q", "-m", "reflink=1", disk}, {"mount", "-o", "loop", disk, at}} {
+		if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("no file system that shares blocks here: %v %s", err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", at).CombinedOutput(); err != nil {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	text, err := New(Sketch{Name: "big", Board: "x86-uefi", Servers: 1, Agents: 99, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := func() int64 {
+		t.Helper()
+		var s syscall.Statfs_t
+		if err := syscall.Statfs(at, &s); err != nil {
+			t.Fatal(err)
+		}
+		return int64(s.Blocks-s.Bfree) * s.Bsize
+	}
+	before := used()
+	b.out = filepath.Join(at, "cards")
+	r := b.build(string(bytes.ReplaceAll(text, []byte("out/"), nil)), Options{Whole: true})
+	var one int64
+	if err := filepath.WalkDir(b.out, func(_ string, d fs.DirEntry, err error) error {
+		if info, e := d.Info(); e == nil && strings.HasPrefix(d.Name(), "base-") {
+			one = info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	all := used() - before
+	t.Logf("one image takes %d bytes, a hundred cards beside it %d", one, all-one)
+	if !r.Whole || all > one+100<<20 {
+		t.Errorf("whole images: %v; they take %d bytes, one takes %d", r.Whole, all, one)
+	}
+	b.partition("agent-99")
 }

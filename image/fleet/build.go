@@ -39,7 +39,7 @@ const (
 // Options are what a person decides about a build.
 type Options struct {
 	Generic bool // also make a card for each board that fits all of its nodes
-	Whole   bool // whole images, even where the file system cannot let them share blocks
+	Whole   bool // whole images; where the file system can, they share blocks with their base
 	Keys    *Keyring
 	Now     time.Time
 }
@@ -146,6 +146,9 @@ func (b *build) run(ctx context.Context, resealed bool) error {
 		return err
 	}
 	if b.f.Secrets.Sealed() {
+		if b.o.Whole {
+			return errors.New("whole images cannot be encrypted, and the fleet's secrets are to be: leave out --whole, or secrets in its file")
+		}
 		id, err := age.ParseX25519Identity(b.s.Key)
 		if err != nil {
 			return err
@@ -164,8 +167,8 @@ func (b *build) run(ctx context.Context, resealed bool) error {
 	if err := b.bases(ctx); err != nil {
 		return err
 	}
-	b.reflinks = !b.index.Sealed && len(b.index.Bases) > 0 && canReflink(filepath.Join(b.dir, b.index.Bases[0].File), b.dir)
-	b.r.Whole = !b.index.Sealed && (b.reflinks || b.o.Whole)
+	b.r.Whole = b.o.Whole
+	b.reflinks = b.o.Whole && canReflink(filepath.Join(b.dir, b.index.Bases[0].File), b.dir)
 	if err := b.nodes(ctx); err != nil {
 		return err
 	}

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
 
+	"github.com/skerry-os/skerry/image/fat"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/seed"
 )
@@ -134,5 +137,55 @@ func TestAnUnknownMachineWaits(t *testing.T) {
 	}
 	if c, err := machine.Load(filepath.Join(dir, "config.yaml")); err != nil || c.Hostname != "s2" {
 		t.Errorf("%+v %v", c, err)
+	}
+}
+
+// On the kernel's own FAT: what was taken from a card cannot be found on it any more, byte by byte, and the volume is whole.
+func TestSettleErases(t *testing.T) {
+	table := fleetTable(t)
+	s := seed.Seed{Fleet: "home", Files: map[string][]byte{"server/token": []byte("x")}}
+	seedData, err := s.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 48 << 20
+	files := []fat.File{{Path: machine.TableName, Size: int64(len(table))}, {Path: seed.Name, Size: int64(len(seedData))}}
+	l, err := fat.Lay(fat.Params{Size: size, Label: "SKERRYCFG", Serial: 1, Time: time.Unix(1_800_000_000, 0)}, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	volume := make([]byte, size)
+	for _, c := range l.Meta {
+		copy(volume[c.Offset:], c.Data)
+	}
+	copy(volume[l.Files[0].Offset:], table)
+	copy(volume[l.Files[1].Offset:], seedData)
+	disk, at, data := filepath.Join(t.TempDir(), "disk"), t.TempDir(), t.TempDir()
+	if err := os.WriteFile(disk, volume, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "-o", "loop,umask=0077", "-t", "vfat", disk, at).CombinedOutput(); err != nil {
+		t.Skipf("no FAT to be mounted here: %v %s", err, out)
+	}
+	hardware := fstest.MapFS{"sys/class/dmi/id/product_serial": {Data: []byte("S1\n")}}
+	err = settle(t.Context(), at, data, hardware, func(string) {})
+	if out, e := exec.Command("umount", at).CombinedOutput(); e != nil {
+		t.Fatalf("%v %s", e, out)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := fat.Read(bytes.NewReader(after), size)
+	if err != nil || len(v.Files) != 1 || v.Files[0].Path != "config.yaml" {
+		t.Errorf("%+v %v", v, err)
+	}
+	for name, secret := range map[string][]byte{"table": table[len(table)-100:], "seed": seedData[:60]} {
+		if bytes.Contains(after, secret) {
+			t.Errorf("the %s is still on the card", name)
+		}
 	}
 }

@@ -340,6 +340,23 @@ func names(cards []Card) string {
 	return strings.Join(out, " ")
 }
 
+// Nodes with larger disks have an image of their own beneath them, and the one of before goes when nobody needs it.
+func TestSizes(t *testing.T) {
+	b := newBench(t, 1<<20)
+	b.build(three, Options{})
+	large := strings.ReplaceAll(three, "role:", "size: 2GiB, role:")
+	if r := b.build(strings.Replace(large, "size: 2GiB, role: server", "role: server", 1), Options{}); len(r.Bases) != 1 || len(r.Changed) != 2 {
+		t.Errorf("%s", r)
+	}
+	b.partition("a1")
+	b.partition("s1")
+	b.build(large, Options{})
+	if _, err := os.Stat(filepath.Join(b.out, "base-x86-uefi.img")); err == nil {
+		t.Error("an image that no node needs is still there")
+	}
+	b.partition("s1")
+}
+
 // Whole images, for those who write them with other programs.
 func TestWhole(t *testing.T) {
 	b := newBench(t, 1<<20)

@@ -64,7 +64,9 @@ func Administrator(files map[string][]byte, cluster, server string, now time.Tim
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", clientCAFile, err)
 	}
-	p, err := newPair(leaf{cn: "system:admin", org: "system:masters", life: Lifetime}.template(now), &authority{pair: ca})
+	t := leaf{cn: "system:admin", org: "system:masters", life: Lifetime}.template(now)
+	t.NotBefore = ca.cert.NotBefore // the server's clock may be behind
+	p, err := newPair(t, &authority{pair: ca})
 	if err != nil {
 		return nil, err
 	}

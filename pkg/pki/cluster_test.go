@@ -1,13 +1,16 @@
 package pki
 
 import (
+	"crypto/x509"
+	"encoding/base64"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"net/netip"
+	"gopkg.in/yaml.v3"
 )
 
 // A server that finds the files of NewCluster takes them as its own, whatever its clock says between the two times.
@@ -71,5 +74,41 @@ func TestAClusterMadeBeforeItsServer(t *testing.T) {
 		if _, ok := files[name]; !ok && name != "server/token" && name != "server/encryption.yaml" {
 			t.Errorf("%s: is missing", name)
 		}
+	}
+}
+
+// A kubeconfig that was made at a desk opens the cluster whatever its server's clock says, as long as the authorities are valid.
+func TestAdministrator(t *testing.T) {
+	now := time.Now()
+	built := now.Add(-90 * 24 * time.Hour)
+	files, err := NewCluster(built, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := Administrator(files, "home", "https://192.0.2.10:6443", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var k kubeconfig
+	if err := yaml.Unmarshal(data, &k); err != nil || k.Clusters[0].Cluster.Server != "https://192.0.2.10:6443" || k.CurrentContext != "home" {
+		t.Fatalf("%v\n%s", err, data)
+	}
+	text, err := base64.StdEncoding.DecodeString(k.Users[0].User.CertData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(find(text, "CERTIFICATE").Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(files[clientCAFile])
+	for _, clock := range []time.Time{built, now, now.Add(Lifetime - time.Hour)} {
+		if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: clock, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+			t.Errorf("at %v: %v", clock, err)
+		}
+	}
+	if cert.Subject.CommonName != "system:admin" || cert.Subject.Organization[0] != "system:masters" {
+		t.Errorf("it is %v", cert.Subject)
 	}
 }

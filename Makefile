@@ -127,6 +127,7 @@ check: ## format, vet, lint, import rules, builds for other architectures
 	go test ./pkg/deps
 	GOARCH=arm64 go build -o /dev/null ./cmd/skerry && GOARCH=arm64 go build -o /dev/null ./init
 	GOARCH=arm GOARM=7 go build -o /dev/null ./cmd/skerry && GOARCH=arm GOARM=7 go build -o /dev/null ./init
+	GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/skerry && GOOS=windows go build -o /dev/null ./cmd/skerry
 
 quick: ## unit tests alone
 	@go test ./...

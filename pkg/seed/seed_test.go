@@ -66,7 +66,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for name := range s.Files {
-			if strings.HasPrefix(filepath.Join("/data", name), "/data") == false {
+			if !strings.HasPrefix(filepath.Join("/data", name), "/data") {
 				t.Errorf("%q leads out of the data folder", name)
 			}
 		}

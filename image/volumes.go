@@ -23,6 +23,9 @@ var enrolment = []string{"PK", "KEK", "db"}
 // removable is the name by which firmware finds a boot loader on a disk it has no boot entry for.
 var removable = map[string]string{"amd64": "BOOTX64.EFI", "arm64": "BOOTAA64.EFI", "arm": "BOOTARM.EFI"}
 
+// LoaderPath is where the boot loader lies on the ESP of an architecture's boards.
+func LoaderPath(arch string) string { return "EFI/BOOT/" + removable[arch] }
+
 // bootFile is one file of the ESP: from the release, or with the bytes given.
 type bootFile struct {
 	path string
@@ -59,7 +62,7 @@ func (d *draft) bootFiles() ([]bootFile, error) {
 	var files []bootFile
 	uboot := m.Boards[d.board].Slots == boards.UBoot
 	if !uboot {
-		files = append(files, bootFile{path: "EFI/BOOT/" + removable[m.Arch], from: find(bootLoader)})
+		files = append(files, bootFile{path: LoaderPath(m.Arch), from: find(bootLoader)})
 	}
 	files = append(files, d.besideKernels()...)
 	for _, id := range slot.IDs {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image"
@@ -22,22 +23,16 @@ const (
 	entry     = 0x5c0e
 )
 
-var removable = map[string]string{"amd64": "BOOTX64.EFI", "arm64": "BOOTAA64.EFI"}
-
 // bootNext makes the firmware start from the disk next time, and only then. Without it a firmware whose order begins with the
 // network finds the disk too, but first it waits minutes for answers by each protocol it knows.
 func bootNext(v Variables, p *image.Plan) error {
-	loader, ok := removable[p.Arch]
-	if !ok {
-		return fmt.Errorf("no name of a boot loader is known for %s", p.Arch)
-	}
 	for i, part := range p.Partitions {
 		if part.Name != boards.ESP {
 			continue
 		}
 		path := slot.DiskPath{
 			Number: uint32(i + 1), Start: uint64(part.Start / disk.Sector), Blocks: uint64(part.Size / disk.Sector), GUID: part.GUID.OnDisk(),
-			Loader: `\EFI\BOOT\` + loader,
+			Loader: `\` + strings.ReplaceAll(image.LoaderPath(p.Arch), "/", `\`),
 		}
 		return errors.Join(v.Write(fmt.Sprintf("Boot%04X-%s", entry, efiGlobal), path.Option()),
 			v.Write("BootNext-"+efiGlobal, binary.LittleEndian.AppendUint16(nil, entry)))

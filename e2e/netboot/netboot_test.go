@@ -9,13 +9,18 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/e2e/vm"
@@ -38,6 +43,8 @@ type network struct {
 	state string
 	fleet string
 	stop  func()
+
+	beside bool // another DHCP server gives the addresses
 }
 
 // newNetwork returns nil in the process outside the namespace, where the test has run already.
@@ -89,8 +96,11 @@ func (n *network) serve(flags ...string) {
 	if n.stop != nil {
 		n.stop()
 	}
-	args := append([]string{"pxe", "serve", "--interface", "lan", "--dhcp", "10.11.12.100-10.11.12.200", "--release", filepath.Join(n.out, "release"),
-		"--keys", filepath.Join(n.out, "keys"), "--fleet", n.fleet, "--state", n.state}, flags...)
+	args := append([]string{"pxe", "serve", "--interface", "lan", "--release", filepath.Join(n.out, "release"), "--keys", filepath.Join(n.out, "keys"),
+		"--fleet", n.fleet, "--state", n.state}, flags...)
+	if !n.beside {
+		args = append(args, "--dhcp", "10.11.12.100-10.11.12.200")
+	}
 	cmd := exec.Command(filepath.Join(n.out, "bin/skerry"), args...)
 	said, err := cmd.StdoutPipe()
 	if err != nil {
@@ -281,4 +291,66 @@ func TestApproval(t *testing.T) {
 	n.skerry("pxe", "approve", mac(4), "--config", config, "--state", n.state)
 	g.expect(`skerry: netboot: run from memory: release .*`)
 	g.expect(`skerry: switch root: slot none.*`)
+}
+
+// Beside another DHCP server, which knows nothing of booting, both kinds of firmware find their way to the installer.
+func TestBesideADHCPServer(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.beside = true
+	n.dhcpServer()
+	n.serve()
+	for number, change := range map[int]func(*vm.Options){
+		5: nil,
+		6: func(o *vm.Options) { o.Board.Machine, o.Board.Firmware, o.Board.Args = "q35", vm.BIOS, nil },
+	} {
+		g := n.machine(number, change)
+		g.expect(`skerry: netboot: the server is https://10.11.12.1.*`)
+		g.expect(`skerry: netboot: waiting: nobody knows this machine.*`)
+		g.PowerCut()
+	}
+}
+
+// dhcpServer gives addresses at a card of its own on the bridge.
+func (n *network) dhcpServer() {
+	n.t.Helper()
+	n.ip("link add dhcp0 type veth peer name dhcp1", "link set dhcp1 master lan up", "address add 10.11.12.2/32 dev dhcp0", "link set dhcp0 up")
+	for name, value := range map[string]string{"arp_ignore": "1", "arp_announce": "2", "rp_filter": "0"} { // two cards of one host on one network
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/"+name, []byte(value), 0); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	self := net.IPv4(10, 11, 12, 2)
+	leases := map[string]net.IP{}
+	var mu sync.Mutex
+	s, err := server4.NewServer("dhcp0", nil, func(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4) {
+		mu.Lock()
+		defer mu.Unlock()
+		kind := dhcpv4.MessageTypeOffer
+		if m.MessageType() == dhcpv4.MessageTypeRequest {
+			kind = dhcpv4.MessageTypeAck
+		} else if m.MessageType() != dhcpv4.MessageTypeDiscover {
+			return
+		}
+		ip, ok := leases[m.ClientHWAddr.String()]
+		if !ok {
+			ip = net.IPv4(10, 11, 12, byte(50+len(leases)))
+			leases[m.ClientHWAddr.String()] = ip
+		}
+		r, err := dhcpv4.NewReplyFromRequest(m, dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(ip), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(self)),
+			dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithLeaseTime(3600))
+		if err == nil {
+			_, err = conn.WriteTo(r.ToBytes(), &net.UDPAddr{IP: net.IPv4bcast, Port: dhcpv4.ClientPort})
+		}
+		if err != nil {
+			fmt.Println("dhcp:", err)
+		}
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	go func() { _ = s.Serve() }()
+	n.t.Cleanup(func() { _ = s.Close() })
 }

@@ -165,9 +165,9 @@ vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
 
-vm-update: image ## update the image in QEMU: a release that dies is left, a good one is kept (a quarter of an hour)
+vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
-	@$(E2E) -run UpdateOverTheWire $(E2E_ARGS) -update-vm
+	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm
 
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)

@@ -108,17 +108,29 @@ func (c cluster) start() {
 	}
 }
 
-// works tries everything a person does with a pod, and returns the pods' names and identities.
-func (c cluster) works() string {
+// running waits for the workload.
+func (c cluster) running() {
 	c.Helper()
 	c.eventually(patience, contains("1"), "-n", "e2e", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
 	c.eventually(patience, contains("True"), "-n", "e2e", "get", "pod", "client", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+}
+
+// pods gives the names and identities of the workload's.
+func (c cluster) pods() string {
+	c.Helper()
+	return c.eventually(patience, contains("client"), "-n", "e2e", "get", "pods", "-o", "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{\"\\n\"}{end}")
+}
+
+// works tries everything a person does with a pod, and returns what pods does.
+func (c cluster) works() string {
+	c.Helper()
+	c.running()
 	c.eventually(patience, contains("with CoreDNS 1.15.0"), "-n", "e2e", "exec", "client", "--", "/skerry-addons", "coredns", "-version")
 	c.eventually(patience, contains(".:5353"), "-n", "e2e", "logs", "client")
 	// From inside the pod: a name, CoreDNS, the Service's address, kube-proxy, the other pod.
 	c.eventually(patience, func(out string) bool { return out == "OK" },
 		"-n", "e2e", "exec", "client", "--", "/node/kubectl", "--server=http://web.e2e.svc.cluster.local", "get", "--raw=/health")
-	return c.eventually(patience, contains("client"), "-n", "e2e", "get", "pods", "-o", "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{\"\\n\"}{end}")
+	return c.pods()
 }
 
 // same says that the pods of before are the pods of now.

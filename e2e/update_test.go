@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"bytes"
-	"crypto/ed25519"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -11,16 +9,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/skerry-os/skerry/image/uki"
-	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/e2e/vm"
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
-var inUpdate = flag.Bool("update-vm", false, "update the image in QEMU; needs out/next, a newer release of the same tree")
+var inUpdate = flag.Bool("update-vm", false, "update the image in QEMU")
+
+// long is for a start of the machine to Ready, or the verdict about one, on an emulated processor that others use too.
+const long = 3 * patience
 
 // run runs a program of ours and gives what it printed.
 func run(t *testing.T, args ...string) string {
@@ -30,57 +32,6 @@ func run(t *testing.T, args ...string) string {
 		t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// dying makes a release of another one whose kernel finds no init and panics: everything about it is signed and whole.
-func dying(t *testing.T, from, keyDir, version string) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "dying")
-	if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
-		t.Fatal(err)
-	}
-	set, err := keys.Load(keyDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rel, err := release.Open(os.DirFS(dir), []ed25519.PublicKey{set.ReleasePublic()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := *rel.Manifest()
-	m.Version = version
-	board := m.Boards["x86-uefi"]
-	name := filepath.Join(dir, filepath.FromSlash(board.Boot.Path))
-	run(t, "sbattach", "--remove", name)
-	kernel, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Two arguments of the same length, so that nothing moves.
-	if bytes.Count(kernel, []byte(" loglevel=4 ")) != 1 {
-		t.Fatal("the command line is not what it was")
-	}
-	kernel, err = uki.Sign(bytes.Replace(kernel, []byte(" loglevel=4 "), []byte(" rdinit=/no "), 1), set.DB.Key, set.DB.Cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(name, kernel, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if board.Boot, err = release.Describe(board.Boot.Path, bytes.NewReader(kernel)); err != nil {
-		t.Fatal(err)
-	}
-	m.Boards = map[string]release.Board{"x86-uefi": board}
-	manifest, sig, err := release.Sign(&m, set.Release)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, data := range map[string][]byte{release.ManifestName: manifest, release.SignatureName: sig} {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
 }
 
 func versionOf(t *testing.T, dir string) string {
@@ -96,69 +47,241 @@ func versionOf(t *testing.T, dir string) string {
 	return m.Version
 }
 
-// A machine that looks at a web server gets a release whose kernel dies: it comes back by itself, says why, and does not try it
-// again. Then a good one is published: the machine brings it, tries it and keeps it, and its pods are there.
-func TestUpdateOverTheWire(t *testing.T) {
+// updates is a repository on a web server, and a machine that looks at it.
+type updates struct {
+	t          *testing.T
+	keys, repo string
+	server     *httptest.Server
+	newer      string       // folder; see next
+	drop       atomic.Int32 // so many downloads of a root end after a megabyte
+	dropped    atomic.Int32
+	o          vm.Options
+}
+
+// newUpdates makes both. update is that part of the node config, beside the source; flags are for the image.
+func newUpdates(t *testing.T, update string, web bool, flags ...string) *updates {
+	t.Helper()
 	if !*inUpdate {
 		t.Skip("updates the image in QEMU: run make vm-update")
 	}
 	*inVM = true
-	const long = 3 * patience // several starts, each on an emulated processor
-	keyDir, repo := built(t, "keys"), filepath.Join(t.TempDir(), "repo")
-	server := httptest.NewServer(http.FileServer(http.Dir(repo)))
-	defer server.Close()
-	skerry := built(t, "bin/skerry")
-	publish := func(dir string) {
-		t.Helper()
-		t.Log(run(t, skerry, "update", "publish", "--keys", keyDir, "--release", dir, "--repo", repo))
-	}
-	config := filepath.Join(t.TempDir(), "node.yaml")
+	u := &updates{t: t, keys: built(t, "keys"), repo: filepath.Join(t.TempDir(), "repo")}
+	files := http.FileServer(http.Dir(u.repo))
+	u.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "root.img") && u.drop.Add(-1) >= 0 {
+			u.dropped.Add(1)
+			w = &short{w, 1 << 20}
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(u.server.Close)
 	text, err := os.ReadFile(built(t, "run/node.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := server.Listener.Addr().String()[strings.LastIndex(server.Listener.Addr().String(), ":")+1:]
-	text = fmt.Appendf(text, "update: {source: \"http://10.0.2.2:%s\", interval: 30s, deadline: 30m}\n", port)
+	if web {
+		at := u.server.Listener.Addr().String()
+		update += fmt.Sprintf(`, source: "http://10.0.2.2%s"`, at[strings.LastIndex(at, ":"):])
+	}
+	config := filepath.Join(t.TempDir(), "node.yaml")
+	// An emulated processor starts them anew for each release; what this is about does not need them.
+	text = fmt.Appendf(text, "update: {%s}\nserver: {disable: [ingress, local-storage, metrics-server, network-policy, servicelb]}\n", update)
 	if err := os.WriteFile(config, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o := machineOf(t)
-	o.Image = filepath.Join(t.TempDir(), "update.img")
-	run(t, skerry, "image", "build", "--board", "x86-uefi", "--release", built(t, "release"), "--keys", keyDir, "--config", config, "--secure-boot=false", "-o", o.Image)
-	o.Restrict = false
-	old, next := versionOf(t, built(t, "release")), versionOf(t, built(t, "next"))
+	u.o = machineOf(t)
+	u.o.Image, u.o.Restrict, u.o.TPM = filepath.Join(t.TempDir(), "update.img"), !web, true
+	u.o.Forwards = []vm.Forward{{Guest: 6443}}
+	run(t, append([]string{built(t, "bin/skerry"), "image", "build", "--board", "x86-uefi", "--release", built(t, "release"), "--keys", u.keys, "--config", config, "-o", u.o.Image}, flags...)...)
+	return u
+}
 
-	publish(dying(t, built(t, "release"), keyDir, "98.0.0"))
-	n := power(t, o)
-	n.expect(long, `skerry\| slot +a, Secure Boot off`)
-	n.expect(long, `skerry: node: Ready`)
-	n.expect(long, `skerry: restart: a restart was asked for`)
-	for range 3 {
-		n.expect(long, `\] Kernel panic - not syncing`)
+// next is the folder of a good release that is newer: one that was built, or else the same one packed again.
+func (u *updates) next() string {
+	u.t.Helper()
+	if u.newer == "" {
+		u.newer = filepath.Join(*outDir, "next")
+		if _, err := os.Stat(u.newer); err != nil {
+			u.newer = altered(u.t, built(u.t, "release"), u.keys, change{version: "99.0.0"})
+		}
 	}
-	why := n.expect(long, `skerry: update: (release 98.0.0 in slot b did not come up: .*)`)[1]
-	t.Log(why)
-	if !strings.Contains(why, "before it reached the data partition") || !strings.Contains(why, "went back to slot a") {
-		t.Errorf("the reason is %q", why)
-	}
-	if text := n.Text(); !strings.Contains(text, "switch root: slot a, release "+old) {
-		t.Errorf("slot a does not run %s", old)
-	}
-	n.expect(long, `skerry: node: Ready`)
+	return u.newer
+}
 
-	publish(built(t, "next"))
+// short is an answer whose connection breaks.
+type short struct {
+	http.ResponseWriter
+	left int
+}
+
+func (s *short) Write(p []byte) (int, error) {
+	if s.left -= len(p); s.left < 0 {
+		panic(http.ErrAbortHandler)
+	}
+	return s.ResponseWriter.Write(p)
+}
+
+func (u *updates) publish(dir string) {
+	u.t.Helper()
+	u.t.Log(run(u.t, built(u.t, "bin/skerry"), "update", "publish", "--keys", u.keys, "--release", dir, "--repo", u.repo))
+}
+
+// power turns the machine on; what it wrote is kept if the test fails.
+func (u *updates) power() *node {
+	u.t.Helper()
+	n := power(u.t, u.o)
+	u.t.Cleanup(func() {
+		if u.t.Failed() {
+			u.keepLogs(n)
+		}
+	})
+	return n
+}
+
+// keepLogs brings console and logs of the machine to out/.
+func (u *updates) keepLogs(n *node) {
+	n.PowerCut()
+	to := filepath.Join(*outDir, "logs", strings.ReplaceAll(u.t.Name(), "/", "-"))
+	raw := filepath.Join(u.t.TempDir(), "disk.raw")
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		u.t.Error(err)
+	}
+	u.raw(raw)
+	start, _ := partition(u.t, raw, "data")
+	for _, name := range []string{"log/skerry/skerryd.log", "log/skerry/init.log", "lib/skerry/update/record.json"} {
+		out, err := exec.Command("debugfs", "-R", "cat /"+name, fmt.Sprintf("%s?offset=%d", raw, start)).Output()
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, filepath.Base(name)), out, 0o600)
+		}
+		if err != nil {
+			u.t.Log(name, err)
+		}
+	}
+	if err := exec.Command("cp", n.Console.Path(), to).Run(); err != nil {
+		u.t.Log(err)
+	}
+	u.t.Logf("the machine's logs are in %s", to)
+}
+
+// raw makes one file of the machine's disk, which is off.
+func (u *updates) raw(name string) {
+	u.t.Helper()
+	run(u.t, "qemu-img", "convert", "-O", "raw", filepath.Join(u.o.Dir, "disk.qcow2"), name)
+}
+
+// operate changes the disk of the machine, which is off; its firmware keeps its variables, and its TPM its memory.
+func (u *updates) operate(change func(disk string)) {
+	u.t.Helper()
+	disk := filepath.Join(u.t.TempDir(), "disk.raw")
+	u.raw(disk)
+	change(disk)
+	before := u.o.Dir
+	u.o.Dir, u.o.Image = u.t.TempDir(), disk
+	u.o.Vars, u.o.TPMState = filepath.Join(before, "vars.fd"), filepath.Join(before, "tpm")
+}
+
+// leaves publishes a release and waits until the machine has tried it and is Ready again without it. It gives the reason.
+func (u *updates) leaves(n *node, dir string) string {
+	u.t.Helper()
+	v := versionOf(u.t, dir)
+	u.publish(dir)
 	n.expect(long, `skerry: restart: a restart was asked for`)
 	began := time.Now()
+	// The verdict tells it at once, what did not come so far the slot of before.
+	why := n.expect(long, `skerry: (?:update|judge slot: the trial failed): (.*`+regexp.QuoteMeta(v)+`.*?)(?:; restart in 10s)?$`)[1]
+	u.t.Logf("left after %v: %s", time.Since(began).Round(time.Second), why)
+	n.expect(long, `skerry: node: Ready`)
+	u.t.Logf("Ready again %v after the restart", time.Since(began).Round(time.Second))
+	return why
+}
+
+// A machine with Secure Boot and a TPM looks at a web server. It gets a release over a link that breaks, tries it and keeps it.
+// Then it gets one whose kernel dies: it comes back by itself, its pods too, says why, and does not try it again. At last its
+// partition goes bad, and the machine goes over to the release of before.
+func TestUpdateOverTheWire(t *testing.T) {
+	u := newUpdates(t, "interval: 30s, deadline: 30m", true)
+	old, next := versionOf(t, built(t, "release")), versionOf(t, u.next())
+	dying := altered(t, u.next(), u.keys, change{version: "99.0.1", cmdline: [2]string{" loglevel=4 ", " rdinit=/no "}})
+	n := u.power()
+	n.expect(long, `skerry: check floor: nothing older than `+regexp.QuoteMeta(old)+` starts, says the TPM`)
+	n.expect(long, `skerry\| slot +a, Secure Boot on`)
+	n.expect(long, `skerry: node: Ready`)
+	c := n.cluster()
+	c.start()
+	c.running()
+	before := c.pods()
+
+	u.drop.Store(3)
+	u.publish(u.next())
+	n.expect(long, `skerry: restart: a restart was asked for`)
+	began := time.Now()
+	if u.dropped.Load() != 3 {
+		t.Errorf("the link broke %d times", u.dropped.Load())
+	}
 	n.expect(long, `skerry: switch root: slot b, release `+next)
 	n.expect(long, `skerry: judge slot: slot b is on trial`)
 	n.expect(long, `skerry: update: slot b, release `+next+`, is kept`)
 	t.Logf("from the restart to Keep: %v", time.Since(began).Round(time.Second))
+	c.running()
+	c.same(before, c.pods())
+
+	from := len(n.Text())
+	why := u.leaves(n, dying)
+	if !strings.Contains(why, "before it reached the data partition") || !strings.Contains(why, "went back to slot b") {
+		t.Errorf("the reason is %q", why)
+	}
+	tries, after, back := strings.Cut(n.Text()[from:], "switch root: slot b, release "+next)
+	if strings.Count(tries, "] Kernel panic - not syncing") < 3 || !back || strings.Contains(after, "(on trial)") {
+		t.Errorf("it was not tried three times, or slot b does not run %s as a kept slot does", next)
+	}
+	c.same(before, c.works())
+	c.eventually(patience, contains(why), "get", "events", "--field-selector", "reason=UpdateFailed", "-o", "jsonpath={.items[*].message}")
 
 	n.PowerCut()
-	n = power(t, o)
-	n.expect(long, `skerry: switch root: slot b, release `+next)
+	u.operate(func(disk string) {
+		start, _ := partition(t, disk, "root-b")
+		flip(t, disk, start+1024, 1) // what is read first
+	})
+	n = u.power()
+	for range 2 {
+		n.expect(long, `device-mapper: verity: .*data block .* is corrupted`)
+	}
+	n.expect(long, `skerry: count start: 2 starts did not come to a Ready node; reading the whole root`)
+	n.expect(long, `skerry: count start: .*; slot a, which is whole, is the one from now on; restart in`)
+	n.expect(long, `skerry: switch root: slot a, release `+old)
+	t.Log(n.expect(long, `skerry: update: (left slot b: .*)`)[1])
 	n.expect(long, `skerry: node: Ready`)
-	if text := n.Text(); strings.Contains(text, "(on trial)") {
-		t.Error("a kept slot is on trial again")
+	c = n.cluster()
+	c.running()
+	c.same(before, c.pods())
+}
+
+// A machine without a network gets its release from a stick. The kernel image of the new slot is damaged after the firmware
+// was told to try it, so that it does not even load: the machine comes to the old one without a hand on it.
+func TestAStickAndAKernelThatDoesNotLoad(t *testing.T) {
+	u := newUpdates(t, "stick: true", false)
+	next := versionOf(t, u.next())
+	u.publish(u.next())
+	u.o.Stick = filepath.Join(t.TempDir(), "stick.img")
+	run(t, "truncate", "-s", "512M", u.o.Stick)
+	run(t, "mkfs.vfat", "-F", "32", u.o.Stick)
+	run(t, "mcopy", "-s", "-i", u.o.Stick, u.repo, "::/skerry")
+	n := u.power()
+	n.expect(long, `skerry\| slot +a, Secure Boot on`)
+	n.expect(long, `skerry: node: Ready`)
+	n.expect(long, `skerry: restart: now`)
+	n.PowerCut()
+	u.operate(func(disk string) { damage(t, disk) })
+	u.o.Stick = ""
+	n = u.power()
+	n.expect(long, `skerry\| slot +a, Secure Boot on`)
+	why := n.expect(long, `skerry: update: (.*`+regexp.QuoteMeta(next)+`.*)`)[1]
+	t.Log(why)
+	if !strings.Contains(why, "was refused") {
+		t.Errorf("the reason is %q", why)
+	}
+	n.expect(long, `skerry: node: Ready`)
+	if tries := regexp.MustCompile(`(?i)access denied|security violation`).FindAllString(n.Text(), -1); len(tries) == 0 {
+		t.Error("the damaged image was not tried")
 	}
 }

@@ -307,6 +307,54 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// skerryd that ends again and again is not waited for.
+func TestHopeless(t *testing.T) {
+	h := newHealth()
+	for range mostEnds + 2 {
+		h.ended("exit status 3: the table is gone")
+	}
+	if err := h.wait(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "skerryd ended 8 times, the last time with: exit status 3: the table is gone") {
+		t.Error(err)
+	}
+}
+
+// Starts are those of one slot; why the other was left is told once.
+func TestStarts(t *testing.T) {
+	st := starts{dir: t.TempDir()}
+	for i, step := range []struct {
+		save string
+		slot slot.ID
+		n    int
+		left string
+	}{
+		{"", slot.B, 0, ""},
+		{"b 1", slot.B, 1, ""},
+		{"b 2", slot.B, 2, ""},
+		{"b 2", slot.A, 0, ""},
+		{"b many", slot.B, 0, ""},
+		{leftMark + "slot b: data block 0 is damaged", slot.A, 0, "slot b: data block 0 is damaged"},
+		{"a 1", slot.A, 1, ""},
+	} {
+		if step.save != "" {
+			if err := errors.Join(st.clear(), st.save(step.save)); err != nil { // a firmware replaces, a file is written over
+				t.Fatal(err)
+			}
+		}
+		if n, left := st.load(step.slot); n != step.n || left != step.left {
+			t.Errorf("step %d: %d starts of slot %s, left %q", i, n, step.slot, left)
+		}
+	}
+	if err := errors.Join(st.clear(), st.clear()); err != nil {
+		t.Error(err)
+	}
+	if n, _ := st.load(slot.A); n != 0 {
+		t.Errorf("%d starts after a Ready node", n)
+	}
+	if err := (starts{}).save("a 1"); err != nil {
+		t.Errorf("a machine without variables: %v", err)
+	}
+}
+
 func TestTrustIsHandedOver(t *testing.T) {
 	from, to := t.TempDir(), filepath.Join(t.TempDir(), "run", "trust")
 	for _, name := range []string{"release.pub", "root.json"} {

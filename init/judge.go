@@ -48,6 +48,39 @@ func tellUpdates(c *machine.Config) error {
 	return atomicfile.Write("/"+machine.UpdateFile, append(data, '\n'), 0o600)
 }
 
+// noteTrial begins to note how far a slot on trial gets.
+func noteTrial(_ context.Context, s *system) error {
+	if !s.id.Boot.Trial {
+		return nil
+	}
+	t := record.Trial{Store: record.File(host.RecordFile), Slot: s.id.Boot.Slot, Version: s.id.Release.Version}
+	if err := t.Began(); err != nil {
+		return err
+	}
+	s.trial = &t
+	return nil
+}
+
+// begins notes the step that begins, on trial.
+func (s *system) begins(step string) {
+	if s == nil || s.trial == nil {
+		return
+	}
+	if err := s.trial.Reached(step); err != nil {
+		s.console.sayf("note trial: %s", oneLine(err))
+	}
+}
+
+// failed notes why a step ends the boot, on trial. A verdict was noted by whoever gave it.
+func (s *system) failed(why error) {
+	if s == nil || s.trial == nil || errors.Is(why, record.ErrVerdict) {
+		return
+	}
+	if err := s.trial.Failed(oneLine(why)); err != nil {
+		s.console.sayf("note trial: %s", oneLine(err))
+	}
+}
+
 // judgeLimit is more than any deadline that a config may have.
 const judgeLimit = 3 * time.Hour
 
@@ -73,6 +106,17 @@ func judgeSlot(ctx context.Context, s *system) error {
 		if err != nil { // a good slot is not left for it
 			s.console.sayf("judge slot: %s", oneLine(err))
 		}
+		if p, ok := h.Selector.(interface{ Prepare() error }); ok {
+			if err := p.Prepare(); err != nil {
+				s.console.sayf("judge slot: %s; a release that does not load may need a hand", oneLine(err))
+			}
+		}
+		if why := s.id.Boot.Left; why != "" {
+			news = "left " + why
+			if err := record.Left(st, why, time.Now()); err != nil {
+				s.console.sayf("judge slot: %s", oneLine(err))
+			}
+		}
 		if news != "" {
 			s.console.sayf("update: %s", news)
 		}
@@ -91,13 +135,29 @@ func judgeSlot(ctx context.Context, s *system) error {
 
 // health is what skerryd says of the node during a trial.
 type health struct {
-	mu     sync.Mutex
-	last   string
-	good   chan struct{} // closed when it is
-	isGood bool
+	mu       sync.Mutex
+	last     string
+	good     chan struct{} // closed when it is
+	isGood   bool
+	ends     int
+	hopeless chan string // why the rest of the deadline need not be waited for
 }
 
-func newHealth() *health { return &health{good: make(chan struct{}), last: "skerryd to start"} }
+// mostEnds is how often skerryd may end during a trial: with the pauses between its starts, some two minutes.
+const mostEnds = 8
+
+func newHealth() *health {
+	return &health{good: make(chan struct{}), last: "skerryd to start", hopeless: make(chan string, 1)}
+}
+
+// ended counts the ends of skerryd.
+func (h *health) ended(how string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ends++; h.ends == mostEnds {
+		h.hopeless <- fmt.Sprintf("skerryd ended %d times, the last time with: %s", h.ends, how)
+	}
+}
 
 // listen hears skerryd until ctx ends.
 func (h *health) listen(ctx context.Context) error {
@@ -134,6 +194,8 @@ func (h *health) wait(ctx context.Context, _ *record.Before) error {
 	select {
 	case <-h.good:
 		return nil
+	case why := <-h.hopeless:
+		return errors.New(why)
 	case <-ctx.Done():
 	}
 	h.mu.Lock()

@@ -35,8 +35,10 @@ var stage1 = []step{
 	may("load boot modules", loadBootModules, 2*time.Minute), // what is missing shows in the next steps
 	may("start watchdog", startWatchdog, 10*time.Second),     // not every machine has one
 	must("find slot", findSlot, 90*time.Second),              // USB disks take their time
-	must("verify slot", verifySlot, 30*time.Second),
-	must("open root", openRoot, 30*time.Second),
+	must("verify slot", orLeave(verifySlot), 5*time.Minute),
+	must("check floor", orLeave(checkFloor), 5*time.Minute),  // nothing older than this machine may go back to
+	must("count start", orLeave(countStart), 10*time.Minute), // of a kept slot: the third in vain reads the whole root
+	must("open root", orLeave(openRoot), 5*time.Minute),
 	must("switch root", switchRoot, 30*time.Second), // does not come back
 }
 
@@ -60,6 +62,7 @@ var stage2 = []step{
 	must("find node", findOwnNode, forever), // on a fleet's card that fits all machines; one that it does not know waits
 	must("read config", readConfig, 30*time.Second),
 	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
+	may("note trial", noteTrial, 10*time.Second),  // only on trial: how far it gets, for the slot of before to tell
 	must("settle config", settleConfig, forever),  // waits for a person where there is none
 	must("take seed", takeSeed, 30*time.Second),   // of a fleet's first server: without it, it would begin another cluster
 	may("set clock", setClock, 5*time.Second),     // a Pi wakes up in 1970; NTP follows behind us

@@ -78,6 +78,10 @@ func startNode(_ context.Context, s *system) error {
 				s.console.sayf("skerryd| %s", l)
 			}
 			s.screen.waits(fmt.Sprintf("skerryd to start again (it ended: %s)", how))
+			if l := log.Last(1); len(l) > 0 {
+				how += ": " + l[0]
+			}
+			s.health.ended(how)
 		},
 	}
 	s.behind(func(ctx context.Context) {

@@ -129,6 +129,9 @@ func (sc *screen) heard(m notify.Message) {
 	case !ours:
 	case news:
 		sc.sys.console.say("node: Ready " + afterPowerOn())
+		if err := firmwareStarts().clear(); err != nil {
+			sc.sys.console.sayf("count start: %s", oneLine(err))
+		}
 		sc.show()
 	case !ready && m.Fields["STATUS"] != "":
 		sc.waits(strings.TrimPrefix(m.Fields["STATUS"], "waiting for "))

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skerry-os/skerry/pkg/floor"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
@@ -290,6 +291,62 @@ func fits(m *release.Manifest, c cmdline, arch string) error {
 		errs = append(errs, fmt.Errorf("the root hash of release %s is %.8s; this kernel belongs to %.8s", m.Version, m.Root.RootHash, c.rootHash))
 	}
 	return errors.Join(errs...)
+}
+
+// checkFloor refuses a release that is older than the floor. A machine that has no place for one, or whose place is broken,
+// goes on: the record on the data partition has another.
+func checkFloor(_ context.Context, s *system) error {
+	p, done, err := floorPlace()
+	if err != nil {
+		s.console.sayf("check floor: %s; going on without", oneLine(err))
+	}
+	if p == nil {
+		return nil
+	}
+	defer done()
+	s.boot.FloorIn = p.String()
+	s.boot.Floor, err = floor.Hold(p, s.boot.Version, s.otherVersion(), !s.boot.Trial)
+	switch {
+	case errors.Is(err, release.ErrRollback):
+		return err
+	case err != nil:
+		s.console.sayf("check floor: %s; going on", oneLine(err))
+	case s.boot.Floor != "":
+		s.console.sayf("check floor: nothing older than %s starts, says %s", s.boot.Floor, p)
+	}
+	return nil
+}
+
+// floorPlace is the best this machine has, nil for none.
+func floorPlace() (floor.Place, func(), error) {
+	tpm, done, err := floor.OpenTPM()
+	if err == nil {
+		return tpm, func() { _ = done() }, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	vars := linux.EFIVars().Target
+	if exists(filepath.Join(vars, slot.BootOrder)) {
+		return floor.Variable{Vars: os.DirFS(vars), Set: linux.EFIVariables{Dir: vars}}, func() {}, err
+	}
+	return nil, nil, err
+}
+
+// otherVersion is the version of the release in the other slot of the same disk, "" if there is none that is signed.
+func (s *system) otherVersion() string {
+	parts, err := linux.Partitions(os.DirFS("/sys"))
+	if err != nil {
+		return ""
+	}
+	for _, p := range parts {
+		if p.Disk == s.root.Disk && p.Label == s.boot.Slot.Other().RootLabel() {
+			if r, err := readTail(p, s.keys); err == nil {
+				return r.Manifest().Version
+			}
+		}
+	}
+	return ""
 }
 
 // openRoot mounts the root, every block of it checked on the way.

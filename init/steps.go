@@ -32,6 +32,7 @@ const restartWait = 10 * time.Second
 func runSteps(ctx context.Context, s *system, steps []step, say func(string)) error {
 	for _, st := range steps {
 		start := time.Now()
+		s.begins(st.name)
 		err := runStep(ctx, s, st)
 		switch {
 		case ctx.Err() != nil:
@@ -40,6 +41,7 @@ func runSteps(ctx context.Context, s *system, steps []step, say func(string)) er
 			say(fmt.Sprintf("%s: ok (%v)", st.name, time.Since(start).Round(time.Millisecond)))
 		case st.must:
 			say(fmt.Sprintf("%s: %s; restart in %v", st.name, oneLine(err), restartWait))
+			s.failed(err)
 			return fmt.Errorf("%s: %w", st.name, err)
 		default:
 			say(fmt.Sprintf("%s: %s; going on without", st.name, oneLine(err)))

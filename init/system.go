@@ -19,6 +19,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/network"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/supervise/process"
+	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
 const (
@@ -53,6 +54,7 @@ type system struct {
 	screen   *screen
 	health   *health
 	time     *timekeeper
+	trial    *record.Trial // nil unless the slot is on trial and the record is there
 
 	notesMu sync.Mutex
 	notes   map[string]string // what is not as the config says, by kind

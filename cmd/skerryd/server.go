@@ -39,6 +39,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/servicelb"
 	"github.com/skerry-os/skerry/pkg/supervise"
+	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
 // defaultWriteKubeconfig is also where K3s's path leads to on the image.
@@ -118,6 +119,9 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if err != nil {
 		return nil, err
 	}
+	if err := undoUpdate(ctx, s, name, ips[0]); err != nil {
+		return nil, err
+	}
 	reloadCertificates(s.Lifetime())
 	secret, err := secrets.Ensure(s.DataDir, s.Token, files.ServerCA)
 	if err != nil {
@@ -157,14 +161,8 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	}))
 	services = append(services, updates.Service(updates.Options{
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
-		Snapshot: func(ctx context.Context) error {
-			at, err := server.OpenStored(server.StoredConfig{Settings: s, NodeName: name, NodeIP: ips[0]})
-			if err != nil {
-				return err
-			}
-			_, err = at.Snapshots.Save(ctx, at.Store, "before-update")
-			return err
-		},
+		Snapshot: func(ctx context.Context) (*record.Saved, error) { return saveBeforeUpdate(ctx, s, name, ips[0]) },
+		Others:   func(ctx context.Context) (bool, error) { return otherNodes(ctx, files.Admin) },
 	}))
 	return append(services, agent.Services(node)...), nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/updates"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/repository"
 	"github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/update/record"
@@ -43,6 +45,7 @@ type updateStatus struct {
 	Slot    string `json:"slot"`
 	Trial   bool   `json:"trial"`
 	Source  string `json:"source,omitempty"`
+	FloorIn string `json:"floorIn,omitempty"`
 	record.Record
 }
 
@@ -67,6 +70,9 @@ func newUpdateStatusCmd() *cobra.Command {
 				return err
 			}
 			s := updateStatus{Version: id.Release.Version, Board: id.Boot.Board, Slot: string(id.Boot.Slot), Source: conf.Source, Record: r}
+			if f := id.Boot.Floor; f != "" && (s.Floor == "" || release.CompareVersions(f, s.Floor) >= 0) {
+				s.Floor, s.FloorIn = f, id.Boot.FloorIn
+			}
 			// The boot was on trial; it is so no more once its version was kept.
 			s.Trial = id.Boot.Trial && r.Phase == record.Trying
 			if asJSON {
@@ -113,7 +119,10 @@ func (s updateStatus) print(w io.Writer) error {
 		line("under way", "nothing")
 	}
 	if s.Floor != "" {
-		line("floor", "%s", s.Floor)
+		line("floor", "%s, in %s", s.Floor, cmp.Or(s.FloorIn, "the record of updates"))
+	}
+	if s.Drained != "" {
+		line("drain", "%s", s.Drained)
 	}
 	if s.Reason != "" {
 		line("last update", "%s", s.Reason)

@@ -87,6 +87,11 @@ func prepareFolder(ctx context.Context, o Options, img imageID, fw firmware) err
 			return err
 		}
 	}
+	if o.TPMState != "" {
+		if err := os.CopyFS(filepath.Join(o.Dir, tpmDir), os.DirFS(o.TPMState)); err != nil {
+			return err
+		}
+	}
 	total := max(int64(o.Disk), img.Size)
 	if o.Disk == 0 {
 		total = max(8*int64(size.GiB), img.Size)

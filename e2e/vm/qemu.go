@@ -76,6 +76,9 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	if o.TPM {
 		args = append(args, "-chardev", "socket,id=tpm,path="+tpmSock, "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm")
 	}
+	if o.Stick != "" {
+		args = append(args, "-device", "qemu-xhci", "-drive", "if=none,id=stick,format=raw,readonly=on,file="+escape(o.Stick), "-device", "usb-storage,drive=stick")
+	}
 	net := ",id=net"
 	if o.Restrict {
 		net += ",restrict=on"

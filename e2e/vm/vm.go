@@ -42,6 +42,8 @@ type Options struct {
 	Serial   string    // of the machine, as its maker would print it on a label
 	Vars     string    // the firmware's variables to begin with; "" = in setup mode, no key enrolled
 	TPM      bool      // a TPM 2.0 (swtpm)
+	TPMState string    // folder of another machine's TPM, to begin with its memory
+	Stick    string    // raw image of a USB stick that is plugged in; it is not written
 	Accel    Accel     // "" = KVM where it really works, else emulation
 	Detach   bool      // the machine outlives this process
 }

@@ -25,14 +25,14 @@ build:     image image/releasetest image/flash
 build:     image/patch
 build:     image/fleet
 build:     image/netboot image/install
-update:    pkg/repository
+update:    pkg/repository pkg/floor
 update:    pkg/update/record pkg/update/host
 update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi
 engine:    pkg/cni pkg/datastore pkg/checkconfig
 engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
-engine:    pkg/podnet
+engine:    pkg/podnet pkg/drain
 engine:    pkg/datastore/snapshot pkg/datastore/etcd
 engine:    pkg/netpol
 engine:    pkg/addons pkg/server/membership

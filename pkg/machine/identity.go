@@ -34,6 +34,9 @@ type Boot struct {
 	Root    string  `json:"root"`              // the slot's partition, such as /dev/vda2
 	Secure  bool    `json:"secureBoot"`        // the firmware started only what was signed
 	Netboot bool    `json:"netboot,omitempty"` // the root is in memory; Disk has the data partition, if there is one
+	Floor   string  `json:"floor,omitempty"`   // no older release starts; "" for none but the record's
+	FloorIn string  `json:"floorIn,omitempty"` // where that is kept
+	Left    string  `json:"left,omitempty"`    // why the machine left the other slot, if it just did
 	Note    string  `json:"note,omitempty"`    // why the slot is not the one the firmware named, if so
 }
 

@@ -6,7 +6,9 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -35,7 +37,20 @@ type Update struct {
 	Windows  []string `yaml:"windows" json:"windows,omitempty" pattern:"^([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])$" default:"always" help:"when the machine may restart, in UTC, as in 02:00-05:00"`
 	Deadline string   `yaml:"deadline" json:"deadline,omitempty" default:"10m" help:"time for a new release to be as healthy as the one before"`
 	Stick    bool     `yaml:"stick" json:"stick,omitempty" help:"take releases from USB sticks too"`
+	Drain    Drain    `yaml:"drain" json:"drain,omitzero" help:"how pods leave before the machine restarts into a new release, where other nodes can take them"`
 }
+
+// Drain says how pods leave before the machine restarts into a new release, in a cluster where others can take them.
+type Drain struct {
+	Deadline string `yaml:"deadline" json:"deadline,omitempty" default:"5m" help:"time for all pods together"`
+	Stuck    string `yaml:"stuck" json:"stuck,omitempty" enum:"skip,force,stop" default:"skip" help:"what of pods that do not leave: skip restarts all the same, force deletes them, stop calls the update off"`
+}
+
+// stuckPolicies are pkg/drain's: what becomes of pods that do not leave.
+var stuckPolicies = []string{"skip", "force", "stop"}
+
+// Patience is how long all pods together may take to leave.
+func (d Drain) Patience() time.Duration { return duration(d.Deadline, 5*time.Minute) }
 
 // Auto says whether the machine updates itself.
 func (u Update) Auto() bool { return u.Policy != UpdateCheck }
@@ -100,7 +115,10 @@ func (u *Update) problems(p *problems) {
 	for _, d := range []struct {
 		key, text   string
 		least, most time.Duration
-	}{{"interval", u.Interval, 10 * time.Second, 30 * 24 * time.Hour}, {"deadline", u.Deadline, time.Minute, 2 * time.Hour}} {
+	}{
+		{"interval", u.Interval, 10 * time.Second, 30 * 24 * time.Hour}, {"deadline", u.Deadline, time.Minute, 2 * time.Hour},
+		{"drain", u.Drain.Deadline, time.Second, 2 * time.Hour},
+	} {
 		if d.text == "" {
 			continue
 		}
@@ -108,6 +126,9 @@ func (u *Update) problems(p *problems) {
 		if err != nil || v < d.least || v > d.most {
 			p.addf([]any{"update", d.key}, "%q is not a time from %s to %s, as in 1h30m", d.text, short(d.least), short(d.most))
 		}
+	}
+	if s := u.Drain.Stuck; s != "" && !slices.Contains(stuckPolicies, s) {
+		p.addf([]any{"update", "drain", "stuck"}, "%q is not a policy; write one of %s", s, strings.Join(stuckPolicies, ", "))
 	}
 	for i, w := range u.Windows {
 		if from, to, ok := window(w); !ok || from == to {

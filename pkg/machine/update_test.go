@@ -42,16 +42,19 @@ func TestUpdateProblems(t *testing.T) {
 	const head = "apiVersion: skerry/v1alpha1\nkind: NodeConfig\nrole: server\nupdate: "
 	for text, want := range map[string]string{
 		"{source: https://u.example.org/skerry, channel: beta, policy: check, interval: 1h, deadline: 5m, windows: [\"02:00-05:00\"], stick: true}": "",
-		"{source: /srv/updates}":                "",
-		"{source: u.example.org}":               "update.source",
-		"{source: \"https://a@b/\"}":            "update.source",
-		"{source: /srv/../etc}":                 "update.source",
-		"{channel: Stable}":                     "update.channel",
-		"{policy: sometimes}":                   "write auto or check",
-		"{interval: 1s}":                        "from 10s to 720h",
-		"{deadline: soon}":                      "from 1m to 2h",
-		"{windows: [\"2-5\", \"03:00-03:00\"]}": "update.windows[1]",
-		"{sauce: x}":                            "sauce",
+		"{source: /srv/updates}":                 "",
+		"{source: u.example.org}":                "update.source",
+		"{source: \"https://a@b/\"}":             "update.source",
+		"{source: /srv/../etc}":                  "update.source",
+		"{channel: Stable}":                      "update.channel",
+		"{policy: sometimes}":                    "write auto or check",
+		"{interval: 1s}":                         "from 10s to 720h",
+		"{deadline: soon}":                       "from 1m to 2h",
+		"{windows: [\"2-5\", \"03:00-03:00\"]}":  "update.windows[1]",
+		"{drain: {deadline: 10m, stuck: force}}": "",
+		"{drain: {deadline: 0s}}":                "update.drain",
+		"{drain: {stuck: perhaps}}":              "write one of skip, force, stop",
+		"{sauce: x}":                             "sauce",
 	} {
 		_, err := machine.Decode("c.yaml", []byte(head+text+"\n"))
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {

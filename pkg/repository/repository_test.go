@@ -69,8 +69,11 @@ func (b *bench) publish(o repository.PublishOptions) {
 	check(b.t, err)
 }
 
+// look is a machine's, over the wire.
 func (b *bench) look(at time.Time) (*repository.Catalog, error) {
-	src, err := repository.NewSource(b.dir, nil)
+	server := httptest.NewServer(http.FileServer(http.Dir(b.dir)))
+	b.t.Cleanup(server.Close)
+	src, err := repository.NewSource(server.URL, server.Client())
 	check(b.t, err)
 	c := repository.Client{Source: src, Root: b.root, Dir: b.state, Now: at}
 	return c.Look(context.Background())
@@ -177,6 +180,16 @@ func TestAttacks(t *testing.T) {
 		check(t, err)
 		check(t, os.WriteFile(b.file("2.targets.json"), data, 0o644))
 		b.state = t.TempDir()
+		refused(t, b, now)
+	})
+	t.Run("the newest of one day and the oldest of another (mix and match)", func(t *testing.T) {
+		b, old := grown(t)
+		for _, name := range []string{"1.snapshot.json", "1.targets.json"} {
+			data, err := os.ReadFile(filepath.Join(old, "metadata", name))
+			check(t, err)
+			check(t, os.WriteFile(b.file(strings.Replace(name, "1.", "2.", 1)), data, 0o644))
+		}
+		b.state = t.TempDir() // what a machine saw it does not ask for again
 		refused(t, b, now)
 	})
 	t.Run("oversized", func(t *testing.T) {

@@ -43,12 +43,14 @@ func (u UEFI) Booted() (id ID, trial bool, err error) {
 	if m == nil {
 		return "", false, fmt.Errorf("the boot loader started entry %q, which is not one of Skerry's (os-a.efi, os-b.efi)", name)
 	}
-	// It names the path to rename when a trial went well; without counters there is none.
-	_, err = u.text("LoaderBootCountPath")
+	// It names the path to rename when a trial went well; without counters there is none. But one stays from an entry that did
+	// not load before this one, when the firmware started the loader again without a restart.
+	counts, err := u.text("LoaderBootCountPath")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", false, err
 	}
-	return ID(m[1]), m[2] != "" || err == nil, nil
+	c := entry.FindStringSubmatch(strings.ToLower(counts[strings.LastIndexByte(counts, '\\')+1:]))
+	return ID(m[1]), m[2] != "" || c != nil && c[1] == m[1], nil
 }
 
 // ESPID gives the PARTUUID, in small letters, of the partition that the boot loader was started from. It tells the disk the

@@ -13,6 +13,9 @@ import (
 // efiGlobal is the vendor of UEFI's own variables.
 const efiGlobal = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
+// BootOrder is the variable that every UEFI firmware has whose variables can be had at run time.
+const BootOrder = "BootOrder-" + efiGlobal
+
 // DiskPath is where the ESP is, as a boot entry names it.
 type DiskPath struct {
 	Number        uint32   // of the partition, from 1
@@ -30,11 +33,19 @@ const label = "Skerry"
 //
 // Two variables of the loader would go before the file we write; a person who chose an entry in its menu may have left them.
 func (u UEFI) retries() error {
+	if err := u.Prepare(); err != nil {
+		return err
+	}
 	for _, name := range []string{"LoaderEntryDefault", "LoaderEntryOneShot"} {
 		if err := u.removeVariable(name + "-" + loaderGUID); err != nil {
 			return fmt.Errorf("EFI variable %s, which goes before what the update says: %w", name, err)
 		}
 	}
+	return nil
+}
+
+// Prepare makes the boot entries that a trial needs, while nothing depends on them yet. Made once, they stay.
+func (u UEFI) Prepare() error {
 	if u.Vars == nil || u.Set == nil || u.Disk.Loader == "" {
 		return nil
 	}
@@ -81,7 +92,7 @@ func (u UEFI) retries() error {
 	for _, n := range first {
 		b = binary.LittleEndian.AppendUint16(b, n)
 	}
-	if err := u.Set.Write("BootOrder-"+efiGlobal, b); err != nil {
+	if err := u.Set.Write(BootOrder, b); err != nil {
 		return fmt.Errorf("boot order: %w", err)
 	}
 	return nil
@@ -90,7 +101,7 @@ func (u UEFI) retries() error {
 func bootName(n uint16) string { return fmt.Sprintf("Boot%04X-%s", n, efiGlobal) }
 
 func (u UEFI) order() ([]uint16, error) {
-	data, err := fs.ReadFile(u.Vars, "BootOrder-"+efiGlobal)
+	data, err := fs.ReadFile(u.Vars, BootOrder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -34,6 +34,7 @@ func TestUEFIBooted(t *testing.T) {
 		{entry: "os-b+2-1.efi", id: slot.B, trial: true},
 		{entry: "os-b", id: slot.B},
 		{entry: "os-b.efi", countPath: `\EFI\Linux\os-b+2-1.efi`, id: slot.B, trial: true}, // newer loaders cut the counters off
+		{entry: "os-a.efi", countPath: `\EFI\Linux\os-b+0-3.efi`, id: slot.A},              // of the entry that did not load before
 		{entry: "os-c.efi", bad: true},
 		{entry: "auto-windows", bad: true},
 		{entry: "os-a.efi.bak", bad: true},

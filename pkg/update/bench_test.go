@@ -202,6 +202,8 @@ func (b *bench) judge(booted slottest.Boot, verdict func(context.Context, *recor
 	b.t.Helper()
 	ver, err := bootable(b.disk, booted, b.one)
 	check(b.t, err)
+	trial := record.Trial{Store: b.store, Slot: booted.Slot, Version: ver}
+	check(b.t, errors.Join(trial.Began(), trial.Reached("judge slot")))
 	return record.Judge(b.t.Context(), b.store, slottest.UEFI{}.Selector(esp(b.disk), booted), booted.Slot, ver, func() time.Time { return now }, verdict)
 }
 
@@ -277,6 +279,14 @@ func TestAFailedTrialGoesBack(t *testing.T) {
 				}()
 			}
 			return `it started 3 times and got as far as "judge slot"`
+		},
+		"stops early": func(b *bench) string {
+			for range slot.Tries {
+				b.runs(b.boot(), slot.B, true, "1.1.0")
+				trial := record.Trial{Store: b.store, Slot: slot.B, Version: "1.1.0"}
+				check(b.t, errors.Join(trial.Began(), trial.Reached("read config"), trial.Failed("config.yaml:3:1: unknown key")))
+			}
+			return `it started 3 times and got as far as "read config", where it stopped: config.yaml:3:1: unknown key`
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -361,6 +371,72 @@ func TestBadContentIsRefused(t *testing.T) {
 				t.Errorf("the idle slot could be tried: %v", err)
 			}
 		})
+	}
+}
+
+// A release below the floor is refused, whoever signed it, whether the floor is in the record or in the firmware.
+func TestFloor(t *testing.T) {
+	b := newBench(t)
+	b.publish("1.1.0", 300<<10)
+	before := bytes.Clone(b.disk.Bytes())
+	u := b.updater(b.disk, b.boot(), b.store)
+	u.Floor = "1.2.0"
+	if _, err := u.Check(t.Context(), false); !errors.Is(err, release.ErrRollback) {
+		t.Errorf("below the firmware's floor: %v", err)
+	}
+	u.Floor = ""
+	check(t, b.store.Save(record.Record{Floor: "1.2.0"}))
+	if _, err := u.Check(t.Context(), true); !errors.Is(err, release.ErrRollback) {
+		t.Errorf("below the record's floor, by force: %v", err)
+	}
+	if err := u.Rollback(t.Context()); !errors.Is(err, release.ErrRollback) {
+		t.Errorf("by hand to what is below the floor: %v", err)
+	}
+	if r, err := b.store.Load(); err != nil || !strings.Contains(r.Problem, "is older than this machine may go back to") {
+		t.Errorf("record %+v, %v", r, err)
+	}
+	if !bytes.Equal(before, b.disk.Bytes()) {
+		t.Error("something was written")
+	}
+}
+
+// Around an update: the datastore is saved, pods leave, and if it does not come to a restart, the node is given back.
+func TestHooks(t *testing.T) {
+	for name, fail := range map[string]error{"good": nil, "stuck": errors.New("a budget never yields")} {
+		b := newBench(t)
+		b.publish("1.1.0", 300<<10)
+		u := b.updater(b.disk, b.boot(), b.store)
+		u.Kubernetes = "v1.36.0"
+		var said []string
+		u.Before = func(context.Context) (*record.Before, error) {
+			said = append(said, "before")
+			return &record.Before{Ready: true}, nil
+		}
+		u.Snapshot = func(context.Context) (*record.Saved, error) {
+			said = append(said, "snapshot")
+			return &record.Saved{Snapshot: "s"}, nil
+		}
+		u.Drain = func(context.Context) (string, error) { said = append(said, "drain"); return "default/db stays", fail }
+		u.Undrain = func(context.Context) { said = append(said, "undrain") }
+		u.Restart = func(string) error { said = append(said, "restart"); return nil }
+		p, err := u.Check(t.Context(), false)
+		check(t, err)
+		err = u.Apply(t.Context(), p)
+		r, lerr := b.store.Load()
+		check(t, lerr)
+		want := "before snapshot drain restart"
+		if fail != nil {
+			want = "before snapshot drain undrain"
+		}
+		if got := strings.Join(said, " "); got != want || !errors.Is(err, fail) || r.Drained != "default/db stays" {
+			t.Errorf("%s: %s, %v, %+v", name, got, err, r)
+		}
+		if fail == nil && (r.Saved == nil || *r.Saved != record.Saved{Snapshot: "s", Kubernetes: "v1.36.0", Next: "v1.37.2"}) {
+			t.Errorf("saved %+v", r.Saved)
+		}
+		if booted := b.boot(); fail != nil && booted.Slot != slot.A {
+			t.Errorf("%s: boots %v", name, booted)
+		}
 	}
 }
 

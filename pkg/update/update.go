@@ -44,6 +44,8 @@ type Device interface {
 // Machine is what an update needs to know of the machine it is for.
 type Machine struct {
 	Arch, Board, Version, Channel string
+	Kubernetes                    string // its version, in the release that runs
+	Floor                         string // what the firmware or the TPM lets start at least; "" for none
 	Seed, Want                    string // see repository.Machine
 	Booted                        slot.ID
 	Selector                      slot.Selector
@@ -54,8 +56,9 @@ type Machine struct {
 // Hooks are what others do around an update; each may be nil.
 type Hooks struct {
 	Before   func(context.Context) (*record.Before, error) // how healthy the node is
-	Snapshot func(context.Context) error                   // of the datastore
-	Drain    func(context.Context) error
+	Snapshot func(context.Context) (*record.Saved, error)  // of the datastore; nil for none
+	Drain    func(context.Context) (stuck string, err error)
+	Undrain  func(context.Context) // when it does not come to a restart after all
 	Restart  func(arg string) error
 	Say      func(string) // progress, a line each
 }
@@ -117,11 +120,18 @@ func (u *Updater) check(ctx context.Context, r *record.Record, force bool) (*rep
 		if _, ok := m.Boards[u.Board]; !ok || m.Arch != u.Arch {
 			return nil, fmt.Errorf("release %s: is not for board %s (%s)", m.Version, u.Board, u.Arch)
 		}
-		if r.Floor != "" && release.CompareVersions(m.Version, r.Floor) < 0 {
-			return nil, fmt.Errorf("release %s: %w: %s", m.Version, release.ErrRollback, r.Floor)
-		}
-		return rel, nil
+		return rel, u.allowed(m, r)
 	})
+}
+
+// allowed refuses what is older than the machine may go back to.
+func (u *Updater) allowed(m *release.Manifest, r *record.Record) error {
+	for _, floor := range []string{r.Floor, u.Floor} {
+		if floor != "" && release.CompareVersions(m.Version, floor) < 0 {
+			return fmt.Errorf("release %s %w: %s", m.Version, release.ErrRollback, floor)
+		}
+	}
+	return nil
 }
 
 // idle gives the slot to write, after making sure that it is not needed.
@@ -235,24 +245,31 @@ func (u *Updater) install(ctx context.Context, id slot.ID, p *repository.Package
 		return "", fmt.Errorf("slot %s: reading back: the manifest is that of release %s", id, got.Manifest().Version)
 	}
 	u.say("slot %s holds release %s: %.1f of %.1f MB travelled", id, m.Version, float64(r.Fetched)/1e6, float64(r.Whole)/1e6)
-	return u.arm(ctx, id, r)
+	return u.arm(ctx, id, m, r)
 }
 
 // arm asks the others and then tells the firmware.
-func (u *Updater) arm(ctx context.Context, id slot.ID, r *record.Record) (string, error) {
+func (u *Updater) arm(ctx context.Context, id slot.ID, m *release.Manifest, r *record.Record) (_ string, err error) {
 	if u.Before != nil {
-		var err error
 		if r.Before, err = u.Before(ctx); err != nil {
 			return "", fmt.Errorf("how the node is before the update: %w", err)
 		}
 	}
 	if u.Snapshot != nil {
-		if err := u.Snapshot(ctx); err != nil {
+		if r.Saved, err = u.Snapshot(ctx); err != nil {
 			return "", fmt.Errorf("datastore snapshot before the update: %w", err)
+		}
+		if r.Saved != nil {
+			r.Saved.Kubernetes, r.Saved.Next = u.Kubernetes, m.Kubernetes
 		}
 	}
 	if u.Drain != nil {
-		if err := u.Drain(ctx); err != nil {
+		defer func() {
+			if err != nil && u.Undrain != nil {
+				u.Undrain(context.WithoutCancel(ctx))
+			}
+		}()
+		if r.Drained, err = u.Drain(ctx); err != nil {
 			return "", fmt.Errorf("draining before the update: %w", err)
 		}
 	}
@@ -288,13 +305,13 @@ func (u *Updater) Rollback(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.Floor != "" && release.CompareVersions(m.Version, r.Floor) < 0 {
-		return fmt.Errorf("slot %s: release %s %w: %s", id, m.Version, release.ErrRollback, r.Floor)
+	if err := u.allowed(m, &r); err != nil {
+		return fmt.Errorf("slot %s: %w", id, err)
 	}
 	r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reason = id, u.Version, m.Version, false, 0, ""
 	// Or the next check would bring back what somebody goes away from.
 	r.Failed = append(r.Failed, record.Failure{Version: u.Version, Reason: "somebody went back from it", Time: u.Now()})
-	arg, err := u.arm(ctx, id, &r)
+	arg, err := u.arm(ctx, id, m, &r)
 	if err != nil {
 		r.End(fmt.Sprintf("going back to release %s: %v", m.Version, err), u.Now())
 		return errors.Join(err, u.Store.Save(r))

@@ -90,8 +90,19 @@ func (UEFI) New(t testing.TB) *powercut.Disk {
 
 // Selector reads the variables that the loader left.
 func (UEFI) Selector(d Disk, b Boot) slot.Selector {
-	return slot.UEFI{Vars: fstest.MapFS{Selected: Variable(fmt.Sprint(b.State))}, ESP: slot.Volume{Device: d, Size: VolumeSize}}
+	left, _ := b.State.(loader)
+	vars := fstest.MapFS{Selected: Variable(left.entry)}
+	if left.counts != "" {
+		vars[Counts] = Variable(left.counts)
+	}
+	return slot.UEFI{Vars: vars, ESP: slot.Volume{Device: d, Size: VolumeSize}}
 }
+
+// loader is what it leaves: the entry it started, and the last one that it counted, which may not have loaded.
+type loader struct{ entry, counts string }
+
+// Counts is the variable that names a counted entry as it was found.
+const Counts = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 // Selected is the variable that names the entry the loader started.
 const Selected = "LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -110,6 +121,7 @@ var counters = regexp.MustCompile(`^(.*)\+([0-9]+)(?:-([0-9]+))?(\.efi)$`)
 // Boot does what systemd-boot 254 does: sort the entries, those without tries left last; take the first that the default of
 // loader.conf matches, or else the first; count the try in the file's name; start it, or end and be started again.
 func (UEFI) Boot(d Disk, _ string, loads func([]byte) bool) Boot {
+	counts := ""
 	for range slot.Tries + 1 {
 		e := open(d)
 		var ids []string
@@ -152,14 +164,14 @@ func (UEFI) Boot(d Disk, _ string, loads func([]byte) bool) Boot {
 			done, _ := strconv.Atoi(m[3])
 			to := fmt.Sprintf("%s+%d-%d%s", m[1], n-1, done+1, m[4])
 			must(e.Rename("EFI/Linux/"+pick, "EFI/Linux/"+to))
-			pick = to
+			pick, counts = to, `\EFI\Linux\`+to
 		}
 		kernel, _ := text(e, "EFI/Linux/"+pick)
 		if !loads([]byte(kernel)) {
 			continue
 		}
 		id := slot.ID(strings.TrimPrefix(pick, "os-")[:1])
-		return Boot{Slot: id, Trial: left(pick) >= 0, Kernel: kernel, State: pick}
+		return Boot{Slot: id, Trial: left(pick) >= 0, Kernel: kernel, State: loader{pick, counts}}
 	}
 	return Boot{}
 }

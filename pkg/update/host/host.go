@@ -130,7 +130,7 @@ func (h *Host) uefi(id machine.Identity, p linux.Partition) error {
 	h.open = append(h.open, dev)
 	u := slot.UEFI{ESP: slot.Volume{Device: dev, Size: dev.Size()}}
 	vars := linux.EFIVars().Target
-	if _, err := os.Stat(filepath.Join(vars, "BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c")); err == nil {
+	if _, err := os.Stat(filepath.Join(vars, slot.BootOrder)); err == nil {
 		u.Set = linux.EFIVariables{Dir: vars}
 		if u.Disk, err = diskPath(id, p); err != nil {
 			return err

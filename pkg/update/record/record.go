@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -42,16 +43,42 @@ type Before struct {
 	Reachable bool     `json:"reachable"`      // the update source
 }
 
+// Saved is how the datastore was before the update.
+type Saved struct {
+	Snapshot   string `json:"snapshot"`         // its name
+	Schema     string `json:"schema,omitempty"` // digest of the tables' form; "" for a datastore that is not this machine's alone
+	Kubernetes string `json:"kubernetes"`       // the version that wrote it
+	Next       string `json:"next"`             // the one in the release that was tried
+}
+
+// Moved says whether what the release that was tried may have written can be more than the one before reads. schema is that of
+// the datastore as it is now.
+func (s *Saved) Moved(schema string) bool {
+	return minor(s.Next) != minor(s.Kubernetes) || s.Schema != schema
+}
+
+// minor cuts a version of Kubernetes behind its second number.
+func minor(version string) string {
+	if first := strings.IndexByte(version, '.'); first >= 0 {
+		if second := strings.IndexByte(version[first+1:], '.'); second >= 0 {
+			return version[:first+1+second]
+		}
+	}
+	return version
+}
+
 // Record is the whole file.
 type Record struct {
 	Phase   Phase     `json:"phase,omitempty"`
 	Slot    slot.ID   `json:"slot,omitempty"` // the one that is written or tried
 	From    string    `json:"from,omitempty"` // version
 	To      string    `json:"to,omitempty"`
-	Armed   bool      `json:"armed,omitempty"` // the firmware knows
-	Boots   int       `json:"boots,omitempty"` // of the trial that got as far as this file
-	Reached string    `json:"reached,omitempty"`
+	Armed   bool      `json:"armed,omitempty"`   // the firmware knows
+	Boots   int       `json:"boots,omitempty"`   // of the trial that got as far as this file
+	Reached string    `json:"reached,omitempty"` // the last step of the boot that began
+	Stopped string    `json:"stopped,omitempty"` // why it ended the boot
 	Before  *Before   `json:"before,omitempty"`
+	Saved   *Saved    `json:"saved,omitempty"`
 	Changed time.Time `json:"changed,omitzero"`
 	Fetched int64     `json:"fetched,omitempty"` // bytes that travelled for the update
 	Whole   int64     `json:"whole,omitempty"`   // of what there is
@@ -65,6 +92,8 @@ type Record struct {
 	Offered  string    `json:"offered,omitempty"` // newest version that the last check found for this machine
 	Problem  string    `json:"problem,omitempty"` // what went wrong with the last check
 	Told     string    `json:"told,omitempty"`    // the reason that the last event told
+	Undo     *Saved    `json:"undo,omitempty"`    // what the datastore may have to go back to, before it is used again
+	Drained  string    `json:"drained,omitempty"` // what the last drain could not move
 }
 
 // maxFailures is how many failures are remembered.
@@ -115,7 +144,7 @@ func (r *Record) HasFailed(version string) bool {
 
 // End ends what is under way; reason is "" if it ended well.
 func (r *Record) End(reason string, now time.Time) {
-	r.Phase, r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reached, r.Before = Idle, "", "", "", false, 0, "", nil
+	r.Phase, r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reached, r.Stopped, r.Before, r.Saved = Idle, "", "", "", false, 0, "", "", nil, nil
 	r.Reason, r.Changed = reason, now
 }
 
@@ -123,6 +152,9 @@ func (r *Record) End(reason string, now time.Time) {
 func (r *Record) Fail(reason string, now time.Time) {
 	r.Failed = append(slices.DeleteFunc(r.Failed, func(f Failure) bool { return f.Version == r.To }), Failure{r.To, reason, now})
 	r.Failed = r.Failed[max(0, len(r.Failed)-maxFailures):]
+	if r.Boots > 0 && r.Saved != nil { // it may have written
+		r.Undo = r.Saved
+	}
 	r.End(reason, now)
 }
 

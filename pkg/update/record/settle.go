@@ -30,6 +30,9 @@ func Settle(st Store, sel slot.Selector, booted slot.ID, version string, now tim
 			reason += "its kernel or init ended, or was refused, before it reached the data partition"
 		} else {
 			reason += fmt.Sprintf("it started %d times and got as far as %q", r.Boots, r.Reached)
+			if r.Stopped != "" {
+				reason += ", where it stopped: " + r.Stopped
+			}
 		}
 		reason += fmt.Sprintf("; the firmware went back to slot %s", booted)
 		id := r.Slot
@@ -43,22 +46,58 @@ func Settle(st Store, sel slot.Selector, booted slot.ID, version string, now tim
 	return "", nil
 }
 
+// Left is for a boot of the slot to which the machine went over because the other one is damaged. The release is not at fault:
+// it may be brought again, and that writes the slot anew.
+func Left(st Store, why string, now time.Time) error {
+	r, err := st.Load()
+	if err != nil {
+		return err
+	}
+	r.End("left "+why, now)
+	return st.Save(r)
+}
+
+// Trial notes how a boot on trial goes, for the boot that may have to say why it was the last.
+type Trial struct {
+	Store   Store
+	Slot    slot.ID
+	Version string
+}
+
+func (t Trial) load() (Record, error) {
+	r, err := t.Store.Load()
+	if r.Phase != Trying || r.Slot != t.Slot { // the record was lost; the firmware's word counts
+		r.Phase, r.Slot, r.To = Trying, t.Slot, t.Version
+	}
+	return r, err
+}
+
+func (t Trial) note(change func(*Record)) error {
+	r, err := t.load()
+	if err != nil {
+		return err
+	}
+	change(&r)
+	return t.Store.Save(r)
+}
+
+// Began notes that another boot got as far as the record.
+func (t Trial) Began() error { return t.note(func(r *Record) { r.Boots++; r.Stopped = "" }) }
+
+// Reached notes the step that begins.
+func (t Trial) Reached(step string) error { return t.note(func(r *Record) { r.Reached = step }) }
+
+// Failed notes why a step ends this boot.
+func (t Trial) Failed(why string) error { return t.note(func(r *Record) { r.Stopped = why }) }
+
 // ErrVerdict is in the error of a trial that did not go well: the machine is to restart, into the slot of before.
 var ErrVerdict = errors.New("the trial failed")
 
 // Judge is for a boot on trial. healthy waits until the node is as healthy as it was and returns nil, or says why it never
 // will be; ctx bounds it. Whatever the verdict, it is written before it is told.
 func Judge(ctx context.Context, st Store, sel slot.Selector, booted slot.ID, version string, now func() time.Time, healthy func(context.Context, *Before) error) error {
-	r, err := st.Load()
+	r, err := Trial{st, booted, version}.load()
 	if err != nil {
-		return err
-	}
-	if r.Phase != Trying || r.Slot != booted { // the record was lost; the firmware's word counts
-		r.Phase, r.Slot, r.To = Trying, booted, version
-	}
-	r.Boots++
-	r.Reached = "judge slot"
-	if err := st.Save(r); err != nil {
 		return err
 	}
 	herr := healthy(ctx, r.Before)

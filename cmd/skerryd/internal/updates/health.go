@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/skerry-os/skerry/pkg/update/host"
@@ -109,23 +110,33 @@ func (s *service) tellReason(ctx context.Context) {
 		return
 	}
 	s.o.Log.Warn("the last update failed", "reason", r.Reason)
-	c, err := s.kube()
-	if err != nil {
-		return
-	}
-	now := metav1.Now()
-	_, err = c.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{GenerateName: s.o.NodeName + ".", Namespace: metav1.NamespaceDefault},
-		InvolvedObject: corev1.ObjectReference{Kind: "Node", Name: s.o.NodeName, UID: "", APIVersion: "v1"},
-		Reason:         "UpdateFailed", Message: r.Reason, Type: corev1.EventTypeWarning, Source: corev1.EventSource{Component: "skerry-update", Host: s.o.NodeName},
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{})
-	if err != nil {
-		s.o.Log.Warn("telling of the failed update", "err", err)
+	if !s.event(ctx, "UpdateFailed", r.Reason) {
 		return
 	}
 	r.Told = r.Reason
 	if err := st.Save(r); err != nil {
 		s.o.Log.Warn("record of updates", "err", err)
 	}
+}
+
+// maxMessage is how much of a message an event takes.
+const maxMessage = 1024
+
+// event tells something of the node that a person should see, and says whether it could.
+func (s *service) event(ctx context.Context, reason, message string) bool {
+	c, err := s.kube()
+	if err == nil {
+		now := metav1.Now()
+		_, err = c.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
+			ObjectMeta:     metav1.ObjectMeta{GenerateName: s.o.NodeName + ".", Namespace: metav1.NamespaceDefault},
+			InvolvedObject: corev1.ObjectReference{Kind: "Node", Name: s.o.NodeName, UID: types.UID(s.o.NodeName), APIVersion: "v1"},
+			Reason:         reason, Message: message[:min(len(message), maxMessage)], Type: corev1.EventTypeWarning,
+			Source:         corev1.EventSource{Component: "skerry-update", Host: s.o.NodeName},
+			FirstTimestamp: now, LastTimestamp: now, Count: 1,
+		}, metav1.CreateOptions{})
+	}
+	if err != nil {
+		s.o.Log.Warn("telling the cluster", "reason", reason, "err", err)
+	}
+	return err == nil
 }

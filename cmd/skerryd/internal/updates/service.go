@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/skerry-os/skerry/pkg/drain"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/repository"
@@ -28,8 +29,12 @@ type Options struct {
 	Kubeconfig string // kubelet's: it may read its own node, pods and lease
 	NodeName   string
 	Restart    func(arg string) error
-	Snapshot   func(context.Context) error // of the datastore, on a server; nil for none
+	Snapshot   func(context.Context) (*record.Saved, error) // of the datastore, on a server; nil for none
+	Others     func(context.Context) (bool, error)          // whether other nodes could take this one's pods
 }
+
+// owner is who cordons a node for its own update.
+const owner = "update"
 
 // stickLook is how often the list of partitions is looked at for a stick that came.
 const stickLook = 15 * time.Second
@@ -53,10 +58,13 @@ func Service(o Options) supervise.Service {
 		s := &service{o: o, n: n}
 		n.Updater.Say = func(text string) { o.Log.Info("update", "what", text) }
 		n.Updater.Restart, n.Updater.Before, n.Updater.Snapshot = o.Restart, s.before, o.Snapshot
+		n.Updater.Drain, n.Updater.Undrain = s.drain, s.undrain
 		if n.ID.Boot.Trial {
 			s.trial(ctx)
 		}
+		s.settle(ctx)
 		s.tellReason(ctx)
+		s.undrain(ctx)
 		var plan sync.WaitGroup
 		defer plan.Wait()
 		plan.Go(func() { s.followPlan(ctx) })
@@ -100,7 +108,6 @@ func (s *service) loop(ctx context.Context) {
 		<-ctx.Done()
 		return
 	}
-	s.settle(ctx)
 	next := time.Now().Add(jitter(min(c.Every(), 10*time.Minute)/4, 1))
 	seen := partitions()
 	for ctx.Err() == nil {
@@ -180,6 +187,64 @@ func (s *service) look(ctx context.Context) error {
 		return nil
 	}
 	return s.n.Updater.Apply(ctx, p)
+}
+
+// drain lets the pods leave for other nodes, if there are any.
+func (s *service) drain(ctx context.Context) (stuck string, err error) {
+	others, err := s.o.Others(ctx)
+	if err != nil {
+		s.o.Log.Warn("whether there are other nodes cannot be seen; no pods are moved", "err", err)
+	}
+	if !others {
+		return "", nil
+	}
+	d, err := s.drainer()
+	if err != nil {
+		return "", err
+	}
+	r, err := d.Drain(ctx)
+	if r != nil && len(r.Stuck) > 0 {
+		stuck = r.String()
+		s.event(ctx, "DrainStuck", stuck)
+	}
+	if err != nil && !errors.Is(err, drain.ErrStuck) && ctx.Err() == nil {
+		// A node whose server is away is updated all the same.
+		s.o.Log.Warn("the pods cannot be moved before the update", "err", err)
+		err = nil
+	}
+	return stuck, err
+}
+
+func (s *service) drainer() (*drain.Drainer, error) {
+	c, err := s.kube()
+	if err != nil {
+		return nil, err
+	}
+	conf := s.n.Config.Drain
+	return &drain.Drainer{
+		Client: c, Node: s.o.NodeName, Owner: owner, Deadline: conf.Patience(), Policy: drain.Policy(conf.Stuck), Say: s.n.Updater.Say,
+	}, nil
+}
+
+// undrain gives back the node that an update cordoned: once its release is kept, or left.
+func (s *service) undrain(ctx context.Context) {
+	for ctx.Err() == nil {
+		r, err := record.File(host.RecordFile).Load()
+		if err != nil || r.Phase != record.Trying || !s.n.ID.Boot.Trial { // init keeps the slot a moment after it heard of it
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pulse):
+		}
+	}
+	d, err := s.drainer()
+	if err == nil {
+		_, err = d.Uncordon(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.o.Log.Warn("giving the node back after its update", "err", err)
+	}
 }
 
 // before notes how healthy the node is.

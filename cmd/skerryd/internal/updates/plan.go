@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/skerry-os/skerry/pkg/drain"
 	"github.com/skerry-os/skerry/pkg/repository"
 	"github.com/skerry-os/skerry/pkg/rollout"
 	"github.com/skerry-os/skerry/pkg/update/host"
@@ -103,10 +104,15 @@ func (p *planned) serve(ctx context.Context, r *rollout.Request) {
 		return
 	}
 	p.o.Log.Info("an update plan asks for a release", "plan", r.Plan, "version", release.Offer.Version)
-	if r.Drain == nil {
-		drain := u.Drain
-		u.Drain = nil
-		defer func() { u.Drain = drain }()
+	own := u.Drain
+	defer func() { u.Drain = own }()
+	u.Drain = nil
+	if d := r.Drain; d != nil {
+		policy := drain.Stop // which fails the plan
+		if d.OnDeadline == rollout.Force {
+			policy = drain.Force
+		}
+		u.Drain = p.drains(time.Duration(d.DeadlineSeconds)*time.Second, policy)
 	}
 	if err := u.Apply(ctx, release); err != nil && ctx.Err() == nil {
 		p.refused[r.Version] = err.Error()

@@ -58,7 +58,7 @@ func Service(o Options) supervise.Service {
 		s := &service{o: o, n: n}
 		n.Updater.Say = func(text string) { o.Log.Info("update", "what", text) }
 		n.Updater.Restart, n.Updater.Before, n.Updater.Snapshot = o.Restart, s.before, o.Snapshot
-		n.Updater.Drain, n.Updater.Undrain = s.drain, s.undrain
+		n.Updater.Drain, n.Updater.Undrain = s.drains(n.Config.Drain.Patience(), drain.Policy(n.Config.Drain.Stuck)), s.undrain
 		if n.ID.Boot.Trial {
 			s.trial(ctx)
 		}
@@ -189,8 +189,12 @@ func (s *service) look(ctx context.Context) error {
 	return s.n.Updater.Apply(ctx, p)
 }
 
-// drain lets the pods leave for other nodes, if there are any.
-func (s *service) drain(ctx context.Context) (stuck string, err error) {
+// drains lets the pods leave for other nodes, if there are any, as the node config or an update plan says.
+func (s *service) drains(deadline time.Duration, policy drain.Policy) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) { return s.drain(ctx, deadline, policy) }
+}
+
+func (s *service) drain(ctx context.Context, deadline time.Duration, policy drain.Policy) (stuck string, err error) {
 	others, err := s.o.Others(ctx)
 	if err != nil {
 		s.o.Log.Warn("whether there are other nodes cannot be seen; no pods are moved", "err", err)
@@ -202,6 +206,7 @@ func (s *service) drain(ctx context.Context) (stuck string, err error) {
 	if err != nil {
 		return "", err
 	}
+	d.Deadline, d.Policy = deadline, policy
 	r, err := d.Drain(ctx)
 	if r != nil && len(r.Stuck) > 0 {
 		stuck = r.String()
@@ -220,10 +225,7 @@ func (s *service) drainer() (*drain.Drainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf := s.n.Config.Drain
-	return &drain.Drainer{
-		Client: c, Node: s.o.NodeName, Owner: owner, Deadline: conf.Patience(), Policy: drain.Policy(conf.Stuck), Say: s.n.Updater.Say,
-	}, nil
+	return &drain.Drainer{Client: c, Node: s.o.NodeName, Owner: owner, Say: s.n.Updater.Say}, nil
 }
 
 // undrain gives back the node that an update cordoned: once its release is kept, or left.

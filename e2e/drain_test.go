@@ -16,8 +16,8 @@ import (
 	"github.com/skerry-os/skerry/pkg/drain"
 )
 
-// deployment is one pod of the image that every release has. budget makes it one that may not go.
-func deployment(name, node string, budget bool) string {
+// movable is one pod of the image that every release has. budget makes it one that may not go.
+func movable(name, node string, budget bool) string {
 	text := `{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web","namespace":"default"},"data":{"Corefile":".:5353 {\n errors\n}\n"}},
 {"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"NAME","namespace":"default"},"spec":{"selector":{"matchLabels":{"app":"NAME"}},"template":{"metadata":{"labels":{"app":"NAME"}},
 "spec":{"terminationGracePeriodSeconds":0,"affinity":{"nodeAffinity":{"preferredDuringSchedulingIgnoredDuringExecution":[{"weight":100,"preference":{"matchExpressions":[{"key":"kubernetes.io/hostname","operator":"In","values":["NODE"]}]}}]}},
@@ -72,8 +72,8 @@ func TestNodesDrain(t *testing.T) {
 	a.Start("agent", "--server", s.URL(), "--token", s.Token())
 	a.Ready()
 	s.ReadyInAPI(s, a)
-	s.Apply(deployment("web", "a1", false))
-	s.Apply(deployment("db", "a1", true))
+	s.Apply(movable("web", "a1", false))
+	s.Apply(movable("db", "a1", true))
 	for _, name := range []string{"web", "db"} {
 		s.Becomes("1", "get", "deployment", name, "-o", "jsonpath={.status.readyReplicas}")
 		s.Becomes("a1", "get", "pods", "-l", "app="+name, "-o", "jsonpath={.items[*].spec.nodeName}")

@@ -1,5 +1,6 @@
 // Package boards knows the machines Skerry runs on. A board is data: one <id>.yaml in this folder says everything about it
-// and nothing registers it; the glob below embeds it and a test loads it.
+// and nothing registers it; the glob below embeds it and a test loads it. A board that is like another names it as its base
+// and says only what differs: keys and lists it has replace those of the base.
 package boards
 
 import (
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"gopkg.in/yaml.v3"
+
 	"github.com/skerry-os/skerry/pkg/size"
 	"github.com/skerry-os/skerry/pkg/strictyaml"
 )
@@ -21,10 +24,13 @@ var files embed.FS
 // Board is a kind of machine. It is not changed after Load.
 type Board struct {
 	ID       string     `yaml:"id" json:"id"`
-	Name     string     `yaml:"name" json:"name"`             // what a person calls it
-	Arch     string     `yaml:"arch" json:"arch"`             // one of release.Arches
-	Match    []string   `yaml:"match" json:"match,omitempty"` // device tree "compatible" values; none where firmware describes the machine
-	Slots    string     `yaml:"slots" json:"slots"`           // the slot.Selector, one of Selectors
+	Base     string     `yaml:"base" json:"base,omitempty"`         // the board it is like; has no base itself
+	Name     string     `yaml:"name" json:"name"`                   // what a person calls it
+	Arch     string     `yaml:"arch" json:"arch"`                   // one of release.Arches
+	Match    []string   `yaml:"match" json:"match,omitempty"`       // device tree "compatible" values; none where firmware describes the machine
+	Slots    string     `yaml:"slots" json:"slots"`                 // the slot.Selector, one of Selectors
+	Platform string     `yaml:"platform" json:"platform,omitempty"` // who tells the machine its node config at the first boot, one of Platforms; none: its config partition
+	Format   string     `yaml:"format" json:"format,omitempty"`     // how its disk is stored unless somebody says otherwise, one of cloud.Formats; none: raw
 	Kernel   Kernel     `yaml:"kernel" json:"kernel"`
 	Modules  Modules    `yaml:"modules" json:"modules"`
 	Firmware []Firmware `yaml:"firmware" json:"firmware,omitempty"`
@@ -114,6 +120,7 @@ type Disk struct {
 	Entries    int         `yaml:"entries" json:"entries,omitempty"` // that the GPT has room for; 0 is 128, 56 end at 8 KiB
 	Start      size.Bytes  `yaml:"start" json:"start,omitempty"`     // of the first partition; 0 is 1 MiB
 	Partitions []Partition `yaml:"partitions" json:"partitions"`     // in disk order
+	Round      size.Bytes  `yaml:"round" json:"round,omitempty"`     // disks are whole multiples of this; none: of 1 MiB
 }
 
 // Partition is one partition, or with Slots two of them: name-a and name-b.
@@ -170,7 +177,16 @@ func All() ([]*Board, error) {
 // Decode reads and validates a board file. The error names every fault by line and column.
 func Decode(name string, data []byte) (*Board, error) {
 	b := new(Board)
-	doc, err := strictyaml.Decode(name, data, b)
+	if base := baseOf(data); base != "" {
+		var err error
+		if b, err = Load(base); err != nil {
+			return nil, fmt.Errorf("%s: base: %w", name, err)
+		}
+		if b.Base != "" {
+			return nil, fmt.Errorf("%s: base: board %s has a base itself, %s; name that one", name, base, b.Base)
+		}
+	}
+	doc, err := strictyaml.Decode(name, data, b) // over what the base says
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +220,15 @@ func (b *Board) addSets(doc *strictyaml.Doc) error {
 		b.Modules.Node.Carry = append(b.Modules.Node.Carry, slices.DeleteFunc(set.Carry, known)...)
 	}
 	return nil
+}
+
+// baseOf looks for the base ahead of the strict reading, which finds what is wrong with the file.
+func baseOf(data []byte) string {
+	var head struct {
+		Base string `yaml:"base"`
+	}
+	_ = yaml.Unmarshal(data, &head)
+	return head.Base
 }
 
 func ids() []string {

@@ -23,8 +23,35 @@ func TestEveryBoardLoads(t *testing.T) {
 
 func TestUnknownBoardListsThoseThereAre(t *testing.T) {
 	for _, id := range []string{"", "x86", "../boards/x86-uefi", "x86-uefi.yaml", "*"} {
-		if b, err := Load(id); err == nil || !strings.Contains(err.Error(), "is not one of arm64-uefi, ") {
+		if b, err := Load(id); err == nil || !strings.Contains(err.Error(), "is not one of arm64-uefi, aws, ") {
 			t.Errorf("Load(%q) = %v, %v", id, b, err)
+		}
+	}
+}
+
+// What a board says replaces what its base says, key by key and list by list; the rest is the base's.
+func TestBoardsWithABase(t *testing.T) {
+	base, err := Load("x86-uefi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Load("gcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.ID != "gcp" || b.Base != "x86-uefi" || b.Platform != "gcp" || b.Kernel.Package != base.Kernel.Package || len(b.Modules.Node.Carry) != len(base.Modules.Node.Carry) ||
+		len(b.Modules.Boot.Carry) != 5 || len(b.Firmware) != 0 || len(b.Disk.Partitions) != len(base.Disk.Partitions) || b.QEMU.Machine != base.QEMU.Machine || b.QEMU.Disk == base.QEMU.Disk {
+		t.Errorf("%+v", b)
+	}
+	for text, want := range map[string]string{
+		"id: x\nbase: y\n":                           `boards/x.yaml: base: board "y": is not one of`,
+		"id: x\nbase: aws\n":                         "board aws has a base itself, x86-uefi; name that one",
+		"id: x\nbase: x86-uefi\nmodule: {}\n":        `boards/x.yaml:3:1: unknown key "module"; did you mean "modules"?`,
+		"id: x\nbase: x86-uefi\nplatform: ibm":       `boards/x.yaml:3:11: platform: "ibm" is not one of aws, azure`,
+		"id: x\nbase: x86-uefi\ndisk: {round: 3KiB}": "boards/x.yaml:3:15: disk.round: 3KiB is not a whole number of MiB",
+	} {
+		if _, err := Decode("boards/x.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }

@@ -37,6 +37,9 @@ const (
 // Hybrid is a GPT whose first partition stands in the MBR too, for boot ROMs that know no GPT.
 const Hybrid = "hybrid"
 
+// Platforms are the clouds and hypervisors that tell a machine its node config; pkg/platform asks them.
+var Platforms = []string{"aws", "azure", "gcp", "openstack", "proxmox"}
+
 // Selectors, QEMUFirmwares and the tables of kinds list what this program can do; a board outside them is refused.
 var (
 	selectors     = []string{UEFI, UBoot, Pi}
@@ -93,6 +96,9 @@ func (b *Board) validate(file string, doc *strictyaml.Doc) error {
 	c.set(b.Name, "name")
 	c.oneOf(b.Arch, release.Arches, "arch")
 	c.oneOf(b.Slots, selectors, "slots")
+	if b.Platform != "" {
+		c.oneOf(b.Platform, Platforms, "platform")
+	}
 	c.set(b.Kernel.Package, "kernel", "package")
 	c.set(b.Kernel.Suite, "kernel", "suite")
 	for i, a := range b.Kernel.Args {
@@ -216,6 +222,9 @@ func (c *checker) disk(b *Board) {
 	}
 	if d.First()%size.MiB != 0 || d.First() > 64*size.MiB {
 		c.bad([]any{"disk", "start"}, "%v is not a whole number of MiB up to 64", d.Start)
+	}
+	if d.Round%size.MiB != 0 {
+		c.bad([]any{"disk", "round"}, "%v is not a whole number of MiB", d.Round)
 	}
 	seen := map[string]bool{}
 	for i, p := range d.Partitions {

@@ -6,13 +6,14 @@ import (
 	"testing"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/cloud"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
 // The figure that matters at the desk: a whole image of a release with a root of 128 MiB, fsync included.
 func BenchmarkCreate(b *testing.B) {
 	r, p := benchPlan(b)
-	for _, format := range Formats {
+	for _, format := range cloud.Formats {
 		b.Run(string(format), func(b *testing.B) {
 			name := filepath.Join(b.TempDir(), "x")
 			for b.Loop() {

@@ -19,17 +19,11 @@ import (
 // block is the grain of holes: a block of zeros is not written.
 const block = 64 << 10
 
-// Format is how the disk is stored in a file.
-type Format string
+// Format is how the disk is stored in a file: image/cloud has the list.
+type Format = cloud.Format
 
-// The formats. Raw is what is written to a medium; qcow2 is QEMU's.
-const (
-	Raw   Format = "raw"
-	QCOW2 Format = "qcow2"
-)
-
-// Formats lists them for flags and messages.
-var Formats = []Format{Raw, QCOW2}
+// Raw is what is written to a medium.
+const Raw = cloud.Raw
 
 // Create builds the plan's disk as the file name. The file appears whole or not at all: what was there before stays until
 // the new one is durable, and an error or a cancelled ctx leaves nothing behind. The file is private to its owner, because
@@ -45,27 +39,15 @@ func Create(ctx context.Context, p *Plan, files fs.FS, name string, format Forma
 			err = fmt.Errorf("%s: the disk is full; the image takes about %v (nothing was left behind)", name, size.Bytes(p.Written()).Rounded())
 		}
 	}()
-	switch format {
-	case Raw:
-		if err := f.Truncate(p.Size); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		if err := Build(ctx, p, files, f); err != nil {
-			return err
-		}
-	case QCOW2:
-		q, err := cloud.NewQCOW2(f, p.Size)
-		if err != nil {
-			return err
-		}
-		if err := Build(ctx, p, files, q); err != nil {
-			return err
-		}
-		if err := q.Close(); err != nil {
-			return err
-		}
-	default:
-		return fmt.Errorf("image format %q: is not one of %v", format, Formats)
+	d, err := cloud.Create(f, format, p.Size, derive(p.GUID, "disk"))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := Build(ctx, p, files, d); err != nil {
+		return err
+	}
+	if err := d.Close(); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err

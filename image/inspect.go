@@ -77,6 +77,11 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 	if d.board == "" {
 		return nil, i.err()
 	}
+	nodes := slices.ContainsFunc(d.beside, func(f File) bool { return f.Name == machine.TableName })
+	if b, err := boards.Load(d.board); d.config == nil && !nodes && (err != nil || b.Platform == "") {
+		i.fault(boards.Config, i.parts[boards.Config].Start, "holds no /%s", ConfigName)
+		return nil, i.err()
+	}
 	p, err := d.plan()
 	if err != nil {
 		return nil, errors.Join(i.err(), err)
@@ -160,6 +165,7 @@ func (i *inspection) release(keys []ed25519.PublicKey) *release.Release {
 	return nil
 }
 
+// config gives the node config, which images for clouds need not have, and what is beside it.
 func (i *inspection) config() (config []byte, beside []File, ok bool) {
 	p := i.parts[boards.Config]
 	v, err := fat.Read(i.section(boards.Config), p.Size)
@@ -168,7 +174,6 @@ func (i *inspection) config() (config []byte, beside []File, ok bool) {
 		return nil, nil, false
 	}
 	i.configAt = p.Start
-	table := false
 	for _, name := range append([]string{ConfigName}, Besides...) {
 		n := slices.IndexFunc(v.Files, func(f fat.Found) bool { return f.Path == name })
 		if n < 0 {
@@ -185,17 +190,13 @@ func (i *inspection) config() (config []byte, beside []File, ok bool) {
 			return nil, nil, false
 		}
 		if name != ConfigName {
-			beside, table = append(beside, File{name, data}), table || name == machine.TableName
+			beside = append(beside, File{name, data})
 			continue
 		}
 		config, i.configAt = data, at
 		if _, err := machine.Decode("/"+ConfigName, data); err != nil {
 			i.inner(boards.Config, at, err)
 		}
-	}
-	if config == nil && !table {
-		i.fault(boards.Config, p.Start, "holds no /%s", ConfigName)
-		return nil, nil, false
 	}
 	return config, beside, true
 }
@@ -214,7 +215,7 @@ func (i *inspection) small(where string, f fat.Found) []byte {
 // configSignature says whether the machine would take the config.
 func (i *inspection) configSignature(d *draft, keys []ed25519.PublicKey) {
 	more, err := machine.ParseKeys(d.configKeys)
-	if err == nil {
+	if err == nil && len(d.config)+len(d.beside) > 0 {
 		err = Config{Name: "/" + ConfigName, Data: d.config, Beside: d.beside}.checkSignature(machine.Policy(d.policy), slices.Concat(more, keys))
 	}
 	if err != nil {

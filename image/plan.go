@@ -41,7 +41,7 @@ const edge = int64(size.MiB)
 // blank is how much of the data partition is written as zeros, so that the first boot finds no filesystem there.
 const blank = 16 * int64(size.MiB)
 
-// Config is a node config as it stands in a file.
+// Config is a node config as it stands in a file. It may be empty where the board's platform tells the machine what to do.
 type Config struct {
 	Name   string // for messages
 	Data   []byte
@@ -126,11 +126,13 @@ func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan
 	if _, ok := m.Boards[b.ID]; !ok {
 		return nil, fmt.Errorf("release %s: has nothing for board %s, only for %s", m.Version, b.ID, strings.Join(m.BoardIDs(), ", "))
 	}
-	if err := config.check(); err != nil {
-		return nil, err
-	}
-	if err := checkSignature(config, o); err != nil {
-		return nil, err
+	switch none := len(config.Data) == 0 && len(config.Beside) == 0; {
+	case none && b.Platform == "":
+		return nil, fmt.Errorf("board %s: needs a node config; only a cloud tells its machines what to do", b.ID)
+	case !none:
+		if err := errors.Join(config.check(), checkSignature(config, o)); err != nil {
+			return nil, err
+		}
 	}
 	parts, total, err := partitions(b, o.Size)
 	if err != nil {
@@ -210,15 +212,17 @@ func partitions(b *boards.Board, want size.Bytes) ([]Partition, int64, error) {
 			add(p.Name+"-"+string(id), p)
 		}
 	}
-	least := at + edge
+	used := at + edge
+	round := cmp.Or(int64(b.Disk.Round), int64(size.MiB))
+	least := (used + round - 1) / round * round
 	total := cmp.Or(int64(want), least)
 	if total < least {
 		return nil, 0, fmt.Errorf("image size %v: is too small for board %s; it takes %v or more", want, b.ID, size.Bytes(least))
 	}
-	if total%int64(size.MiB) != 0 {
-		return nil, 0, fmt.Errorf("image size %v: is not a whole number of MiB", want)
+	if total%round != 0 {
+		return nil, 0, fmt.Errorf("image size %v: is not a whole number of %v, which board %s asks for", want, size.Bytes(round), b.ID)
 	}
-	out[len(out)-1].Size += total - least
+	out[len(out)-1].Size += total - used
 	return out, total, nil
 }
 

@@ -50,7 +50,9 @@ func readConfig(ctx context.Context, s *system) error {
 	}
 	s.policy = policy
 	s.told = s.readTold(ctx)
-	return nil
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	s.platform, s.configURL = platformOf(string(cmdline))
+	return err
 }
 
 // bootFiles mounts the boot partition for reading; nil where the disk has none.
@@ -179,6 +181,9 @@ func readToldFrom(dir fs.FS, p policy) (t told) {
 // settleConfig decides what this start runs with: what the partition says, or the last good config, or nothing until a person
 // has written one. A slot on trial must like the config that the slot before it likes.
 func settleConfig(ctx context.Context, s *system) error {
+	if s.platform != "" {
+		return s.askPlatform(ctx)
+	}
 	if s.told.err == nil {
 		return s.take(s.told)
 	}

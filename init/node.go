@@ -102,7 +102,9 @@ func startNode(_ context.Context, s *system) error {
 	if !shown {
 		s.behind(s.screen.run)
 	}
-	s.behind(s.watchConfig)
+	if s.platform == "" {
+		s.behind(s.watchConfig)
+	}
 	return nil
 }
 

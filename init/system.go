@@ -44,17 +44,19 @@ type system struct {
 	netboot machine.Netboot // of a machine that was started over the network
 
 	// Stage 2.
-	reaper   *process.Reaper
-	id       machine.Identity
-	policy   policy
-	told     told // by the config partition
-	config   *machine.Config
-	hostname string
-	network  *network.Manager
-	screen   *screen
-	health   *health
-	time     *timekeeper
-	trial    *record.Trial // nil unless the slot is on trial and the record is there
+	reaper    *process.Reaper
+	id        machine.Identity
+	policy    policy
+	told      told   // by the config partition
+	platform  string // who tells the rest of the config; "" for nobody
+	configURL string
+	config    *machine.Config
+	hostname  string
+	network   *network.Manager
+	screen    *screen
+	health    *health
+	time      *timekeeper
+	trial     *record.Trial // nil unless the slot is on trial and the record is there
 
 	notesMu sync.Mutex
 	notes   map[string]string // what is not as the config says, by kind

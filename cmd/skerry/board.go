@@ -70,6 +70,9 @@ func printBoard(out io.Writer, b *boards.Board) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, a ...any) { _, _ = fmt.Fprintf(w, name+"\t"+format+"\n", a...) } // errors come with Flush
 	row("board", "%s: %s", b.ID, b.Name)
+	if b.Base != "" {
+		row("", "like %s, but for what is said here", b.Base)
+	}
 	row("arch", "%s", b.Arch)
 	if len(b.Match) > 0 {
 		row("is", "%s", strings.Join(b.Match, ", "))
@@ -79,6 +82,9 @@ func printBoard(out io.Writer, b *boards.Board) error {
 		boards.UBoot: "U-Boot counts them, by a script and a small file",
 		boards.Pi:    "the firmware tries a slot once",
 	}[b.Slots])
+	if b.Platform != "" {
+		row("platform", "%s tells the machine its node config", b.Platform)
+	}
 	row("kernel", "%s from %s", b.Kernel.Package, b.Kernel.Suite)
 	row("", "%s", strings.Join(b.Kernel.Args, " "))
 	if b.Kernel.DeviceTree != "" {

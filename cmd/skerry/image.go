@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,20 +43,20 @@ type imageFlags struct {
 
 func (f *imageFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.board, "board", "", "the kind of machine; `skerry board list` shows them (required)")
-	cmd.Flags().StringVar(&f.release, "release", "", "folder of the signed release (required)")
-	cmd.Flags().StringVar(&f.config, "config", "", "the machine's node config (required)")
+	cmd.Flags().StringVar(&f.release, "release", "", "folder of the signed release, or oci://HOST/NAME:TAG (required)")
+	cmd.Flags().StringVar(&f.config, "config", "", "the machine's node config (required, but for boards whose platform tells it)")
 	cmd.Flags().StringVar(&f.size, "size", "", "size of the disk, such as 4GiB (default: the least; the machine grows into its disk at the first boot)")
 	cmd.Flags().BoolVar(&f.secureBoot, "secure-boot", true, "bring the release's Secure Boot keys along; only firmware in setup mode, which has no keys yet, takes them")
 	f.trust.bind(cmd)
 	f.configTrust.bind(cmd, "this machine, on its boot partition: it guards the config partition, which any PC opens, and not a disk that is written anew; "+
 		"see release build for that")
-	for _, name := range []string{"board", "release", "config"} {
+	for _, name := range []string{"board", "release"} {
 		_ = cmd.MarkFlagRequired(name) // fails only for a flag that does not exist
 	}
 }
 
 // plan reads the inputs and checks them against each other.
-func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
+func (f *imageFlags) plan(ctx context.Context) (*image.Plan, fs.FS, error) {
 	b, err := boards.Load(f.board)
 	if err != nil {
 		return nil, nil, err
@@ -68,16 +70,18 @@ func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
 			return nil, nil, fmt.Errorf("--size: %w", err)
 		}
 	}
-	config, err := os.ReadFile(f.config)
-	if err != nil {
-		return nil, nil, fmt.Errorf("node config: %w", err)
+	given := image.Config{Name: f.config}
+	if f.config != "" {
+		if given.Data, err = os.ReadFile(f.config); err != nil {
+			return nil, nil, fmt.Errorf("node config: %w", err)
+		}
 	}
-	given := image.Config{Name: f.config, Data: config}
 	sig, err := os.ReadFile(f.config + machine.SignatureSuffix)
 	switch {
+	case f.config == "", errors.Is(err, fs.ErrNotExist):
 	case err == nil:
 		given.Beside = []image.File{{Name: image.SignatureName, Data: sig}}
-	case !errors.Is(err, fs.ErrNotExist):
+	default:
 		return nil, nil, fmt.Errorf("node config: %w", err)
 	}
 	keys, err := f.trust.load()
@@ -85,7 +89,11 @@ func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
 		return nil, nil, err
 	}
 	o.Trusted = keys
-	files := os.DirFS(f.release)
+	dir, err := releaseFolder(ctx, f.release, keys, f.board)
+	if err != nil {
+		return nil, nil, err
+	}
+	files := os.DirFS(dir)
 	rel, err := release.Open(files, keys)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -99,6 +107,14 @@ func (f *imageFlags) plan() (*image.Plan, fs.FS, error) {
 	return p, files, err
 }
 
+// storedAs is the format asked for, or else the board's.
+func (f *imageFlags) storedAs(asked string) cloud.Format {
+	if b, err := boards.Load(f.board); err == nil && asked == "" {
+		asked = b.Format
+	}
+	return cloud.Format(cmp.Or(asked, string(cloud.Raw)))
+}
+
 func newImageBuildCmd() *cobra.Command {
 	var f imageFlags
 	var out, format string
@@ -110,16 +126,18 @@ func newImageBuildCmd() *cobra.Command {
 			"node config in it holds the cluster's token.\n\n" +
 			"What is signed is made by `skerry release build`, and an image cannot add to it: files in the root (--overlay), kernel\n" +
 			"modules (--extra-module), words on the kernel's command line (--kernel-arg) and container images (--image-archive) are its\n" +
-			"flags. What is one machine's own (files below /etc and /var, modules to load, manifests) stands in the node config.",
-		Example: "  skerry image build --board x86-uefi --release out/release --config north-1.yaml -o north-1.img",
-		Args:    cobra.NoArgs,
+			"flags. What is one machine's own (files below /etc and /var, modules to load, manifests) stands in the node config.\n\n" +
+			"An image for a cloud serves any number of machines: each asks its platform who it is and what to do.",
+		Example: "  skerry image build --board x86-uefi --release out/release --config north-1.yaml -o north-1.img\n" +
+			"  skerry image build --board aws --release out/release -o aws.img",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			start := time.Now()
-			p, files, err := f.plan()
+			p, files, err := f.plan(cmd.Context())
 			if err != nil {
 				return err
 			}
-			if err := image.Create(cmd.Context(), p, files, out, image.Format(format)); err != nil {
+			if err := image.Create(cmd.Context(), p, files, out, f.storedAs(format)); err != nil {
 				return err
 			}
 			switch {
@@ -135,7 +153,7 @@ func newImageBuildCmd() *cobra.Command {
 	}
 	f.bind(cmd)
 	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write (required)")
-	cmd.Flags().StringVar(&format, "format", string(image.Raw), "raw, for disks and sticks, or qcow2, for virtual machines")
+	cmd.Flags().StringVar(&format, "format", "", "raw, for disks and sticks; qcow2, vhd, vmdk or tar.gz, for virtual machines and clouds (default: what the board's cloud takes, or raw)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing but errors")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan that was built, as JSON")
 	_ = cmd.MarkFlagRequired("output")
@@ -151,7 +169,7 @@ func newImagePlanCmd() *cobra.Command {
 		Example: "  skerry image plan --board x86-uefi --release out/release --config north-1.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			p, _, err := f.plan()
+			p, _, err := f.plan(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -173,7 +191,7 @@ func newImageInspectCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Read an image or a disk back and check every byte that means something",
-		Long: "Read an image (raw, qcow2, or a fleet's node) or a disk back: signature of the release in it, both partition tables, the files on\n" +
+		Long: "Read an image (raw, qcow2, vhd, vmdk, or a fleet's node) or a disk back: signature of the release in it, both partition tables, the files on\n" +
 			"its FAT partitions, both roots and their hash trees, Secure Boot signatures. Every place that is not as it was built\n" +
 			"is named by partition and offset. A machine that ran from the disk, and an edited node config, leave such places.",
 		Example: "  skerry image inspect --trust-key release.pub north-1.img",
@@ -264,12 +282,12 @@ func openImage(name string, keys *keyringFlags, cmd *cobra.Command) (diskFile, i
 
 // openDisk gives the disk in a file, whatever the file's format, or the disk itself.
 func openDisk(f *os.File) (io.ReaderAt, int64, error) {
-	if cloud.IsQCOW2(f) {
-		q, err := cloud.OpenQCOW2(f)
-		if err != nil {
-			return nil, 0, err
-		}
-		return q, q.Size(), nil
+	d, err := cloud.Open(f)
+	if err != nil {
+		return nil, 0, err
+	}
+	if d != nil {
+		return d, d.Size(), nil
 	}
 	n, err := f.Seek(0, io.SeekEnd) // a block device has no size in stat
 	return f, n, err

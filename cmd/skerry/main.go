@@ -58,6 +58,7 @@ func newRootCmd() *cobra.Command {
 		newKeysCmd(),
 		newKubeconfigCmd(),
 		newPXECmd(),
+		newPublishCmd(),
 		newReleaseCmd(),
 		newUpdateCmd(),
 		newVersionCmd(),

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"log"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -15,8 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
@@ -30,9 +35,13 @@ func TestMain(m *testing.M) {
 	}})
 }
 
-// Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64.
+// Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64;
+// $REGISTRY is an OCI registry; the AWS tools' settings lead to a server of awstest.
 func TestScripts(t *testing.T) {
 	b := releasetest.New(t, 1<<20)
+	for _, id := range []string{"aws", "azure", "gcp", "openstack", "proxmox"} {
+		b.AddBoard(t, id)
+	}
 	signed := b.Release
 	foreign := *b.Signed.Manifest()
 	foreign.Arch = "arm64"
@@ -41,10 +50,16 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Sign(t, &foreign)
+	images := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(images.Close)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BENCH", filepath.Dir(signed))
+			env.Setenv("REGISTRY", strings.TrimPrefix(images.URL, "http://"))
+			for k, v := range awstest.New(t).Env() {
+				env.Setenv(k, v)
+			}
 			return nil
 		},
 	})

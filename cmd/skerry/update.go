@@ -72,6 +72,9 @@ func newUpdatePublishCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if dir, err = releaseFolder(cmd.Context(), dir, pubs); err != nil {
+				return err
+			}
 			files := os.DirFS(dir)
 			rel, err := release.Open(files, pubs)
 			if err != nil {
@@ -85,7 +88,7 @@ func newUpdatePublishCmd() *cobra.Command {
 		},
 	}
 	f.bind(cmd)
-	cmd.Flags().StringVar(&dir, "release", "", "folder of the signed release (required)")
+	cmd.Flags().StringVar(&dir, "release", "", "folder of the signed release, or oci://HOST/NAME:TAG (required)")
 	cmd.Flags().StringVar(&o.Channel, "channel", repository.DefaultChannel, "the machines it is for: those whose config names the channel")
 	cmd.Flags().StringVar(&o.Minimum, "minimum", "", "the oldest version that can be updated to this one at once")
 	cmd.Flags().BoolVar(&o.Stone, "stepping-stone", false, "older machines must run this one before any newer")

@@ -1,4 +1,3 @@
-// Package cloud stores a disk in the formats that virtual machines and clouds take.
 package cloud
 
 import (
@@ -7,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync"
 )
 
 // The one shape of qcow2 written here: version 3, clusters of 64 KiB, refcounts of 16 bits, no compression, no snapshots.
@@ -24,8 +24,8 @@ const (
 // maxDisk bounds what is read and written: the tables of 64 TiB are 64 MiB.
 const maxDisk = 64 << 40
 
-// QCOW2 writes a disk as a qcow2 file. It is an io.WriterAt of the disk; Close writes the tables.
-type QCOW2 struct {
+// qcow2 writes a disk as a qcow2 file. It is an io.WriterAt of the disk; Close writes the tables.
+type qcow2 struct {
 	w    io.WriterAt
 	size int64
 	l1   []uint64            // disk offset / (cluster * l2Entries) -> file offset of the level-2 table
@@ -33,13 +33,13 @@ type QCOW2 struct {
 	next int64               // the first free byte of the file
 }
 
-// NewQCOW2 starts a file that holds a disk of size bytes. Clusters are taken in the order they are written, so the same
+// newQCOW2 starts a file that holds a disk of size bytes. Clusters are taken in the order they are written, so the same
 // writes give the same file.
-func NewQCOW2(w io.WriterAt, size int64) (*QCOW2, error) {
+func newQCOW2(w io.WriterAt, size int64) (*qcow2, error) {
 	if size <= 0 || size%512 != 0 || size > maxDisk {
 		return nil, fmt.Errorf("qcow2: a disk of %d bytes is not whole sectors, or more than 64 TiB", size)
 	}
-	q := &QCOW2{w: w, size: size, l2: map[uint64][]uint64{}}
+	q := &qcow2{w: w, size: size, l2: map[uint64][]uint64{}}
 	q.l1 = make([]uint64, (size+cluster*l2Entries-1)/(cluster*l2Entries))
 	q.next = cluster + up(int64(len(q.l1))*8) // behind the header and the level-1 table
 	return q, nil
@@ -48,7 +48,7 @@ func NewQCOW2(w io.WriterAt, size int64) (*QCOW2, error) {
 func up(n int64) int64 { return (n + cluster - 1) &^ (cluster - 1) }
 
 // WriteAt writes to the disk.
-func (q *QCOW2) WriteAt(b []byte, off int64) (int, error) {
+func (q *qcow2) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || int64(len(b)) > q.size-off {
 		return 0, fmt.Errorf("qcow2: write of %d bytes at %d, outside the disk of %d", len(b), off, q.size)
 	}
@@ -72,7 +72,7 @@ func (q *QCOW2) WriteAt(b []byte, off int64) (int, error) {
 }
 
 // place finds or takes the file's cluster for the disk's.
-func (q *QCOW2) place(c uint64) (offset int64, fresh bool) {
+func (q *qcow2) place(c uint64) (offset int64, fresh bool) {
 	i, j := c/l2Entries, c%l2Entries
 	t := q.l2[i]
 	if t == nil {
@@ -85,14 +85,14 @@ func (q *QCOW2) place(c uint64) (offset int64, fresh bool) {
 	return int64(t[j] & offsetMask), fresh
 }
 
-func (q *QCOW2) take() int64 {
+func (q *qcow2) take() int64 {
 	at := q.next
 	q.next += cluster
 	return at
 }
 
 // Close writes the tables and the header. The file that was given stays open.
-func (q *QCOW2) Close() error {
+func (q *qcow2) Close() error {
 	for i, t := range q.l2 {
 		if err := q.put(t, int64(q.l1[i]&offsetMask)); err != nil {
 			return err
@@ -133,7 +133,7 @@ func (q *QCOW2) Close() error {
 	return err
 }
 
-func (q *QCOW2) put(t []uint64, at int64) error {
+func (q *qcow2) put(t []uint64, at int64) error {
 	b := make([]byte, up(int64(len(t))*8))
 	for i, v := range t {
 		binary.BigEndian.PutUint64(b[8*i:], v)
@@ -142,7 +142,7 @@ func (q *QCOW2) put(t []uint64, at int64) error {
 	return err
 }
 
-func (q *QCOW2) header(refTable, refClusters int64) []byte {
+func (q *qcow2) header(refTable, refClusters int64) []byte {
 	be := binary.BigEndian
 	h := make([]byte, cluster)
 	copy(h, magic)
@@ -158,23 +158,17 @@ func (q *QCOW2) header(refTable, refClusters int64) []byte {
 	return h
 }
 
-// Reader reads the disk in a qcow2 file of the shape above, whoever wrote it.
-type Reader struct {
+// qcow2Reader reads the disk in a qcow2 file of the shape above, whoever wrote it.
+type qcow2Reader struct {
 	r    io.ReaderAt
 	size int64
+	mu   sync.Mutex // over the tables
 	l1   []uint64
 	l2   map[uint64][]uint64
 }
 
-// IsQCOW2 says whether a file begins like one.
-func IsQCOW2(r io.ReaderAt) bool {
-	b := make([]byte, len(magic))
-	_, err := r.ReadAt(b, 0)
-	return err == nil && string(b) == magic
-}
-
-// OpenQCOW2 reads header and tables.
-func OpenQCOW2(r io.ReaderAt) (*Reader, error) {
+// openQCOW2 reads header and tables.
+func openQCOW2(r io.ReaderAt) (*qcow2Reader, error) {
 	h := make([]byte, headerLen)
 	if _, err := r.ReadAt(h, 0); err != nil {
 		return nil, fmt.Errorf("qcow2: reading the header: %w", err)
@@ -189,7 +183,7 @@ func OpenQCOW2(r io.ReaderAt) (*Reader, error) {
 	case size == 0 || size > maxDisk || l1 < int64((size+cluster*l2Entries-1)/(cluster*l2Entries)) || l1 > maxDisk/(cluster*l2Entries) || l1At > math.MaxInt64/2:
 		return nil, fmt.Errorf("qcow2: a disk of %d bytes with %d level-1 entries makes no sense", size, l1)
 	}
-	rd := &Reader{r: r, size: int64(size), l2: map[uint64][]uint64{}}
+	rd := &qcow2Reader{r: r, size: int64(size), l2: map[uint64][]uint64{}}
 	var err error
 	if rd.l1, err = rd.table(int64(l1At), l1); err != nil {
 		return nil, err
@@ -198,9 +192,9 @@ func OpenQCOW2(r io.ReaderAt) (*Reader, error) {
 }
 
 // Size is that of the disk.
-func (rd *Reader) Size() int64 { return rd.size }
+func (rd *qcow2Reader) Size() int64 { return rd.size }
 
-func (rd *Reader) table(at, n int64) ([]uint64, error) {
+func (rd *qcow2Reader) table(at, n int64) ([]uint64, error) {
 	b := make([]byte, 8*n)
 	if _, err := rd.r.ReadAt(b, at); err != nil {
 		return nil, fmt.Errorf("qcow2: reading a table at %d: %w", at, err)
@@ -212,8 +206,8 @@ func (rd *Reader) table(at, n int64) ([]uint64, error) {
 	return t, nil
 }
 
-// ReadAt reads from the disk. It is not for several goroutines at once.
-func (rd *Reader) ReadAt(b []byte, off int64) (int, error) {
+// ReadAt reads from the disk.
+func (rd *qcow2Reader) ReadAt(b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("qcow2: offset %d", off)
 	}
@@ -239,7 +233,9 @@ func (rd *Reader) ReadAt(b []byte, off int64) (int, error) {
 	return done, nil
 }
 
-func (rd *Reader) place(c uint64) (int64, error) {
+func (rd *qcow2Reader) place(c uint64) (int64, error) {
+	rd.mu.Lock()
+	defer rd.mu.Unlock()
 	i := c / l2Entries
 	t := rd.l2[i]
 	if t == nil {

@@ -28,7 +28,7 @@ func TestReadsWhatWasWritten(t *testing.T) {
 	const size = 600<<20 + 512 // two level-2 tables, and a last cluster that is not whole
 	rng := rand.New(rand.NewPCG(1, 2))
 	disk, file := make([]byte, size), &memory{bytes.Repeat([]byte{0xaa}, 1<<20)} // a file that held something before
-	q, err := NewQCOW2(file, size)
+	q, err := newQCOW2(file, size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,8 +51,8 @@ func TestReadsWhatWasWritten(t *testing.T) {
 	if err := q.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r, err := OpenQCOW2(file)
-	if err != nil || r.Size() != size || !IsQCOW2(file) {
+	r, err := openQCOW2(file)
+	if err != nil || r.Size() != size {
 		t.Fatalf("%v, size %d", err, r.Size())
 	}
 	got, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size()+100))
@@ -77,7 +77,7 @@ func TestQemuImgAgrees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	q, err := NewQCOW2(g, size)
+	q, err := newQCOW2(g, size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestQemuImgAgrees(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = h.Close() }()
-	r, err := OpenQCOW2(h)
+	r, err := openQCOW2(h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestQemuImgAgrees(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	file := &memory{}
-	q, err := NewQCOW2(file, 3*cluster)
+	q, err := newQCOW2(file, 3*cluster)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, at uint16, patch []byte) {
 		b := bytes.Clone(file.b)
 		copy(b[int(at)%headerLen:], patch)
-		r, err := OpenQCOW2(&memory{b})
+		r, err := openQCOW2(&memory{b})
 		if err != nil {
 			return
 		}

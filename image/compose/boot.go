@@ -94,6 +94,9 @@ func (b *build) bootParts(board *boards.Board, rootHash string) (*bootParts, err
 	args := append(slices.Clone(board.Kernel.Args), "panic=5")
 	args = append(args, b.KernelArgs...)
 	args = append(args, "skerry.board="+board.ID, "skerry.roothash="+rootHash)
+	if board.Platform != "" {
+		args = append(args, "skerry.platform="+board.Platform)
+	}
 	if board.Slots != boards.UEFI {
 		args = append(args, "skerry.slots="+board.Slots)
 	}

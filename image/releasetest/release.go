@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -58,12 +59,7 @@ func New(t testing.TB, rootSize int) *Bench {
 		Arch: "amd64", Kubernetes: "v1.37.2",
 	}
 	b.root(t, m, rootSize)
-	kernel, err := uki.Assemble(uki.Parts{
-		Stub: program(), OSRelease: []byte("ID=skerry\n"), Uname: "6.12.0-test", Linux: noise(40_000), Initrd: noise(90_000),
-		Cmdline: "skerry.board=x86-uefi skerry.roothash=" + m.Root.RootHash,
-	})
-	check(t, err)
-	m.Boards = map[string]release.Board{"x86-uefi": {Kernel: "6.12.0-test", Boot: b.put(t, "boot/x86-uefi.efi", b.sign(t, kernel))}}
+	m.Boards = map[string]release.Board{"x86-uefi": b.kernel(t, m, "x86-uefi")}
 	m.Files = append(m.Files, b.put(t, "boot/systemd-boot.efi", b.sign(t, program())))
 	for _, v := range []struct {
 		pair   keys.Pair
@@ -75,6 +71,26 @@ func New(t testing.TB, rootSize int) *Bench {
 	}
 	b.Sign(t, m)
 	return b
+}
+
+// AddBoard makes the release one for another board of amd64, too.
+func (b *Bench) AddBoard(t testing.TB, id string) {
+	t.Helper()
+	m := *b.Signed.Manifest()
+	m.Boards = maps.Clone(m.Boards)
+	m.Boards[id] = b.kernel(t, &m, id)
+	b.Sign(t, &m)
+}
+
+// kernel makes what a board boots.
+func (b *Bench) kernel(t testing.TB, m *release.Manifest, board string) release.Board {
+	t.Helper()
+	kernel, err := uki.Assemble(uki.Parts{
+		Stub: program(), OSRelease: []byte("ID=skerry\n"), Uname: "6.12.0-test", Linux: noise(40_000), Initrd: noise(90_000),
+		Cmdline: "skerry.board=" + board + " skerry.roothash=" + m.Root.RootHash,
+	})
+	check(t, err)
+	return release.Board{Kernel: "6.12.0-test", Boot: b.put(t, "boot/"+board+".efi", b.sign(t, kernel))}
 }
 
 // made is the content of a key folder. RSA keys take seconds to make, so all tests of a process share one.

@@ -13,12 +13,15 @@ leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance pkg/seed
 leaves:    pkg/gateway/proxy
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
+formats:   image/cloud/aws image/cloud/aws/awstest
 formats:   image/netboot/tftp image/netboot/protocol
 data:      pkg/slot
 data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
 system:    pkg/linux pkg/network
+system:    pkg/platform
+data:      image/cloud/registry
 engine:    pkg/pki pkg/server/secrets
 build:     image/compose overlays
 build:     image image/releasetest image/flash

@@ -1,0 +1,250 @@
+package aws
+
+import (
+	"bytes"
+	"compress/zlib"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
+)
+
+const testSize = 90<<20 + 3<<19 // not whole blocks of a GiB, and an odd number of blocks
+
+// testDisk has blocks that are full, empty and half of each.
+func testDisk() ([]byte, Disk) {
+	b := make([]byte, testSize)
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, at := range []int{0, 1 << 20, 5<<20 + 77, 40 << 20, 41 << 20, testSize - 600} {
+		for i := range min(600_000, testSize-at) {
+			b[at+i] = byte(rng.Uint32())
+		}
+	}
+	return b, Disk{ReaderAt: bytes.NewReader(b), Size: testSize, ID: "disk-1"}
+}
+
+func bench(t *testing.T) (*awstest.Server, *Publisher, *[]string) {
+	t.Helper()
+	s := awstest.New(t)
+	for k, v := range s.Env() {
+		t.Setenv(k, v)
+	}
+	said := &[]string{}
+	p, err := Open(t.Context(), "", func(f string, a ...any) { *said = append(*said, fmt.Sprintf(f, a...)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Lock()
+		defer s.Unlock()
+		if len(s.Unsigned) > 0 {
+			t.Errorf("not signed as they must be: %q", s.Unsigned)
+		}
+	})
+	return s, p, said
+}
+
+func options(t *testing.T) Options {
+	t.Helper()
+	return Options{
+		Name: "skerry-1.2.3", Description: "Skerry 1.2.3", Arch: "amd64", Parallel: 8, State: filepath.Join(t.TempDir(), "state.json"),
+		Tags: map[string]string{"team": "north"}, UEFIData: "QU1aTlVFRkk=",
+	}
+}
+
+// Through dropped connections, lost answers and throttling, what arrives is the disk, and only blocks that are not zeros
+// travel. The image is what a machine needs to start securely; copies and rights are as asked for.
+func TestPublish(t *testing.T) {
+	s, p, _ := bench(t)
+	s.Faults = true
+	content, d := testDisk()
+	o := options(t)
+	o.Copies, o.Accounts, o.Deprecate = []string{"us-east-1", "eu-central-1"}, []string{"210987654321"}, time.Date(2027, 1, 2, 0, 0, 0, 0, time.UTC)
+	var steps int
+	o.Progress = func(done, all int) { steps++ }
+	r, err := p.Publish(t.Context(), d, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Account != awstest.Account || len(r.Images) != 2 || r.Images[0].Region != "eu-central-1" || r.Images[1].Region != "us-east-1" || r.Blocks == 0 || r.Uploaded != r.Blocks || steps != r.Blocks {
+		t.Errorf("report %+v after %d steps", r, steps)
+	}
+	for _, i := range r.Images {
+		if !bytes.Equal(s.Disk(i.Region, i.Snapshot, testSize), content) {
+			t.Errorf("%s: another disk arrived", i.Region)
+		}
+		image, snap := s.Images[i.Region][i.Image], s.Snapshots[i.Region][i.Snapshot]
+		if image.State != "available" || image.Deprecated != "2027-01-02T00:00:00Z" || !reflect.DeepEqual(image.Shared, o.Accounts) || !reflect.DeepEqual(snap.Shared, o.Accounts) ||
+			image.Tags["team"] != "north" || image.Tags["Name"] != o.Name {
+			t.Errorf("%s: %+v, snapshot shared with %v", i.Region, image, snap.Shared)
+		}
+	}
+	form := s.Images["eu-central-1"][r.Images[0].Image].Form
+	for k, v := range map[string]string{
+		"BootMode": "uefi", "TpmSupport": "v2.0", "ImdsSupport": "v2.0", "EnaSupport": "true", "Architecture": "x86_64", "VirtualizationType": "hvm", "UefiData": "QU1aTlVFRkk=",
+		"RootDeviceName": "/dev/xvda", "BlockDeviceMapping.1.Ebs.VolumeType": "gp3", "BlockDeviceMapping.1.Ebs.DeleteOnTermination": "true",
+	} {
+		if form.Get(k) != v {
+			t.Errorf("%s is %q, want %q", k, form.Get(k), v)
+		}
+	}
+
+	// Once more: everything is there already.
+	calls := s.Calls["ebs:PutSnapshotBlock"]
+	again, err := p.Publish(t.Context(), d, o)
+	if err != nil || !reflect.DeepEqual(again.Images, r.Images) || s.Calls["ebs:PutSnapshotBlock"] != calls || len(s.Images["eu-central-1"]) != 1 || len(s.Images["us-east-1"]) != 1 {
+		t.Errorf("%+v, %v", again, err)
+	}
+	// Another disk of the same name is refused.
+	d.ID = "disk-2"
+	if _, err := p.Publish(t.Context(), d, o); err == nil || !strings.Contains(err.Error(), "an image named skerry-1.2.3 is there and holds another disk") {
+		t.Error(err)
+	}
+
+	s.Faults = false
+	gone, err := p.Delete(t.Context(), o.Name, []string{"eu-central-1", "us-east-1"})
+	if err != nil || len(gone) != 2 || len(s.Images["eu-central-1"])+len(s.Images["us-east-1"])+len(s.Snapshots["eu-central-1"])+len(s.Snapshots["us-east-1"]) != 0 {
+		t.Errorf("%v, %v; left are %v %v", gone, err, s.Images, s.Snapshots)
+	}
+	if _, err := p.Delete(t.Context(), o.Name, nil); err == nil || !strings.Contains(err.Error(), "has no image named skerry-1.2.3") {
+		t.Error(err)
+	}
+}
+
+// An upload that stopped goes on where it was, in the same snapshot.
+func TestInterruptedUploadGoesOn(t *testing.T) {
+	s, p, said := bench(t)
+	s.Stop = 4 + 1 // one of them is the look at the rights
+	content, d := testDisk()
+	o := options(t)
+	o.Parallel = 1
+	if _, err := p.Publish(t.Context(), d, o); err == nil || !strings.Contains(err.Error(), "credentials have expired") {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(*said, "\n"), "the same command goes on from there") {
+		t.Errorf("said %q", *said)
+	}
+	s.Stop = 0
+	r, err := p.Publish(t.Context(), d, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Uploaded >= r.Blocks || r.Uploaded == 0 || len(s.Snapshots["eu-central-1"]) != 1 || !bytes.Equal(s.Disk("eu-central-1", r.Images[0].Snapshot, testSize), content) {
+		t.Errorf("%+v, %d snapshots", r, len(s.Snapshots["eu-central-1"]))
+	}
+	if left, _ := filepath.Glob(o.State); len(left) > 0 {
+		t.Error("the state file is still there")
+	}
+}
+
+// Every right is looked for before anything is made, and the policy that is missing is in the message.
+func TestMissingRights(t *testing.T) {
+	for _, action := range []string{
+		"ebs:StartSnapshot", "ebs:PutSnapshotBlock", "ebs:CompleteSnapshot", "ec2:RegisterImage", "ec2:CreateTags", "ec2:DescribeImages", "ec2:DescribeSnapshots",
+		"ec2:CopyImage", "ec2:ModifyImageAttribute", "ec2:ModifySnapshotAttribute", "ec2:EnableImageDeprecation", "ec2:GetImageBlockPublicAccessState",
+	} {
+		s, p, _ := bench(t)
+		s.Denied[action], s.Denied["ec2:DescribeSnapshots"] = true, true
+		_, d := testDisk()
+		o := options(t)
+		o.Copies, o.Public, o.Deprecate = []string{"us-east-1"}, true, time.Now()
+		_, err := p.Publish(t.Context(), d, o)
+		var missing MissingRights
+		if !errors.As(err, &missing) || !strings.Contains(err.Error(), `"`+action+`"`) || !strings.Contains(err.Error(), `"Effect":"Allow"`) || strings.Count(err.Error(), "ec2:DescribeSnapshots") < 2 {
+			t.Errorf("%s: %v", action, err)
+		}
+		if s.Calls["ebs:StartSnapshot"]+s.Calls["ec2:RegisterImage"] > 0 {
+			t.Errorf("%s: something was made: %v", action, s.Calls)
+		}
+	}
+}
+
+func TestDryRunChangesNothing(t *testing.T) {
+	s, p, _ := bench(t)
+	_, d := testDisk()
+	o := options(t)
+	o.DryRun = true
+	r, err := p.Publish(t.Context(), d, o)
+	if err != nil || !r.DryRun || r.Blocks == 0 || r.Uploaded != 0 || len(r.Images) != 0 || len(s.Snapshots)+len(s.Images) != 0 {
+		t.Errorf("%+v, %v, %v", r, err, s.Snapshots)
+	}
+	s.Private, o.Public = true, true
+	if _, err := p.Publish(t.Context(), d, o); err == nil || !strings.Contains(err.Error(), "aws ec2 disable-image-block-public-access --region eu-central-1") {
+		t.Error(err)
+	}
+	for _, bad := range []Options{{Name: "x", Arch: "amd64"}, {Name: "skerry", Arch: "arm"}} {
+		if _, err := p.Publish(t.Context(), d, bad); err == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+func TestInterrupt(t *testing.T) {
+	_, p, _ := bench(t)
+	_, d := testDisk()
+	ctx, cancel := context.WithCancel(t.Context())
+	o := options(t)
+	o.Progress = func(int, int) { cancel() }
+	if _, err := p.Publish(ctx, d, o); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// The variables are read back by the form's description: magic, checksum, version, zlib, fields.
+func TestUEFIData(t *testing.T) {
+	auth := make([]byte, 16+40)
+	auth[0], auth[16] = 0xea, 40
+	text, err := UEFIData([]Variable{{"PK", append(bytes.Clone(auth), "platform"...)}, {"db", append(bytes.Clone(auth), "allowed"...)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || string(b[:8]) != "AMZNUEFI" || binary.LittleEndian.Uint32(b[8:]) != crc32.Checksum(b[12:], crc32.MakeTable(crc32.Castagnoli)) || binary.LittleEndian.Uint32(b[12:]) != 0 {
+		t.Fatalf("% x, %v", b[:16], err)
+	}
+	z, err := zlib.NewReader(bytes.NewReader(b[16:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := bytes.NewReader(raw)
+	number := func() uint64 {
+		var n uint64
+		_ = binary.Read(r, binary.LittleEndian, &n)
+		return n
+	}
+	take := func(n uint64) string {
+		p := make([]byte, n)
+		_, _ = io.ReadFull(r, p)
+		return string(p)
+	}
+	var got []string
+	for range number() {
+		name, data := take(number()), take(number())
+		guid, attr, when, digest := take(16), take(4), take(16), take(number())
+		got = append(got, fmt.Sprintf("%s %s %x %x %x %d", name, data, guid[:4], attr, when[:1], len(digest)))
+	}
+	want := []string{"PK platform 61dfe48b 27000000 ea 32", "db allowed cbb219d7 27000000 ea 32"}
+	if !reflect.DeepEqual(got, want) || r.Len() != 0 {
+		t.Errorf("%q", got)
+	}
+	for _, bad := range []Variable{{"MOK", auth}, {"PK", auth[:10]}, {"PK", auth}} {
+		if _, err := UEFIData([]Variable{bad}); err == nil {
+			t.Errorf("%s of %d bytes was taken", bad.Name, len(bad.Auth))
+		}
+	}
+}

@@ -1,0 +1,381 @@
+package aws
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ebs"
+	ebstypes "github.com/aws/aws-sdk-go-v2/service/ebs/types"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+)
+
+// nowhere is a snapshot that nobody has: asking for it shows whether one may, and does nothing.
+const nowhere = "snap-00000000000000000"
+
+// architectures are EC2's words for ours.
+var architectures = map[string]types.ArchitectureValues{"amd64": types.ArchitectureValuesX8664, "arm64": types.ArchitectureValuesArm64}
+
+// Publish makes an image of the disk in the publisher's region and in those it is copied to. An image of this name that holds
+// the same disk is there already and is used; one that holds another is an error.
+func (p *Publisher) Publish(ctx context.Context, d Disk, o Options) (*Report, error) {
+	begin := time.Now()
+	o.Parallel = cmp.Or(o.Parallel, 32)
+	o.Copies = slices.DeleteFunc(slices.Clone(o.Copies), func(r string) bool { return r == p.Region() })
+	o.Tags = maps.Clone(o.Tags)
+	if o.Tags == nil {
+		o.Tags = map[string]string{}
+	}
+	o.Tags[tagDisk], o.Tags[tagName] = d.ID, cmp.Or(o.Tags[tagName], o.Name)
+	if _, known := architectures[o.Arch]; !known {
+		return nil, fmt.Errorf("aws: EC2 has no machines of architecture %s", o.Arch)
+	}
+	if len(o.Name) < 3 || len(o.Name) > 128 {
+		return nil, fmt.Errorf("aws: image name %q: has not 3 to 128 characters", o.Name)
+	}
+	r := &Report{Name: o.Name, Account: p.account, DryRun: o.DryRun, DiskSize: d.Size, Public: o.Public, Accounts: o.Accounts, Images: []Image{}}
+	if err := p.preflight(ctx, &o); err != nil {
+		return nil, err
+	}
+	there, err := p.find(ctx, p.Region(), o.Name)
+	if err != nil {
+		return nil, err
+	}
+	if there != nil && tag(there.Tags, tagDisk) != d.ID {
+		return nil, fmt.Errorf("aws: %s: an image named %s is there and holds another disk (%s); choose another name, or delete it: skerry publish aws delete --region %s %s",
+			p.Region(), o.Name, sdk.ToString(there.ImageId), p.Region(), o.Name)
+	}
+	if o.DryRun {
+		if err := countBlocks(ctx, d, r); err != nil {
+			return nil, err
+		}
+		r.Seconds = time.Since(begin).Seconds()
+		return r, nil
+	}
+	first := Image{Region: p.Region()}
+	if there != nil {
+		p.log("%s: image %s is there already", p.Region(), sdk.ToString(there.ImageId))
+		first.Image, first.Snapshot = sdk.ToString(there.ImageId), snapshotOf(there)
+	} else {
+		if first.Snapshot, err = p.snapshot(ctx, d, &o, r); err != nil {
+			return nil, err
+		}
+		if first.Image, err = p.register(ctx, first.Snapshot, d, &o); err != nil {
+			return nil, err
+		}
+		p.log("%s: image %s of snapshot %s", first.Region, first.Image, first.Snapshot)
+	}
+	if first, err = p.finish(ctx, first, &o); err != nil {
+		return nil, err
+	}
+	r.Images = append(r.Images, first)
+	for _, region := range o.Copies {
+		i, err := p.copy(ctx, first, region, d.ID, &o)
+		if err != nil {
+			return r, err
+		}
+		r.Images = append(r.Images, i)
+	}
+	r.Seconds = time.Since(begin).Seconds()
+	return r, nil
+}
+
+// preflight asks for every right that will be needed, before anything is made.
+func (p *Publisher) preflight(ctx context.Context, o *Options) error {
+	var r rights
+	yes := sdk.Bool(true)
+	home := p.ec2(p.Region())
+	_, err := home.DescribeImages(ctx, &ec2.DescribeImagesInput{DryRun: yes, Owners: []string{"self"}})
+	r.check("ec2:DescribeImages", err)
+	_, err = home.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{DryRun: yes, OwnerIds: []string{"self"}})
+	r.check("ec2:DescribeSnapshots", err)
+	direct := p.ebs(p.Region())
+	_, err = direct.StartSnapshot(ctx, &ebs.StartSnapshotInput{VolumeSize: sdk.Int64(1), ParentSnapshotId: sdk.String(nowhere)})
+	r.check("ebs:StartSnapshot", err)
+	r.check("ebs:PutSnapshotBlock", put(ctx, direct, nowhere, 0, zeroBlock, [32]byte{}))
+	_, err = direct.CompleteSnapshot(ctx, &ebs.CompleteSnapshotInput{SnapshotId: sdk.String(nowhere), ChangedBlocksCount: sdk.Int32(0), ChecksumAlgorithm: ebstypes.ChecksumAlgorithmChecksumAlgorithmSha256})
+	r.check("ebs:CompleteSnapshot", err)
+	in := p.registration(nowhere, Disk{Size: 1 << 30}, o)
+	in.DryRun = yes
+	_, err = home.RegisterImage(ctx, in)
+	r.check("ec2:RegisterImage", err)
+	_, err = home.CreateTags(ctx, &ec2.CreateTagsInput{DryRun: yes, Resources: []string{nowhere}, Tags: tags(o.Tags)})
+	r.check("ec2:CreateTags", err)
+	for _, region := range append([]string{p.Region()}, o.Copies...) {
+		there := p.ec2(region)
+		if region != p.Region() {
+			_, err = there.CopyImage(ctx, &ec2.CopyImageInput{DryRun: yes, Name: &o.Name, SourceImageId: sdk.String("ami-00000000000000000"), SourceRegion: sdk.String(p.Region())})
+			r.check("ec2:CopyImage", err)
+		}
+		if o.Public || len(o.Accounts) > 0 {
+			_, err = there.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{DryRun: yes, ImageId: sdk.String("ami-00000000000000000"), LaunchPermission: launch(o)})
+			r.check("ec2:ModifyImageAttribute", err)
+			_, err = there.ModifySnapshotAttribute(ctx, &ec2.ModifySnapshotAttributeInput{DryRun: yes, SnapshotId: sdk.String(nowhere), CreateVolumePermission: volumes(o)})
+			r.check("ec2:ModifySnapshotAttribute", err)
+		}
+		if !o.Deprecate.IsZero() {
+			_, err = there.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{DryRun: yes, ImageId: sdk.String("ami-00000000000000000"), DeprecateAt: &o.Deprecate})
+			r.check("ec2:EnableImageDeprecation", err)
+		}
+		if o.Public {
+			out, err := there.GetImageBlockPublicAccessState(ctx, &ec2.GetImageBlockPublicAccessStateInput{})
+			r.check("ec2:GetImageBlockPublicAccessState", err)
+			if err == nil && sdk.ToString(out.ImageBlockPublicAccessState) == "block-new-sharing" {
+				return fmt.Errorf("aws: %s: account %s blocks public images; lift that with: aws ec2 disable-image-block-public-access --region %s", region, p.account, region)
+			}
+		}
+	}
+	return p.missing(&r)
+}
+
+// countBlocks says what an upload would carry.
+func countBlocks(ctx context.Context, d Disk, r *Report) error {
+	b := make([]byte, blockSize)
+	for at := int64(0); at < d.Size; at += blockSize {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(blockSize, d.Size-at)
+		if _, err := d.ReadAt(b[:n], at); err != nil {
+			return fmt.Errorf("reading the disk at %d: %w", at, err)
+		}
+		if !bytes.Equal(b[:n], zeroBlock[:n]) {
+			r.Blocks++
+		}
+	}
+	return nil
+}
+
+// rootDevice is what EC2 calls the first disk; the machine sees an NVMe device.
+const rootDevice = "/dev/xvda"
+
+func (p *Publisher) registration(snapshot string, d Disk, o *Options) *ec2.RegisterImageInput {
+	in := &ec2.RegisterImageInput{
+		Name: &o.Name, Description: sdk.String(o.Description), Architecture: architectures[o.Arch],
+		BootMode: types.BootModeValuesUefi, EnaSupport: sdk.Bool(true), SriovNetSupport: sdk.String("simple"), VirtualizationType: sdk.String("hvm"),
+		ImdsSupport: types.ImdsSupportValuesV20, RootDeviceName: sdk.String(rootDevice),
+		BlockDeviceMappings: []types.BlockDeviceMapping{{DeviceName: sdk.String(rootDevice), Ebs: &types.EbsBlockDevice{
+			SnapshotId: &snapshot, VolumeType: types.VolumeTypeGp3, VolumeSize: sdk.Int32(int32(max(8, (d.Size+1<<30-1)>>30))), DeleteOnTermination: sdk.Bool(true),
+		}}},
+		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeImage, Tags: tags(o.Tags)}},
+	}
+	if o.UEFIData != "" {
+		in.UefiData = &o.UEFIData
+	}
+	if o.Arch == "amd64" {
+		in.TpmSupport = types.TpmSupportValuesV20
+	}
+	return in
+}
+
+func (p *Publisher) register(ctx context.Context, snapshot string, d Disk, o *Options) (string, error) {
+	out, err := p.ec2(p.Region()).RegisterImage(ctx, p.registration(snapshot, d, o))
+	if code(err) == "InvalidAMIName.Duplicate" { // an answer was lost, and the request repeated
+		if there, ferr := p.find(ctx, p.Region(), o.Name); ferr == nil && there != nil && tag(there.Tags, tagDisk) == d.ID {
+			return sdk.ToString(there.ImageId), nil
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("aws: registering the image: %w (snapshot %s stays; the same command uses it)", short(err), snapshot)
+	}
+	if o.State != "" {
+		_ = os.Remove(o.State) // one that stays leads to a snapshot that has its image
+	}
+	return sdk.ToString(out.ImageId), nil
+}
+
+// find gives the account's image of this name, if there is one.
+func (p *Publisher) find(ctx context.Context, region, name string) (*types.Image, error) {
+	out, err := p.ec2(region).DescribeImages(ctx, &ec2.DescribeImagesInput{
+		Owners: []string{"self"}, Filters: []types.Filter{{Name: sdk.String("name"), Values: []string{name}}}, IncludeDeprecated: sdk.Bool(true),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("aws: %s: looking for image %s: %w", region, name, short(err))
+	}
+	for i := range out.Images {
+		if sdk.ToString(out.Images[i].Name) == name { // a name with * in it is a pattern for the filter
+			return &out.Images[i], nil
+		}
+	}
+	return nil, nil
+}
+
+// copy brings the image to another region.
+func (p *Publisher) copy(ctx context.Context, from Image, region, disk string, o *Options) (Image, error) {
+	to := Image{Region: region}
+	there, err := p.find(ctx, region, o.Name)
+	switch {
+	case err != nil:
+		return to, err
+	case there != nil && tag(there.Tags, tagDisk) != disk:
+		return to, fmt.Errorf("aws: %s: an image named %s is there and holds another disk (%s); delete it, or choose another name", region, o.Name, sdk.ToString(there.ImageId))
+	case there != nil:
+		p.log("%s: image %s is there already", region, sdk.ToString(there.ImageId))
+		to.Image = sdk.ToString(there.ImageId)
+	default:
+		out, err := p.ec2(region).CopyImage(ctx, &ec2.CopyImageInput{
+			Name: &o.Name, Description: sdk.String(o.Description), SourceImageId: &from.Image, SourceRegion: &from.Region, CopyImageTags: sdk.Bool(true),
+			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tags(o.Tags)}}, ClientToken: sdk.String(from.Image + "-" + region),
+		})
+		if err != nil {
+			return to, fmt.Errorf("aws: copying to %s: %w", region, short(err))
+		}
+		to.Image = sdk.ToString(out.ImageId)
+		p.log("%s: image %s, a copy that takes minutes", region, to.Image)
+	}
+	return p.finish(ctx, to, o)
+}
+
+// finish waits until an image can be used, and sets who may use it and until when.
+func (p *Publisher) finish(ctx context.Context, i Image, o *Options) (Image, error) {
+	client := p.ec2(i.Region)
+	err := p.wait(ctx, "image "+i.Image+" in "+i.Region, func() (bool, error) {
+		out, err := client.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{i.Image}})
+		if code(err) == "InvalidAMIID.NotFound" {
+			return false, nil // not everywhere yet
+		}
+		if err != nil || len(out.Images) == 0 {
+			return false, err
+		}
+		image := out.Images[0]
+		if image.State == types.ImageStateFailed || image.State == types.ImageStateError || image.State == types.ImageStateInvalid {
+			return false, fmt.Errorf("ended as %s: %v", image.State, image.StateReason)
+		}
+		i.Snapshot = snapshotOf(&image)
+		return image.State == types.ImageStateAvailable, nil
+	})
+	if err != nil {
+		return i, err
+	}
+	if o.Public || len(o.Accounts) > 0 {
+		// The snapshot first: an image that others see is one they can copy, too.
+		if _, err := client.ModifySnapshotAttribute(ctx, &ec2.ModifySnapshotAttributeInput{SnapshotId: &i.Snapshot, Attribute: types.SnapshotAttributeNameCreateVolumePermission, CreateVolumePermission: volumes(o)}); err != nil {
+			return i, fmt.Errorf("aws: %s: sharing snapshot %s: %w", i.Region, i.Snapshot, short(err))
+		}
+		if _, err := client.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{ImageId: &i.Image, LaunchPermission: launch(o)}); err != nil {
+			return i, fmt.Errorf("aws: %s: sharing image %s: %w", i.Region, i.Image, short(err))
+		}
+	}
+	if !o.Deprecate.IsZero() {
+		return i, p.deprecate(ctx, i.Region, i.Image, o.Deprecate)
+	}
+	return i, nil
+}
+
+func (p *Publisher) deprecate(ctx context.Context, region, image string, at time.Time) error {
+	if _, err := p.ec2(region).EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{ImageId: &image, DeprecateAt: &at}); err != nil {
+		return fmt.Errorf("aws: %s: deprecating image %s: %w", region, image, short(err))
+	}
+	p.log("%s: image %s is deprecated from %s on", region, image, at.UTC().Format(time.DateOnly))
+	return nil
+}
+
+// Deprecate sets the day from which on the image is no longer listed for others, in each region.
+func (p *Publisher) Deprecate(ctx context.Context, name string, at time.Time, regions []string) ([]Image, error) {
+	return p.each(ctx, name, regions, func(i Image) error { return p.deprecate(ctx, i.Region, i.Image, at) })
+}
+
+// Delete removes the image and its snapshot, in each region.
+func (p *Publisher) Delete(ctx context.Context, name string, regions []string) ([]Image, error) {
+	return p.each(ctx, name, regions, func(i Image) error {
+		client := p.ec2(i.Region)
+		if _, err := client.DeregisterImage(ctx, &ec2.DeregisterImageInput{ImageId: &i.Image}); err != nil && !gone(err) {
+			return fmt.Errorf("aws: %s: deregistering image %s: %w", i.Region, i.Image, short(err))
+		}
+		if i.Snapshot == "" {
+			return nil
+		}
+		if _, err := client.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{SnapshotId: &i.Snapshot}); err != nil && !gone(err) {
+			return fmt.Errorf("aws: %s: image %s is gone; deleting its snapshot %s: %w", i.Region, i.Image, i.Snapshot, short(err))
+		}
+		p.log("%s: image %s and snapshot %s are deleted", i.Region, i.Image, i.Snapshot)
+		return nil
+	})
+}
+
+// each does something with the image of every region. Regions without it are an error only if none has it.
+func (p *Publisher) each(ctx context.Context, name string, regions []string, do func(Image) error) ([]Image, error) {
+	if len(regions) == 0 {
+		regions = []string{p.Region()}
+	}
+	done := []Image{}
+	var errs []error
+	for _, region := range regions {
+		there, err := p.find(ctx, region, name)
+		if err == nil && there != nil {
+			i := Image{Region: region, Image: sdk.ToString(there.ImageId), Snapshot: snapshotOf(there)}
+			if err = do(i); err == nil {
+				done = append(done, i)
+			}
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return done, err
+	}
+	if len(done) == 0 {
+		return nil, fmt.Errorf("aws: account %s has no image named %s in %v", p.account, name, regions)
+	}
+	return done, nil
+}
+
+func snapshotOf(i *types.Image) string {
+	for _, m := range i.BlockDeviceMappings {
+		if m.Ebs != nil && m.Ebs.SnapshotId != nil {
+			return *m.Ebs.SnapshotId
+		}
+	}
+	return ""
+}
+
+func launch(o *Options) *types.LaunchPermissionModifications {
+	m := &types.LaunchPermissionModifications{}
+	if o.Public {
+		m.Add = append(m.Add, types.LaunchPermission{Group: types.PermissionGroupAll})
+	}
+	for _, a := range o.Accounts {
+		m.Add = append(m.Add, types.LaunchPermission{UserId: sdk.String(a)})
+	}
+	return m
+}
+
+func volumes(o *Options) *types.CreateVolumePermissionModifications {
+	m := &types.CreateVolumePermissionModifications{}
+	if o.Public {
+		m.Add = append(m.Add, types.CreateVolumePermission{Group: types.PermissionGroupAll})
+	}
+	for _, a := range o.Accounts {
+		m.Add = append(m.Add, types.CreateVolumePermission{UserId: sdk.String(a)})
+	}
+	return m
+}
+
+func tags(m map[string]string) []types.Tag {
+	out := []types.Tag{}
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, types.Tag{Key: sdk.String(k), Value: sdk.String(m[k])})
+	}
+	return out
+}
+
+func tag(list []types.Tag, key string) string {
+	for _, t := range list {
+		if sdk.ToString(t.Key) == key {
+			return sdk.ToString(t.Value)
+		}
+	}
+	return ""
+}
+
+// gone says that there is nothing to delete any more, as after a request whose first answer was lost.
+func gone(err error) bool {
+	return slices.Contains([]string{"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}, code(err))
+}

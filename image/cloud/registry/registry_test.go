@@ -1,0 +1,101 @@
+package registry
+
+import (
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"github.com/skerry-os/skerry/image/releasetest"
+	"github.com/skerry-os/skerry/pkg/release"
+)
+
+// A release goes through a registry and comes back whole; what is there does not travel twice; what was changed on the way is
+// refused.
+func TestThereAndBack(t *testing.T) {
+	b := releasetest.New(t, 2<<20)
+	b.AddBoard(t, "aws")
+	real := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	puts, spoil := 0, ""
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut || r.Method == http.MethodPatch {
+			puts++
+		}
+		if spoil != "" && strings.HasSuffix(r.URL.Path, spoil) && r.Method == http.MethodGet {
+			rec := httptest.NewRecorder()
+			real.ServeHTTP(rec, r)
+			data := rec.Body.Bytes()
+			data[len(data)/2] ^= 1
+			w.Header().Set("Content-Type", rec.Header().Get("Content-Type"))
+			_, _ = w.Write(data)
+			return
+		}
+		real.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	ref := "oci://" + strings.TrimPrefix(server.URL, "http://") + "/north/skerry:1.2.3-amd64"
+
+	files := os.DirFS(b.Release)
+	first, err := Push(t.Context(), ref, b.Signed, files, t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := puts
+	if again, err := Push(t.Context(), ref, b.Signed, files, t.Logf); err != nil || again != first || puts != before+1 { // the tag alone
+		t.Errorf("%s, %v, %d uploads", again, err, puts-before)
+	}
+	cache := t.TempDir()
+	dir, err := Pull(t.Context(), ref, cache, b.Trusted(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rel, err := release.Open(os.DirFS(dir), b.Trusted())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rel.CheckFiles(os.DirFS(dir)); err != nil {
+		t.Error(err)
+	}
+	if by, err := Pull(t.Context(), strings.TrimSuffix(ref, ":1.2.3-amd64")+"@"+first, cache, b.Trusted(), nil); err != nil || by != dir {
+		t.Errorf("by digest: %s, %v", by, err)
+	}
+
+	// One board's files alone.
+	dir, err = Pull(t.Context(), ref, t.TempDir(), b.Trusted(), []string{"aws"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"root.img": true, "boot/aws.efi": true, "boot/systemd-boot.efi": true, "boot/x86-uefi.efi": false} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	spoil = b.Signed.Manifest().Root.SHA256
+	fresh := t.TempDir()
+	if _, err := Pull(t.Context(), ref, fresh, b.Trusted(), nil); err == nil || !strings.Contains(err.Error(), "root.img: sha256 is") {
+		t.Errorf("a changed root: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(fresh, "*", "*root.img*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	spoil = ""
+	if _, err := Pull(t.Context(), ref, t.TempDir(), nil, nil); err == nil || !strings.Contains(err.Error(), "not signed by a trusted key") {
+		t.Errorf("signed by a stranger: %v", err)
+	}
+	for bad, want := range map[string]string{
+		"oci://127.0.0.1:1/x":                 "has no tag",
+		"oci://???":                           "write oci://HOST/NAME:TAG",
+		strings.Replace(ref, "1.2.3", "9", 1): "not found",
+	} {
+		if _, err := Pull(t.Context(), bad, t.TempDir(), b.Trusted(), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}

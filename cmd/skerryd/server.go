@@ -28,6 +28,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/enrol"
 	"github.com/skerry-os/skerry/pkg/helm"
 	"github.com/skerry-os/skerry/pkg/localstorage"
+	"github.com/skerry-os/skerry/pkg/lostnodes"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/metricsserver"
 	"github.com/skerry-os/skerry/pkg/notify"
@@ -154,11 +155,11 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		ClusterDNS:    node.ClusterDNS,
 		ClusterDomain: s.ClusterDomain,
 	}))
-	services = append(services, controllers.Service(controllers.Config{
-		Kubeconfig:  files.Admin,
-		NodeName:    name,
-		Controllers: []controllers.Controller{servicelb.Controller(nodePorts(s)...), localstorage.Controller(), helmController(node.Proxy), rollout.Controller()},
-	}))
+	inProcess := []controllers.Controller{servicelb.Controller(nodePorts(s)...), localstorage.Controller(), helmController(node.Proxy), rollout.Controller()}
+	if after := s.RemoveAfter(); after > 0 {
+		inProcess = append(inProcess, lostnodes.Controller(after))
+	}
+	services = append(services, controllers.Service(controllers.Config{Kubeconfig: files.Admin, NodeName: name, Controllers: inProcess}))
 	services = append(services, updates.Service(updates.Options{
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
 		Snapshot: func(ctx context.Context) (*record.Saved, error) { return saveBeforeUpdate(ctx, s, name, ips[0]) },

@@ -41,6 +41,7 @@ engine:    pkg/netpol
 engine:    pkg/addons pkg/server/membership
 engine:    pkg/controllers
 engine:    pkg/servicelb pkg/localstorage pkg/metricsserver pkg/rollout
+engine:    pkg/lostnodes
 engine:    pkg/gateway
 engine:    pkg/gateway/controller
 engine:    pkg/server pkg/agent

@@ -17,6 +17,7 @@ const minLifetime = time.Minute
 type Membership struct {
 	AgentToken          string `yaml:"agent-token" help:"one more secret, with which agents can join and servers cannot"`
 	NodeReplace         string `yaml:"node-replace" help:"when another machine asks for the name of a node that is dead: approve waits for skerryd node approve, always gives it"`
+	NodeRemoveAfter     string `yaml:"node-remove-after" shared:"" help:"remove nodes of machines that a cloud has ended: those with a provider ID, no servers, that were not heard of for so long, as 15m (default: never)"`
 	CertificateLifetime string `yaml:"certificate-lifetime" help:"how long certificates are valid, as 8760h; they are renewed after two thirds of it"`
 }
 
@@ -71,6 +72,15 @@ func (s *Server) Multiple() bool {
 	return s.ClusterInit || s.Server != "" || s.DatastoreEndpoint != "" && !strings.HasPrefix(s.DatastoreEndpoint, "sqlite://")
 }
 
+// minRemove is long enough for a machine to start anew.
+const minRemove = 2 * time.Minute
+
+// RemoveAfter is node-remove-after; zero is never.
+func (s *Server) RemoveAfter() time.Duration {
+	d, _ := time.ParseDuration(s.NodeRemoveAfter) // Problems has looked at it
+	return d
+}
+
 // Lifetime is certificate-lifetime.
 func (s *Server) Lifetime() time.Duration {
 	d, _ := time.ParseDuration(s.CertificateLifetime) // Problems has looked at it
@@ -96,6 +106,9 @@ func (p *problems) membership(s *Server) {
 	}
 	if s.NodeReplace != "approve" && s.NodeReplace != "always" {
 		p.addf([]any{"node-replace"}, "%q is not a policy; write approve or always", s.NodeReplace)
+	}
+	if d, err := time.ParseDuration(s.NodeRemoveAfter); s.NodeRemoveAfter != "" && (err != nil || d < minRemove) {
+		p.addf([]any{"node-remove-after"}, "%q is not a time to wait; write minutes, as 15m, and %s or more", s.NodeRemoveAfter, minRemove)
 	}
 	if d, err := time.ParseDuration(s.CertificateLifetime); err != nil || d < minLifetime {
 		p.addf([]any{"certificate-lifetime"}, "%q is not a lifetime; write hours, as 8760h, and %s or more", s.CertificateLifetime, minLifetime)

@@ -165,6 +165,12 @@ vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
 
+.PHONY: test-clouds
+test-clouds: release programs ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
+	@SKERRY_TOOLS=1 $(AS_ROOT) go test -count=1 ./image/cloud/... ./pkg/platform ./pkg/lostnodes
+	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
+	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm
+
 vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
 	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm

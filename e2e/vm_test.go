@@ -62,19 +62,7 @@ func (n *node) expect(limit time.Duration, expr string) []string {
 }
 
 // cluster fetches a kubeconfig over the wire, as a person does.
-func (n *node) cluster() cluster {
-	n.t.Helper()
-	file := filepath.Join(n.t.TempDir(), "kubeconfig")
-	addr, err := n.Addr(6443)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	out, err := exec.CommandContext(n.t.Context(), built(n.t, "bin/skerry"), "kubeconfig", "--server", addr, "--config", built(n.t, "run/node.yaml"), "-o", file).CombinedOutput()
-	if err != nil {
-		n.t.Fatalf("skerry kubeconfig: %v: %s", err, out)
-	}
-	return cluster{T: n.t, kubectl: []string{built(n.t, "amd64/usr/bin/kubectl"), "--kubeconfig", file}, programs: "/usr/bin"}
-}
+func (n *node) cluster() cluster { return n.clusterOf(built(n.t, "run/node.yaml")) }
 
 // From power on with Secure Boot in setup mode to a workload, then through a lost plug, then through an orderly shutdown;
 // the pods are there each time. The machine has no network but its own.

@@ -85,7 +85,7 @@ func (s *system) fetchInstance(ctx context.Context, id string) (*platform.Kept, 
 		if err != nil {
 			if ctx.Err() == nil {
 				s.console.sayf("config: %s; the image's own node config will do", oneLine(err))
-				return nil, nil
+				return nil, nil //nolint:nilerr // said above
 			}
 			return nil, err
 		}

@@ -38,11 +38,11 @@ func newPublishAWSCmd() *cobra.Command {
 			if o.Deprecate, err = day(deprecate); err != nil {
 				return err
 			}
-			d, close, err := awsDisk(cmd.Context(), args[0], &trust, &o)
+			d, done, err := awsDisk(cmd.Context(), args[0], &trust, &o)
 			if err != nil {
 				return err
 			}
-			defer close()
+			defer done()
 			o.State = args[0] + ".upload"
 			say := func(format string, a ...any) { _, _ = fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", a...) }
 			o.Progress = uploadProgress(cmd.ErrOrStderr())
@@ -87,12 +87,12 @@ func awsDisk(ctx context.Context, name string, trust *trustFlags, o *aws.Options
 	if err != nil {
 		return none, nil, err
 	}
-	close := func() { _ = f.Close() }
+	done := func() { _ = f.Close() }
 	d, err := awsOptions(ctx, f, name, keys, o)
 	if err != nil {
-		close()
+		done()
 	}
-	return d, close, err
+	return d, done, err
 }
 
 // awsOptions reads from an image what its AMI is called and needs.

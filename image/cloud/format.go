@@ -84,9 +84,7 @@ func Open(r io.ReaderAt) (interface {
 	Size() int64
 }, error) {
 	head := make([]byte, 4)
-	if _, err := r.ReadAt(head, 0); err != nil {
-		return nil, nil // too short for any format; whoever reads on says so
-	}
+	_, _ = r.ReadAt(head, 0) // what is too short for any format is raw; whoever reads on says so
 	switch {
 	case string(head) == magic:
 		return openQCOW2(r)

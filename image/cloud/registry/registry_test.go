@@ -21,7 +21,7 @@ import (
 func TestThereAndBack(t *testing.T) {
 	b := releasetest.New(t, 2<<20)
 	b.AddBoard(t, "aws")
-	real := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	puts, spoil := 0, ""
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut || r.Method == http.MethodPatch {
@@ -29,14 +29,14 @@ func TestThereAndBack(t *testing.T) {
 		}
 		if spoil != "" && strings.HasSuffix(r.URL.Path, spoil) && r.Method == http.MethodGet {
 			rec := httptest.NewRecorder()
-			real.ServeHTTP(rec, r)
+			inner.ServeHTTP(rec, r)
 			data := rec.Body.Bytes()
 			data[len(data)/2] ^= 1
 			w.Header().Set("Content-Type", rec.Header().Get("Content-Type"))
 			_, _ = w.Write(data)
 			return
 		}
-		real.ServeHTTP(w, r)
+		inner.ServeHTTP(w, r)
 	}))
 	defer server.Close()
 	ref := "oci://" + strings.TrimPrefix(server.URL, "http://") + "/north/skerry:1.2.3-amd64"

@@ -137,7 +137,8 @@ func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([
 		addressService(ips, func() ([]netip.Addr, error) { return agentIPs(a, state.Settings) }),
 	}
 	services = append(services, updates.Service(updates.Options{
-		Log: slog.Default(), Kubeconfig: node.KubeletKubeconfig, NodeName: node.NodeName, Restart: restart,
+		Proxy: node.Proxy,
+		Log:   slog.Default(), Kubeconfig: node.KubeletKubeconfig, NodeName: node.NodeName, Restart: restart,
 		Others: func(context.Context) (bool, error) { return true, nil }, // an agent has a server, at least
 	}))
 	return append(services, agent.Services(node)...), nil

@@ -161,7 +161,8 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	}
 	services = append(services, controllers.Service(controllers.Config{Kubeconfig: files.Admin, NodeName: name, Controllers: inProcess}))
 	services = append(services, updates.Service(updates.Options{
-		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
+		Proxy: node.Proxy,
+		Log:   slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
 		Snapshot: func(ctx context.Context) (*record.Saved, error) { return saveBeforeUpdate(ctx, s, name, ips[0]) },
 		Others:   func(ctx context.Context) (bool, error) { return otherNodes(ctx, files.Admin) },
 	}))

@@ -135,7 +135,7 @@ func (s updateStatus) print(w io.Writer) error {
 
 // withUpdater gives the commands what the service works with, and keeps the service away meanwhile.
 func withUpdater(cmd *cobra.Command, do func(context.Context, *updates.Node) error) error {
-	n, err := updates.Open(slog.New(slog.DiscardHandler))
+	n, err := updates.Open(slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}

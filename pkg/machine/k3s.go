@@ -134,7 +134,6 @@ var k3sSpecial = map[string]K3sFlag{
 	"flannel-cni-conf":                  {Verdict: Refused, Note: "use --flannel-backend=none and a network of your own"},
 	"vpn-auth":                          {Verdict: Refused, Note: "use --flannel-backend=wireguard-native"},
 	"vpn-auth-file":                     {Verdict: Refused, Note: "use --flannel-backend=wireguard-native"},
-	"private-registry":                  {Verdict: Refused, Note: "this release reads no registries.yaml"},
 
 	"disable-scheduler":          {Switch: true, Verdict: Refused, Note: "a server runs all of the control plane"},
 	"disable-kube-proxy":         {Switch: true, Verdict: Refused, Note: "services need it; --flannel-backend=none replaces the pod network alone"},

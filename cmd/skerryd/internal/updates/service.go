@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ type Options struct {
 	Restart    func(arg string) error
 	Snapshot   func(context.Context) (*record.Saved, error) // of the datastore, on a server; nil for none
 	Others     func(context.Context) (bool, error)          // whether other nodes could take this one's pods
+	Proxy      func(*url.URL) (*url.URL, error)             // to the source
 }
 
 // owner is who cordons a node for its own update.
@@ -46,7 +48,7 @@ const pulse = 3 * time.Second
 func Service(o Options) supervise.Service {
 	return supervise.Service{Name: "updates", Run: func(ctx context.Context, ready func()) error {
 		ready()
-		n, err := Open(o.Log)
+		n, err := Open(o.Log, o.Proxy)
 		if err != nil {
 			if !errors.Is(err, host.ErrNoSlots) {
 				o.Log.Warn("this machine cannot be updated", "err", err)

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -58,7 +59,9 @@ type Node struct {
 }
 
 // Open opens this machine. host.ErrNoSlots means that it is none of ours to update.
-func Open(log *slog.Logger) (*Node, error) {
+//
+// proxy says how to reach the source; nil is what the environment says, of which the engine's process has nothing left.
+func Open(log *slog.Logger, proxy func(*url.URL) (*url.URL, error)) (*Node, error) {
 	id, err := host.Identity()
 	if err != nil {
 		return nil, err
@@ -79,7 +82,7 @@ func Open(log *slog.Logger) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Config: conf, ID: id, host: h, log: log, web: client()}
+	n := &Node{Config: conf, ID: id, host: h, log: log, web: client(proxy)}
 	n.Updater = &update.Updater{
 		Machine: update.Machine{
 			Arch: id.Release.Arch, Board: id.Boot.Board, Version: id.Release.Version, Channel: conf.Channel, Seed: seed, Booted: id.Boot.Slot,
@@ -135,10 +138,14 @@ func Lock() (unlock func(), err error) {
 const stall = time.Minute
 
 // client does not wait for ever for anything, and takes as long as it takes for a file that does come.
-func client() *http.Client {
+func client(proxy func(*url.URL) (*url.URL, error)) *http.Client {
+	by := http.ProxyFromEnvironment
+	if proxy != nil {
+		by = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
+	}
 	d := &net.Dialer{Timeout: 30 * time.Second}
 	return &http.Client{Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
+		Proxy: by,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c, err := d.DialContext(ctx, network, addr)
 			if err != nil {

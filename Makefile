@@ -166,7 +166,8 @@ vm: image ## the image in QEMU
 	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
 
 .PHONY: test-clouds
-test-clouds: release programs ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
+test-clouds: programs | $(KEYS) $(KEYS)/repository/root.json ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
+	@$(SKERRY) release build --quiet --clouds --arch $(ARCH) --keys $(KEYS) -o $(RELEASE)
 	@SKERRY_TOOLS=1 $(AS_ROOT) go test -count=1 ./image/cloud/... ./pkg/platform ./pkg/lostnodes
 	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
 	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm

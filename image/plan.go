@@ -124,7 +124,11 @@ func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan
 		return nil, fmt.Errorf("release %s: is for %s, board %s is %s; name one built with: skerry release build --arch %s", m.Version, m.Arch, b.ID, b.Arch, b.Arch)
 	}
 	if _, ok := m.Boards[b.ID]; !ok {
-		return nil, fmt.Errorf("release %s: has nothing for board %s, only for %s", m.Version, b.ID, strings.Join(m.BoardIDs(), ", "))
+		how := ""
+		if b.Platform != "" {
+			how = "; name one built with: skerry release build --clouds"
+		}
+		return nil, fmt.Errorf("release %s: has nothing for board %s, only for %s%s", m.Version, b.ID, strings.Join(m.BoardIDs(), ", "), how)
 	}
 	switch none := len(config.Data) == 0 && len(config.Beside) == 0; {
 	case none && b.Platform == "":

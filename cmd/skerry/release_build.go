@@ -18,7 +18,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	var mirrors []string
 	var configTrust configTrustFlags
 	var add compose.Additions
-	var quiet, asJSON bool
+	var quiet, asJSON, clouds bool
 	cmd := &cobra.Command{
 		Use:   "build --keys DIR -o DIR",
 		Short: "Build a signed release from the source",
@@ -57,7 +57,7 @@ func newReleaseBuildCmd() *cobra.Command {
 				log = compose.NewLog(io.Discard)
 			}
 			s, err := compose.Build(cmd.Context(), compose.Options{
-				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log,
+				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log, Clouds: clouds,
 				ConfigPolicy: policy, ConfigKeys: configKeys, Additions: add,
 			})
 			if err != nil {
@@ -78,6 +78,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	f.StringVar(&source, "source", ".", "a folder inside Skerry's source")
 	f.StringVar(&work, "work", "", "folder for staging (default: out in the source)")
 	f.StringVar(&version, "version", "", "what the release calls itself (default: what git describe says)")
+	f.BoolVar(&clouds, "clouds", false, "kernel images for the boards of clouds and hypervisors, too (aws, gcp, ...)")
 	f.BoolVar(&quiet, "quiet", false, "no progress")
 	f.BoolVar(&asJSON, "json", false, "print the summary as JSON")
 	mirrorFlag(cmd, &mirrors)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/compose"
 	"github.com/skerry-os/skerry/image/initramfs"
 	"github.com/skerry-os/skerry/pkg/debian"
@@ -23,9 +24,13 @@ func releaseKernel(t *testing.T) (image, modules, release string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pkg, err := lock.Find("amd64", "linux-image-amd64")
+	b, err := boards.Load("x86-uefi")
 	if err != nil {
 		t.Fatal(err)
+	}
+	pkgs, err := lock.Followed(b.Arch, b.Kernel.Package, b.Kernel.Suite)
+	if err != nil || len(pkgs) != 1 {
+		t.Fatalf("%d kernels, %v", len(pkgs), err)
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -36,7 +41,7 @@ func releaseKernel(t *testing.T) (image, modules, release string) {
 		t.Fatal(err)
 	}
 	store := &debian.Store{Dir: filepath.Join(cache, "skerry"), Mirrors: mirrors.All(), Retry: 5 * time.Second}
-	dir, err := store.Unpack(t.Context(), pkg)
+	dir, err := store.Unpack(t.Context(), pkgs[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ const biosPackage = "ipxe"
 // netbootFiles makes what machines need that start over the network: for each board with UEFI a second initramfs, and iPXE.
 func (b *build) netbootFiles(put func(name string, data []byte) error) error {
 	for _, board := range b.Boards {
-		if board.Slots != boards.UEFI {
-			continue // its firmware loads no EFI program
+		if board.Slots != boards.UEFI || board.Platform != "" {
+			continue // its firmware loads no EFI program, or its cloud no other disk
 		}
 		done := b.Log.Stage("network boot for " + board.ID)
 		data, err := b.netbootOverlay(board)

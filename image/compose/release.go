@@ -39,6 +39,8 @@ type Options struct {
 	Mirrors []string // base addresses of Debian archives
 	Log     Log
 
+	Clouds bool // boards of clouds and hypervisors, too: each costs a kernel image, and who flashes cards needs none
+
 	Additions
 
 	ConfigPolicy machine.Policy      // which node configs every machine of this release takes; "" leaves it to the image
@@ -162,7 +164,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	all = slices.DeleteFunc(all, func(b *boards.Board) bool { return b.Arch != o.Arch })
+	all = slices.DeleteFunc(all, func(b *boards.Board) bool { return b.Arch != o.Arch || b.Platform != "" && !o.Clouds })
 	if !slices.Contains(release.Arches, o.Arch) {
 		return nil, fmt.Errorf("architecture %q: is not one of %s", o.Arch, strings.Join(release.Arches, ", "))
 	}

@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -49,7 +50,7 @@ func TestAStreamHasTheBytesOfTheImage(t *testing.T) {
 			t.Fatalf("from byte %d: %v", at, err)
 		}
 	}
-	if n, err := s.Read(x); n != 0 || err != io.EOF {
+	if n, err := s.Read(x); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("behind the end: %d, %v", n, err)
 	}
 	if _, err := s.Seek(5, io.SeekStart); err == nil {

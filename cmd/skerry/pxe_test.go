@@ -140,7 +140,7 @@ func (p *pageRun) serve(line string) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- c.Wait() }()
-	p.stop = func() { _ = c.Process.Signal(syscall.SIGTERM); <-done; p.stop = func() {} }
+	p.stop = func() { _, _ = c.Process.Signal(syscall.SIGTERM), <-done; p.stop = func() {} }
 	for end := time.Now().Add(time.Minute); !strings.Contains(out.String(), "status page: http://127.0.0.1:6482/"); time.Sleep(20 * time.Millisecond) {
 		select {
 		case err := <-done:

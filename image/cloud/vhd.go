@@ -26,7 +26,7 @@ func newVHD(f File, size int64, id [16]byte) (*vhd, error) {
 }
 
 func (v *vhd) Close() error {
-	_, err := v.File.WriteAt(v.footer, v.size)
+	_, err := v.WriteAt(v.footer, v.size)
 	return err
 }
 

@@ -174,7 +174,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
 		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
 	}
-	if err := o.Additions.check(); err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
 	if err := checkReplaceable(o.Out); err != nil {

@@ -71,7 +71,7 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := b.addIdentity(t); err != nil {
 		return nil, err
 	}
-	return t, b.Additions.add(t)
+	return t, b.add(t)
 }
 
 // addBoards adds the modules of all boards, by kernel, and their firmware.

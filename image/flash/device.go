@@ -7,7 +7,7 @@ type File struct {
 	*os.File
 	block bool
 	size  int64
-	held  // what else the system wants to be remembered
+	held  //nolint:unused // what else the system wants to be remembered
 }
 
 // Size in bytes.

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-type held struct{}
+type held struct{} //nolint:unused // there is nothing here
 
 // List lists this computer's disks.
 func List() ([]Disk, error) { return Disks(os.DirFS("/")) }

@@ -235,8 +235,7 @@ func (n *installer) ends() machine.Netboot {
 			n.t.Fatal(err)
 		}
 	case <-time.After(2 * time.Minute):
-		_ = n.cmd.Process.Kill()
-		<-done
+		_, _ = n.cmd.Process.Kill(), <-done
 		n.t.Fatalf("the installer does not end: %s", n.out)
 	}
 	var o machine.Netboot

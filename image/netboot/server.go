@@ -257,7 +257,7 @@ func (s *Server) lookAround(ctx context.Context) error {
 	others, err := probe(ctx, s.Interface, s.self.Addr(), probeFor)
 	switch {
 	case ctx.Err() != nil:
-		return nil
+		return nil //nolint:nilerr // the end, not a fault
 	case err != nil:
 		return err
 	case s.DHCP != nil && len(others) > 0:

@@ -115,7 +115,7 @@ func (m *Manager) keep(ctx context.Context) error {
 			return nil
 		case err = <-end:
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // the end, not a fault
 			}
 			err = fmt.Errorf("listening for network links: %w", err)
 		case u, ok := <-links:

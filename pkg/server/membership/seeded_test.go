@@ -96,8 +96,10 @@ func TestSeededTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.joins(b.node("a1", "m1", tokens[0].Secret))
-	if !b.storePending(t.Context(), b.client) || !b.storePending(t.Context(), b.client) {
-		t.Error("not stored")
+	for range 2 { // a second time there is nothing to store
+		if !b.storePending(t.Context(), b.client) {
+			t.Error("not stored")
+		}
 	}
 	if _, err := os.Stat(file); err == nil {
 		t.Error("the tokens are still in their file")

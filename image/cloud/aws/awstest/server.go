@@ -138,7 +138,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	lose := s.Faults && s.n%11 == 0
-	out := http.ResponseWriter(w)
+	out := w
 	if lose {
 		out = httptest.NewRecorder()
 		defer hangUp(w)

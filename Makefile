@@ -142,7 +142,7 @@ native: programs ## skerryd as a server on this host (needs root)
 
 nodes: programs ## several skerryd as one cluster, in namespaces of this host (needs root)
 	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
-	@$(AS_ROOT) $(E2E) -run 'NodesServer$$|NodesHostGW' $(E2E_ARGS) -nodes
+	@$(AS_ROOT) $(E2E) -run 'Nodes(Server|HostGW|UpdatePlan|Fleet|Deleted)$$' $(E2E_ARGS) -nodes
 
 # The rest of both, half an hour. It is to become part of `make test` as soon as it has been seen green in one run.
 clusters: programs ## components, tools, snapshots, joining, etcd, pod networks: the long tests (needs root; RUN=regexp)
@@ -163,7 +163,7 @@ gateway-conformance: programs ## upstream's Gateway API suite against the ingres
 
 vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
-	@$(E2E) -run Image\|Damaged\|Forged $(E2E_ARGS) -vm
+	@$(E2E) -run '^Test(Image|ADamagedRoot|AForged)' $(E2E_ARGS) -vm
 
 .PHONY: test-clouds
 test-clouds: programs | $(KEYS) $(KEYS)/repository/root.json ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)

@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
 )
@@ -57,6 +58,9 @@ func (s *Store) watchAlarms(ctx context.Context, e *embed.Etcd) {
 				s.quota()>>20))
 		}
 		told = now
+		if now[etcdserverpb.AlarmType_NOSPACE] {
+			recount(e)
+		}
 		size, used := e.Server.Backend().Size(), e.Server.Backend().SizeInUse()
 		if big := size > s.quota()/10*8; big != large {
 			if large = big; big && !now[etcdserverpb.AlarmType_NOSPACE] {
@@ -73,6 +77,20 @@ func (s *Store) watchAlarms(ctx context.Context, e *embed.Etcd) {
 			}
 			s.tell(false, ReasonSpace, fmt.Sprintf("etcd: there is room again, %d MiB are in use", used>>20))
 		}
+	}
+}
+
+// recount brings etcd's figure of what is in use up to date. bbolt counts a page as free only when a later transaction has begun,
+// and while etcd takes no writes there may be none: what was deleted would look as if it were still in use. Deleting what is
+// not there changes nothing and is a transaction; the first lets pages go, the second counts them.
+func recount(e *embed.Etcd) {
+	b := e.Server.Backend()
+	for range 2 {
+		tx := b.BatchTx()
+		tx.LockOutsideApply()
+		tx.UnsafeDelete(schema.Meta, []byte("skerry: no such key"))
+		tx.Unlock()
+		b.ForceCommit()
 	}
 }
 

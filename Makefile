@@ -211,10 +211,11 @@ NEW ?= $(OUT)/next
 delta: ## say what travels from release OLD to release NEW
 	@go test -count=1 -v -run Numbers ./pkg/delta -args -old '$(abspath $(or $(OLD),$(RELEASE)))/root.img' -new '$(abspath $(NEW))/root.img'
 
-bench: image ## print the table of sizes and times (needs root; a quarter of an hour)
+bench: image ## print the tables of sizes and times, upstream's own programs beside ours (needs root; half an hour)
 	@go test -count=1 -v -run Compare ./pkg/gateway/proxy -args -compare
 	@$(AS_ROOT) $(E2E) -run Numbers $(E2E_ARGS) -numbers -native -vm
 	@echo; echo 'datastores: 16 writers, objects of 1 KiB, every answered write on the disk'; go test -count=1 -v -run Numbers ./pkg/datastore -args -numbers | grep '^|'
+	@echo; echo 'next to the programs of upstream (e2e/stock/COMPARED.md)'; $(MAKE) compare
 
 # Kubernetes as upstream ships it: a program for each component, from the module that skerryd is built from.
 STOCK := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy

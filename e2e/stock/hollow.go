@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
 )
 
 // Hollow is an agent as the API sees it, without a machine: a Node that is Ready, a lease renewed every ten seconds, a status
@@ -66,7 +67,8 @@ func Hollow(ctx context.Context, c kubernetes.Interface, name string, up func())
 	up()
 	for beat := 0; ; beat++ {
 		if beat%6 == 0 {
-			if err := report(ctx, c, name); err != nil && ctx.Err() == nil {
+			err := retry.RetryOnConflict(retry.DefaultRetry, func() error { return report(ctx, c, name) })
+			if err != nil && ctx.Err() == nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}

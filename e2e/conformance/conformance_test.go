@@ -304,7 +304,9 @@ func (s *suite) registry(t *testing.T, w *nodes.Network) (string, error) {
 		if err := errors.Join(server.Close(), r.Close()); err != nil {
 			t.Error(err)
 		}
-		_ = <-served // the server was closed
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 	file := filepath.Join(s.dir, "registries.yaml")
 	return file, os.WriteFile(file, fmt.Appendf(nil, "mirrors:\n  registry.k8s.io: {endpoint: [\"http://%s\"]}\n", address), 0o600)

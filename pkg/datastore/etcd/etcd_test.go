@@ -266,7 +266,9 @@ func TestCluster(t *testing.T) {
 		t.Errorf("at the one that joined again: %q", got)
 	}
 	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, b.store.Name) })
-	_ = <-b.out // it says that it was removed; see above
+	if err := <-b.out; err == nil {
+		t.Error("a member that was removed ends as if it had been asked to")
+	}
 	b.stop = nil
 	a.end()
 

@@ -14,8 +14,8 @@ import (
 	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 )
 
-// Three servers share an etcd. One is killed, then another is cut off: the API goes on at the others, and both come back. A
-// deleted node's member goes with it.
+// Three servers share an etcd, and an agent joined through the first. That one is killed, then another is cut off: the API goes on at
+// the others, the agent with it, and both come back. A deleted node's member goes with it.
 func TestNodesEtcd(t *testing.T) {
 	w := newWire(t)
 	s1 := w.Node("s1")
@@ -38,12 +38,46 @@ func TestNodesEtcd(t *testing.T) {
 		})
 	}
 	put(s3, "all-there")
+	a := w.Node("a1")
+	a.Start("agent", "--server", s1.URL(), "--token", s1.Token())
+	a.Ready()
+	s1.ReadyInAPI(a)
+	a.Eventually("the agent knows all servers", func() (bool, string) {
+		var known string
+		for _, name := range []string{"join.json", "servers.json"} { // those it was told when it joined, and others that came
+			b, _ := os.ReadFile(filepath.Join(a.DataDir(), "agent", name))
+			known += string(b)
+		}
+		return !slices.ContainsFunc(servers, func(s *nodes.Node) bool { return !strings.Contains(known, s.IP.String()+":6443") }), ""
+	})
+	lives := holds(s2, a)
+	pids := []int{s2.PID(), s3.PID(), a.PID()}
 
-	s1.Kill()
+	s1.PullThePlug()
 	put(s2, "first-killed")
 	put(s3, "first-killed-too")
+	lives("with the server gone that the agent joined through")
+	lease := func() string {
+		out, _ := s2.Try("", "-n", "kube-node-lease", "get", "lease", "a1", "-o", "jsonpath={.spec.renewTime}")
+		return out
+	}
+	before := lease()
+	s2.Eventually("the agent reports to another server", func() (bool, string) { now := lease(); return now != "" && now != before, now })
+	// What is elected is elected elsewhere: a Deployment gets its pods.
+	s2.Apply(deployment)
+	s2.Becomes("1", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
+	for i, n := range []*nodes.Node{s2, s3, a} {
+		if n.PID() != pids[i] || !n.Running() || strings.Contains(n.Log(), "everything is started anew") {
+			t.Errorf("%s did not live through it\n%s", n.Name, n.Tail(3000))
+		}
+	}
+	a.Stop()
+	a.Start("agent", "--server", s1.URL()) // which is not there, and no token
+	t.Logf("the agent Ready %v after a start without the server it joined through", a.Ready())
+	s1.PowerOn()
 	s1.Start("server", "--cluster-init")
 	s1.Ready()
+	s2.ReadyInAPI(s1, s2, s3, a)
 	s1.Becomes("first-killed", "get", "configmap", "first-killed", "-o", "jsonpath={.metadata.name}")
 
 	s3.Partition(s1, s2)
@@ -66,6 +100,64 @@ func TestNodesEtcd(t *testing.T) {
 const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"default"},"spec":{"replicas":1,
 "selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"terminationGracePeriodSeconds":0,
 "containers":[{"name":"c","image":"skerry.local/pause:1","imagePullPolicy":"Never"}]}}}}`
+
+// Two of three servers are lost for good. The last is told to go on alone, and others join anew: machines in the old ones' places,
+// one of them with its old data.
+func TestNodesClusterReset(t *testing.T) {
+	w := newWire(t)
+	s1, s2, s3 := w.Node("s1"), w.Node("s2"), w.Node("s3")
+	s1.Start("server", "--cluster-init")
+	s1.Ready()
+	join := []string{"--server", s1.URL(), "--token", s1.Token()}
+	s2.Start("server", join...)
+	s2.Ready()
+	s3.Start("server", join...)
+	s3.Ready()
+	s1.ReadyInAPI(s1, s2, s3)
+	lives := holds(s1, s1)
+	s1.Kubectl("create", "configmap", "kept", "--from-literal=k=v")
+	s2.PullThePlug()
+	s3.PullThePlug()
+	s1.Eventually("nothing is stored any more", func() (bool, string) {
+		out, err := s1.Try("", "create", "configmap", "lost", "--from-literal=k=v", "--request-timeout=5s")
+		return err != nil && !strings.Contains(err.Error(), "already exists"), out
+	})
+	s1.Kill()
+	code, out := s1.Skerryd("server", "--cluster-reset", "--data-dir", s1.DataDir(), "--node-name", "s1")
+	if code != 0 || !strings.Contains(out, "all other servers are forgotten") {
+		t.Fatalf("--cluster-reset: %d %s", code, out)
+	}
+	s1.Start("server")
+	t.Logf("Ready %v after the reset", s1.Ready())
+	s1.Becomes("kept", "get", "configmap", "kept", "-o", "jsonpath={.metadata.name}")
+	lives("after the reset")
+	if code, out := s1.Skerryd("server", "--cluster-reset", "--data-dir", s1.DataDir(), "--node-name", "s1"); code == 0 || !strings.Contains(out, "another skerryd uses this folder") {
+		t.Errorf("--cluster-reset beside a server that runs: %d %s", code, out)
+	}
+
+	// s2 comes with its old data, and is told; then it joins.
+	s2.PowerOn()
+	s2.Start("server", join...)
+	if code := s2.Exited(); code == 0 || !strings.Contains(s2.Log(), "removed from the cluster; it joins again when it starts with --server") {
+		t.Errorf("a server of before the reset: %d\n%s", code, s2.Tail(3000))
+	}
+	s2.Start("server", join...)
+	s2.Ready()
+	// s3 is another machine now.
+	if code, out := s1.Skerryd("node", "remove", "s3", "--data-dir", s1.DataDir()); code != 0 {
+		t.Fatalf("remove: %d %s", code, out)
+	}
+	s3.PowerOn()
+	s3.Reflash()
+	s3.Start("server", join...)
+	s3.Ready()
+	s1.ReadyInAPI(s1, s2, s3)
+	s1.Kill()
+	s2.Eventually("the others go on without the first", func() (bool, string) {
+		out, err := s2.Try("", "create", "configmap", "again", "--from-literal=k=v")
+		return err == nil || strings.Contains(err.Error(), "already exists"), fmt.Sprint(out, err)
+	})
+}
 
 // A server loses what it was elected for, and has it again: the scheduler goes on in the same process, for the controller manager
 // everything is started anew in order, and nothing that runs notices.

@@ -230,3 +230,67 @@ func TestNodesBadInput(t *testing.T) {
 	other.Stop()
 	s.Stop()
 }
+
+// The same with three servers that share an etcd, whose authorities are replaced too: they take turns, so that most of them are there
+// at any time, and whoever comes in the middle belongs to it.
+func TestNodesRotateCAOfServers(t *testing.T) {
+	w := newWire(t)
+	s1 := w.Node("s1")
+	s1.Start("server", "--cluster-init")
+	s1.Ready()
+	servers := []*nodes.Node{s1}
+	more := func(name string) *nodes.Node {
+		s := w.Node(name)
+		s.Start("server", "--server", s1.URL(), "--token", s1.Token())
+		s.Ready()
+		servers = append(servers, s)
+		return s
+	}
+	more("s2")
+	more("s3")
+	s1.ReadyInAPI(servers...)
+	works := func(when string) {
+		t.Helper()
+		for _, s := range servers {
+			s.Eventually("a write, "+when, func() (bool, string) {
+				out, err := s.Try("", "create", "configmap", strings.ReplaceAll(when, " ", "-")+"-"+s.Name, "--from-literal=k=v")
+				return err == nil || strings.Contains(err.Error(), "already exists"), fmt.Sprint(out, err)
+			})
+		}
+		s1.ReadyInAPI(servers...)
+	}
+	step := func(says string, flags ...string) {
+		t.Helper()
+		if code, out := s1.Skerryd(append([]string{"certificate", "rotate-ca", "--data-dir", s1.DataDir()}, flags...)...); code != 0 {
+			t.Fatalf("rotate-ca %v: %d %s", flags, code, out)
+		}
+		servers[len(servers)-1].Eventually("the rotation is as far as "+says, func() (bool, string) {
+			s := servers[len(servers)-1]
+			_, out := s.Skerryd("certificate", "rotate-ca", "--status", "--data-dir", s.DataDir())
+			return strings.Contains(out, says) && !strings.Contains(out, "its turn"), out
+		})
+	}
+	step("all nodes have followed")
+	works("after the rotation")
+	for _, s := range servers {
+		if strings.Count(s.Log(), "everything is started anew") != 1 || !s.Running() {
+			t.Errorf("%s did not start anew once\n%s", s.Name, s.Tail(3000))
+		}
+	}
+	more("s4")
+	works("with one more")
+	step("no rotation is under way", "--finish")
+	for _, s := range servers {
+		s.Eventually("one authority of etcd is left", func() (bool, string) {
+			ca, err := os.ReadFile(filepath.Join(s.DataDir(), "server/tls/etcd-peer-ca.crt"))
+			return err == nil && strings.Count(string(ca), "BEGIN") == 1, fmt.Sprint(err)
+		})
+	}
+	works("after the end")
+	s1.Kill()
+	servers = servers[1:]
+	servers[0].Eventually("the others go on", func() (bool, string) {
+		out, err := servers[0].Try("", "create", "configmap", "without-the-first", "--from-literal=k=v")
+		return err == nil || strings.Contains(err.Error(), "already exists"), fmt.Sprint(out, err)
+	})
+}

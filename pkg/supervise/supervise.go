@@ -244,9 +244,17 @@ func (g *Group) supervise(ctx context.Context, log *slog.Logger, u *unit, stop <
 		log.Info("stopped", "service", u.Name, "after", time.Since(told).Round(time.Millisecond))
 	case <-grace.C:
 		log.Error("left behind: it did not stop in time", "service", u.Name, "grace", u.Grace)
-		g.fail(fmt.Errorf("%s: still running %s after it was told to stop; left behind", u.Name, u.Grace))
+		if !g.hasFailed() { // or whoever reads the end would not see what began it
+			g.fail(fmt.Errorf("%s: still running %s after it was told to stop; left behind", u.Name, u.Grace))
+		}
 	}
 	g.set(u, Stopped)
+}
+
+func (g *Group) hasFailed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.errs) > 0
 }
 
 func (u *unit) waitForUsers() {

@@ -193,6 +193,19 @@ func TestGrace(t *testing.T) {
 }
 
 // An error while stopping is not lost.
+// What began the end is the whole error, not what it left behind.
+func TestGraceAfterAFailure(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	err := Run(t.Context(), slog.New(slog.DiscardHandler), []Service{
+		{Name: "stubborn", Grace: time.Millisecond, Run: func(context.Context, func()) error { <-release; return nil }},
+		{Name: "broken", Run: func(context.Context, func()) error { return errors.New("no room") }},
+	})
+	if err == nil || err.Error() != "broken: no room" {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestErrorWhileStopping(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	torn := errors.New("torn page")

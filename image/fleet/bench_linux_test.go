@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 // A thousand cards: how long it takes and what it takes on the disk is printed.
@@ -48,10 +50,10 @@ func BenchmarkBuild1000(b *testing.B) {
 
 // Where the file system shares blocks between files, a hundred whole images take what is theirs alone beside one.
 func TestSharedBlocks(t *testing.T) {
-	mkfs, err := exec.LookPath("mkfs.xfs")
-	if err != nil || os.Geteuid() != 0 {
-		t.Skip("needs root and mkfs.xfs")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it mounts a disk")
 	}
+	mkfs := imagetest.Tool(t, "mkfs.xfs", "xfsprogs")
 	b := newBench(t, 16<<20)
 	disk, at := filepath.Join(t.TempDir(), "xfs"), t.TempDir()
 	if err := os.WriteFile(disk, nil, 0o600); err != nil {

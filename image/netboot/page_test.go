@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
 
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/netboot/protocol"
 )
 
@@ -81,13 +80,7 @@ func TestThePageIsForThisHostAndReadsWithoutScript(t *testing.T) {
 
 // In a real browser: rows come and change without the page being loaded again, and what a machine calls itself runs nowhere.
 func TestThePageInABrowser(t *testing.T) {
-	browser, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("SKERRY_TOOLS") != "" {
-			t.Fatal("no chromium here; make setup installs it")
-		}
-		t.Skip("no chromium here; make setup installs it")
-	}
+	browser := imagetest.Tool(t, "chromium", "chromium")
 	if !inNamespace(t) {
 		return
 	}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 type memory struct{ *bytes.Reader }
@@ -250,13 +252,14 @@ func TestTwentyAtATime(t *testing.T) {
 
 // curl's client is somebody else's reading of the same RFCs.
 func TestCurlAgrees(t *testing.T) {
-	if out, err := exec.Command("curl", "--version").Output(); err != nil || !bytes.Contains(out, []byte("tftp")) {
-		t.Skip("no curl with TFTP here")
+	curl := imagetest.Tool(t, "curl", "curl")
+	if out, err := exec.Command(curl, "--version").Output(); err != nil || !bytes.Contains(out, []byte("tftp")) {
+		t.Fatalf("this curl speaks no TFTP, which Debian's does: %v\n%s", err, out)
 	}
 	want := noise(300_001)
 	addr := serve(t, &Server{}, map[string][]byte{"f": want})
 	for _, args := range [][]string{nil, {"--tftp-blksize", "1468"}, {"--tftp-no-options"}} {
-		got, err := exec.Command("curl", append(args, "-s", "tftp://"+addr+"/f")...).Output()
+		got, err := exec.Command(curl, append(args, "-s", "tftp://"+addr+"/f")...).Output()
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%v: %d bytes, %v", args, len(got), err)
 		}

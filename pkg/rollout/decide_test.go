@@ -160,6 +160,22 @@ func TestServersGoFirstAndOneAtATime(t *testing.T) {
 	}
 }
 
+// A server that was silent and comes back old waits for the agents that went meanwhile.
+func TestAServerWaitsForAgentsUnderWay(t *testing.T) {
+	f := newFarm(t, Spec{Version: "1.1.0", Concurrency: many(10)}, "a1", "s1")
+	f.ready("s1", true)
+	old := f.nodes["s1"].Annotations[reportAnnotation]
+	delete(f.nodes["s1"].Annotations, reportAnnotation)
+	f.pass()
+	f.wantOrder("a1=1.1.0")
+	f.nodes["s1"].Annotations[reportAnnotation] = old
+	f.pass()
+	f.wantOrder("a1=1.1.0")
+	f.work()
+	f.until(Complete)
+	f.wantOrder("a1=1.1.0 s1=1.1.0")
+}
+
 func TestAServerWaitsForTheOthers(t *testing.T) {
 	f := newFarm(t, Spec{Version: "1.1.0"}, "s1", "s2", "s3")
 	f.ready("s3", false)

@@ -198,8 +198,8 @@ func TestGraceAfterAFailure(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	err := Run(t.Context(), slog.New(slog.DiscardHandler), []Service{
-		{Name: "stubborn", Grace: time.Millisecond, Run: func(context.Context, func()) error { <-release; return nil }},
-		{Name: "broken", Run: func(context.Context, func()) error { return errors.New("no room") }},
+		{Name: "stubborn", Grace: time.Millisecond, Run: func(_ context.Context, ready func()) error { ready(); <-release; return nil }},
+		{Name: "broken", Needs: []string{"stubborn"}, Run: func(context.Context, func()) error { return errors.New("no room") }},
 	})
 	if err == nil || err.Error() != "broken: no room" {
 		t.Errorf("%v", err)

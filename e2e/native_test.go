@@ -28,9 +28,10 @@ type engine struct {
 	token   string
 	flags   []string // more of them
 
-	cmd  *exec.Cmd
-	done chan error
-	log  *os.File
+	cmd   *exec.Cmd
+	began time.Time // the last start
+	done  chan error
+	log   *os.File
 }
 
 func newEngine(t *testing.T) *engine {
@@ -88,7 +89,7 @@ func (e *engine) start() (took time.Duration) {
 	e.cmd = exec.Command(args[0], args[1:]...)
 	e.cmd.Env = append(os.Environ(), notify.SocketEnv+"="+socket)
 	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
-	begin := time.Now()
+	e.began = time.Now()
 	if err := e.cmd.Start(); err != nil {
 		e.t.Fatal(err)
 	}
@@ -115,7 +116,7 @@ func (e *engine) start() (took time.Duration) {
 	case <-time.After(patience):
 		e.t.Fatalf("not Ready within %v\n%s", patience, e.tail())
 	}
-	return time.Since(begin)
+	return time.Since(e.began)
 }
 
 func (e *engine) kubeconfig() string { return filepath.Join(e.dir, "kubeconfig") }
@@ -254,6 +255,7 @@ func TestNativeServer(t *testing.T) {
 	t.Logf("Ready %v after the first start", e.start())
 	c := e.cluster()
 	c.ready()
+	c.mutates()
 	c.described()
 	c.start()
 	before := c.works()

@@ -131,6 +131,7 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	}
 	generic := config.KubeAPIs.ControlPlane.Generic
 	generic.SkipOpenAPIInstallation = true // see specs
+	generic.DisabledPostStartHooks = generic.DisabledPostStartHooks.Union(upstreamsHooks())
 	complete, err := config.Complete()
 	if err != nil {
 		return err
@@ -144,6 +145,9 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	behind, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
 	if !ok {
 		return fmt.Errorf("the aggregator stands in front of a %T, not of the built-in APIs", server.GenericAPIServer.NextDelegate())
+	}
+	if err := server.GenericAPIServer.AddPostStartHook(bootstrapHook, bootstrap); err != nil {
+		return err
 	}
 	if a.extend != nil {
 		if err := a.extend(behind); err != nil {

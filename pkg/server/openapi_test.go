@@ -23,7 +23,7 @@ func says(text string) http.Handler {
 // stubbed has texts for the descriptions and counts how often each kind was made.
 func stubbed() (s *specs, made map[string]int) {
 	made = map[string]int{}
-	s = &specs{rendered: make(chan struct{})}
+	s = emptySpecs()
 	s.v2 = func() http.Handler { made["v2"]++; return says("two") }
 	s.v3 = func() http.Handler { made["v3"]++; return says("three") }
 	return s, made
@@ -71,6 +71,58 @@ func TestAClientDoesNotWaitForEver(t *testing.T) {
 		start := time.Now()
 		if got := ask(t, s.clients(says("empty")), openAPIV3); got != "empty" || time.Since(start) != specWait {
 			t.Errorf("got %q after %v", got, time.Since(start))
+		}
+	})
+}
+
+// The server's own look is no reason to make them: it is held, and hears of an empty list after that.
+func TestTheServersOwnLookWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, made := stubbed()
+		start := time.Now()
+		if got := ask(t, s.ourselves(says("empty")), openAPIV3); got != "empty" || time.Since(start) != ownWait {
+			t.Errorf("got %q after %v", got, time.Since(start))
+		}
+		if closed(s.asked) || closed(s.taken) || made["v3"] != 0 {
+			t.Error("the look alone had the descriptions made")
+		}
+	})
+}
+
+// Who writes a policy waits until the server itself has the descriptions, or the policy would refuse what it is for.
+func TestAPolicyWaitsForTheDescriptions(t *testing.T) {
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodPatch} {
+		t.Run(method, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := stubbed()
+				written, look := make(chan struct{}), make(chan string)
+				go func() { look <- ask(t, s.ourselves(says("list")), openAPIV3) }()
+				go func() {
+					defer close(written)
+					w := httptest.NewRecorder()
+					s.before(says("done")).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, "/", nil))
+				}()
+				synctest.Wait()
+				if closed(written) || !closed(s.asked) {
+					t.Fatal("the policy was written before there were descriptions")
+				}
+				if got := ask(t, http.HandlerFunc(s.serve), openAPIV3); got != "three" {
+					t.Fatalf("the aggregator got %q", got)
+				}
+				start := time.Now()
+				<-look
+				<-written
+				if took := time.Since(start); took != settle {
+					t.Errorf("the policy was written %v after the descriptions were there, want %v", took, settle)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := stubbed()
+		start := time.Now()
+		if got := ask(t, s.before(says("none")), "/"); got != "none" || time.Since(start) != 0 || closed(s.asked) {
+			t.Errorf("who only reads policies got %q after %v", got, time.Since(start))
 		}
 	})
 }

@@ -13,6 +13,9 @@ import (
 // of it, up to no collection at all, made no start faster, and left 40 MB of holes in the heap.)
 const gcPercent = 25
 
+// calm is when the controllers have seen everything once: what that took is given back too, some 20 MB.
+const calm = time.Minute
+
 // settleMemory is for a node that has started. It leaves alone what the operator has said in Go's own variables.
 func settleMemory() {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
@@ -20,6 +23,7 @@ func settleMemory() {
 	}
 	debug.SetGCPercent(gcPercent)
 	debug.FreeOSMemory()
+	time.AfterFunc(calm, debug.FreeOSMemory)
 }
 
 // cpuTime is what this process has used so far: beside the time that has passed it tells a slow machine from a busy one.

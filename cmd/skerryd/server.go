@@ -148,6 +148,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	services = append(services, addons.Service(addons.Config{
 		Kubeconfig:    files.Admin,
 		Node:          name,
+		Alone:         server.Alone(s),
 		Components:    filepath.Join(node.Share, "manifests"),
 		InProcess:     []string{servicelb.Name, localstorage.Name, metricsserver.Name, helm.Name, rollout.Name},
 		Disable:       disabled(s),
@@ -159,7 +160,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if after := s.RemoveAfter(); after > 0 {
 		inProcess = append(inProcess, lostnodes.Controller(after))
 	}
-	services = append(services, controllers.Service(controllers.Config{Kubeconfig: files.Admin, NodeName: name, Controllers: inProcess}))
+	services = append(services, controllers.Service(controllers.Config{Kubeconfig: files.Admin, NodeName: name, Alone: server.Alone(s), Controllers: inProcess}))
 	services = append(services, updates.Service(updates.Options{
 		Proxy: node.Proxy,
 		Log:   slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,

@@ -38,6 +38,7 @@ import (
 type Config struct {
 	Kubeconfig string   // file: the administrator's
 	Node       string   // this server's, whose files these are and whom events are about
+	Alone      bool     // there can be no other server
 	Components string   // folder with a folder of manifests per component
 	InProcess  []string // components that run inside this process, with no manifests or beside them; see While
 	Disable    []string // components to leave out
@@ -106,11 +107,14 @@ func run(ctx context.Context, cfg Config, ready func()) error {
 		defer l.drift.wait()
 		l.objects = objects
 	}
-	all.Go(func() error {
-		return leader.Run(ctx, client, Lease, cfg.Node, func(ctx context.Context) error { return components.run(ctx, ready) })
-	})
+	work := func(ctx context.Context) error { return components.run(ctx, ready) }
+	if cfg.Alone {
+		all.Go(func() error { return leader.Alone(ctx, Lease, work) })
+	} else {
+		all.Go(func() error { return leader.Run(ctx, client, Lease, cfg.Node, work) })
+		all.Go(func() error { readyElsewhere(ctx, client, cfg.Node, ready); return nil })
+	}
 	all.Go(func() error { return persons.run(ctx, func() {}) })
-	all.Go(func() error { readyElsewhere(ctx, client, cfg.Node, ready); return nil })
 	all.Go(func() error { return watchFolder(ctx, cfg.Manifests, persons.changed, components.changed) })
 	all.Go(func() error {
 		follow(ctx, client, func(State) { persons.changed(); components.changed() })

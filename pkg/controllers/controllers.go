@@ -56,6 +56,7 @@ type Kit struct {
 type Config struct {
 	Kubeconfig  string // file: the administrator's
 	NodeName    string // tells servers apart
+	Alone       bool   // there can be no other server
 	Controllers []Controller
 }
 
@@ -72,7 +73,7 @@ func Service(cfg Config) supervise.Service {
 			return fmt.Errorf("%s: %w", cfg.Kubeconfig, err)
 		}
 		ready() // which server works is nothing to wait for
-		return leader.Run(ctx, client, Lease, cfg.NodeName, func(ctx context.Context) error {
+		work := func(ctx context.Context) error {
 			var all sync.WaitGroup
 			for _, c := range cfg.Controllers {
 				all.Go(func() {
@@ -88,7 +89,11 @@ func Service(cfg Config) supervise.Service {
 			all.Wait()
 			<-ctx.Done()
 			return nil
-		})
+		}
+		if cfg.Alone {
+			return leader.Alone(ctx, Lease, work)
+		}
+		return leader.Run(ctx, client, Lease, cfg.NodeName, work)
 	}}
 }
 

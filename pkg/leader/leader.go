@@ -3,7 +3,7 @@
 //
 // A lone server takes a lease it held before at once, because the holder's name is its own. Renewing is a write to the
 // datastore, and the machines have flash storage: it is done seldom, and a server that stops gives its leases back, so that only a
-// crash makes others wait.
+// crash makes others wait. Where there can be no other, there is no lease.
 package leader
 
 import (
@@ -41,10 +41,19 @@ func Run(ctx context.Context, client kubernetes.Interface, name, identity string
 	if err := awaitNamespace(ctx, client); err != nil {
 		return nil //nolint:nilerr // only the end of ctx ends the waiting
 	}
+	return keep(ctx, name, func(ctx context.Context) error { return hold(ctx, client, name, identity, run) })
+}
+
+// Alone is Run for the server of a cluster that cannot have another: it needs no lease, and writes none.
+func Alone(ctx context.Context, name string, run func(context.Context) error) error {
+	return keep(ctx, name, run)
+}
+
+func keep(ctx context.Context, name string, run func(context.Context) error) error {
 	pause := firstPause
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := hold(ctx, client, name, identity, run)
+		err := run(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // a stop is no fault
@@ -57,7 +66,7 @@ func Run(ctx context.Context, client kubernetes.Interface, name, identity string
 		if time.Since(began) > settled {
 			pause = firstPause
 		}
-		slog.Warn("stopped; starting again", "lease", name, "in", pause.String(), "err", err)
+		slog.Warn("stopped; starting again", "work", name, "in", pause.String(), "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

@@ -19,6 +19,37 @@ import (
 
 var kubeSystem = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem}}
 
+// A server that is alone works without a lease, and begins again as one with a lease does.
+func TestAloneNeedsNoLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		var at []time.Duration
+		ended := make(chan error)
+		go func() {
+			ended <- Alone(ctx, "work", func(ctx context.Context) error {
+				at = append(at, time.Since(began))
+				if len(at) < 3 {
+					return errors.New("not yet")
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+		time.Sleep(time.Hour)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("a stop ended with %v", err)
+		}
+		if want := []time.Duration{0, firstPause, 3 * firstPause}; !slices.Equal(at, want) {
+			t.Errorf("the work began after %v, want %v", at, want)
+		}
+	})
+	if err := Alone(t.Context(), "work", func(context.Context) error { return nil }); err != nil {
+		t.Errorf("work that has finished ended with %v", err)
+	}
+}
+
 // bench is an API and a record of who worked when; two at a time is a failure of the test.
 type bench struct {
 	*testing.T

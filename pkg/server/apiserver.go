@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net"
@@ -12,11 +13,16 @@ import (
 	"syscall"
 	"time"
 
+	extensionsopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	encryption "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
+	"k8s.io/apiserver/pkg/util/openapi"
+	"k8s.io/client-go/tools/cache"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	controlplane "k8s.io/kubernetes/pkg/controlplane/apiserver"
+	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/join"
@@ -80,6 +86,9 @@ func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 		// longer than the ten that its own conformance test waits.
 		{"etcd-compaction-interval", "4m"},
 	}
+	if Alone(s) { // several servers would need a lease each, written every ten seconds
+		ours = append(ours, arg{"endpoint-reconciler-type", string(reconcilers.MasterCountReconcilerType)})
+	}
 	o := options.NewServerRunOptions()
 	if err := parse("kube-apiserver-arg", o.Flags(), ours, s.KubeAPIServerArg); err != nil {
 		return nil, err
@@ -127,11 +136,22 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	config := a.config
 	chain := config.Aggregator.GenericConfig.BuildHandlerChainFunc
 	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return a.withOurs(chain(h, c))
+		return a.withOurs(chain(h, c), c.LoopbackClientConfig.BearerToken)
 	}
 	generic := config.KubeAPIs.ControlPlane.Generic
 	generic.SkipOpenAPIInstallation = true // see specs
+	// The server of custom resources describes them itself. For its own API it needs few of the definitions that it is given.
+	extensions := config.ApiExtensions.GenericConfig
+	few := *extensions.OpenAPIConfig
+	few.GetDefinitions = openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(extensionsopenapi.GetOpenAPIDefinitions)
+	extensions.OpenAPIConfig = &few
 	generic.DisabledPostStartHooks = generic.DisabledPostStartHooks.Union(upstreamsHooks())
+	// What servers tell each other through the datastore. A server that is gone is forgotten after an hour, whether it said every ten
+	// seconds that it was there or every ten minutes.
+	controlplane.IdentityLeaseRenewIntervalPeriod = 10 * time.Minute
+	if Alone(a.cfg.Settings) {
+		config.KubeAPIs.ControlPlane.Extra.PeerEndpointReconcileInterval = 24 * time.Hour
+	}
 	complete, err := config.Complete()
 	if err != nil {
 		return err
@@ -154,7 +174,12 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 			return err
 		}
 	}
-	a.specs.Store(newSpecs(behind.Handler, generic.OpenAPIConfig, generic.OpenAPIV3Config))
+	specs := newSpecs(behind.Handler, generic.OpenAPIConfig, generic.OpenAPIV3Config)
+	a.specs.Store(specs)
+	informer := config.KubeAPIs.ControlPlane.Extra.VersionedInformers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer()
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { specs.ask() }}); err != nil {
+		return err
+	}
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return err
@@ -169,13 +194,25 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 }
 
 // withOurs answers what is Skerry's own, in front of Kubernetes' authentication: whoever asks there has no certificate yet.
-func (a *apiServer) withOurs(kubernetes http.Handler) http.Handler {
+// token is the one that the server has for itself.
+func (a *apiServer) withOurs(kubernetes http.Handler, token string) http.Handler {
+	self := []byte("Bearer " + token)
 	ours := http.NewServeMux()
 	ours.Handle(join.KubeconfigPath, a.cfg.Join)
 	ours.Handle(join.Path, a.cfg.Join)
-	described := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.specs.Load().clients(kubernetes).ServeHTTP(w, r) })
+	described := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		specs := a.specs.Load()
+		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), self) == 1 {
+			specs.ourselves(kubernetes).ServeHTTP(w, r)
+			return
+		}
+		specs.clients(kubernetes).ServeHTTP(w, r)
+	})
 	ours.Handle(openAPIV3, described)
 	ours.Handle(openAPIV3+"/", described)
+	policy := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.specs.Load().before(kubernetes).ServeHTTP(w, r) })
+	ours.Handle(policies, policy)
+	ours.Handle(policies+"/", policy)
 	ours.Handle("/", kubernetes)
 	return ours
 }

@@ -42,6 +42,10 @@ func UsesEtcd(s machine.Server) bool {
 	return s.DatastoreEndpoint == "" && (s.ClusterInit || s.Server != "" || etcd.Exists(databaseDir(s)))
 }
 
+// Alone reports whether the cluster can have no other server than this: the datastore is a file of its own. Nothing needs a lease
+// then, nor its writing every few seconds.
+func Alone(s machine.Server) bool { return !s.Multiple() && !UsesEtcd(s) }
+
 func databaseDir(s machine.Server) string { return filepath.Join(s.DataDir, "server", "db") }
 
 // OpenStored reads the settings; it does not touch the data.

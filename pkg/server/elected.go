@@ -20,7 +20,7 @@ import (
 // of its informers for good. For it, everything is started anew, in order, as after a change of address: the API of this server
 // is away for seconds, pods run on. That happens only if no other server has taken the lease meanwhile.
 func elected(cfg Config, name string, twice bool, run func(ctx context.Context, ready func()) error) func(ctx context.Context, ready func()) error {
-	if !cfg.Settings.Multiple() && !UsesEtcd(cfg.Settings) {
+	if Alone(cfg.Settings) {
 		return run
 	}
 	return func(ctx context.Context, ready func()) error {

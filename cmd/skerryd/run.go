@@ -77,6 +77,7 @@ func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ct
 		tell(tellCtx, log, supervisor, group, func() {
 			gate.open(false)
 			settleMemory()
+			settleTimers(log)
 			log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "cpu", cpuTime().Round(time.Millisecond))
 		})
 	}()

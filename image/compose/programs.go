@@ -178,9 +178,11 @@ func compiler(ctx context.Context, arch string, store *debian.Store) ([]string, 
 	if err != nil {
 		return nil, err
 	}
+	libraries := filepath.Join(dir, "usr/lib", triplet(arch))
 	return []string{
-		"CC=" + cc, "PKG_CONFIG_SYSROOT_DIR=" + dir, "PKG_CONFIG_PATH=",
-		"PKG_CONFIG_LIBDIR=" + filepath.Join(dir, "usr/lib", triplet(arch), "pkgconfig"),
+		"CC=" + cc, "PKG_CONFIG_SYSROOT_DIR=" + dir, "PKG_CONFIG_PATH=", "PKG_CONFIG_LIBDIR=" + filepath.Join(libraries, "pkgconfig"),
+		// Go remembers what pkg-config said, and does not see that it would say something else today; of this it sees it.
+		"CGO_LDFLAGS=-O2 -g -L" + libraries,
 	}, nil
 }
 

@@ -15,7 +15,7 @@ BOARD   := x86-uefi
 KEYS    := $(OUT)/keys
 RELEASE := $(OUT)/release
 IMAGE   := $(OUT)/skerry.img
-RUN     := $(OUT)/run
+VMDIR   := $(OUT)/run
 SKERRY  := $(OUT)/bin/skerry
 export PATH := /usr/local/sbin:/usr/sbin:/sbin:$(PATH)
 
@@ -58,12 +58,12 @@ $(KEYS)/repository/root.json: | $(KEYS)
 $(RELEASE)/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS) $(KEYS)/repository/root.json
 	@$(SKERRY) release build --arch $(ARCH) --keys $(KEYS) -o $(RELEASE)
 
-$(RUN)/node.yaml: # a server with a token of its own
-	@mkdir -p $(RUN); umask 077; { echo "apiVersion: skerry/v1alpha1"; echo "kind: NodeConfig"; echo "role: server"; echo "hostname: skerry"; \
+$(VMDIR)/node.yaml: # a server with a token of its own
+	@mkdir -p $(VMDIR); umask 077; { echo "apiVersion: skerry/v1alpha1"; echo "kind: NodeConfig"; echo "role: server"; echo "hostname: skerry"; \
 	  echo "cluster: {token: $$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')}"; } >$@
 
-$(IMAGE): $(RELEASE)/manifest.json $(RUN)/node.yaml | $(SKERRY)
-	@$(SKERRY) image build --board $(BOARD) --release $(RELEASE) --config $(RUN)/node.yaml -o $@
+$(IMAGE): $(RELEASE)/manifest.json $(VMDIR)/node.yaml | $(SKERRY)
+	@$(SKERRY) image build --board $(BOARD) --release $(RELEASE) --config $(VMDIR)/node.yaml -o $@
 
 programs: setup $(SKERRY) ## build skerry and the node's programs into out/
 	@$(SKERRY) release programs --arch $(ARCH) -o $(OUT)/$(ARCH)
@@ -84,25 +84,25 @@ reproducible: release ## build the release once more, staged apart, and compare 
 
 ##################################################  run  ##################################################
 run: image ## boot the image in QEMU, wait until the node is Ready, show what runs
-	@if [[ -e $(RUN)/vm/vm.json && $(RUN)/vm/vm.json -ot $(IMAGE) ]]; then $(SKERRY) vm stop --dir $(RUN)/vm; fi
-	@$(SKERRY) vm status --dir $(RUN)/vm 2>/dev/null || $(SKERRY) vm start --dir $(RUN)/vm --board $(BOARD) $(IMAGE)
-	@$(SKERRY) vm wait --dir $(RUN)/vm
-	@$(SKERRY) kubeconfig --vm $(RUN)/vm --config $(RUN)/node.yaml -o $(RUN)/kubeconfig
+	@if [[ -e $(VMDIR)/vm/vm.json && $(VMDIR)/vm/vm.json -ot $(IMAGE) ]]; then $(SKERRY) vm stop --dir $(VMDIR)/vm; fi
+	@$(SKERRY) vm status --dir $(VMDIR)/vm 2>/dev/null || $(SKERRY) vm start --dir $(VMDIR)/vm --board $(BOARD) $(IMAGE)
+	@$(SKERRY) vm wait --dir $(VMDIR)/vm
+	@$(SKERRY) kubeconfig --vm $(VMDIR)/vm --config $(VMDIR)/node.yaml -o $(VMDIR)/kubeconfig
 	@echo; $(MAKE) kubectl ARGS='get nodes,pods -A'
 	@echo; echo "The node runs on in the background. Go on with:"
-	@echo "  make kubectl ARGS='get events -A'   or, with a kubectl of your own: export KUBECONFIG=$(CURDIR)/$(RUN)/kubeconfig"
+	@echo "  make kubectl ARGS='get events -A'   or, with a kubectl of your own: export KUBECONFIG=$(CURDIR)/$(VMDIR)/kubeconfig"
 	@echo "  make console                        its serial console"
 	@echo "  make stop                           shut it down; make run starts it again with its data"
 
 stop: $(SKERRY) ## shut the machine of make run down
-	@$(SKERRY) vm stop --dir $(RUN)/vm
+	@$(SKERRY) vm stop --dir $(VMDIR)/vm
 
 console: $(SKERRY) ## open the machine's serial console
-	@$(SKERRY) vm console --dir $(RUN)/vm
+	@$(SKERRY) vm console --dir $(VMDIR)/vm
 
 ARGS ?= get nodes,pods -A
 kubectl: ## ask the cluster: make kubectl ARGS='get pods -A'
-	@$(OUT)/$(ARCH)/usr/bin/kubectl --kubeconfig $(RUN)/kubeconfig $(ARGS)
+	@$(OUT)/$(ARCH)/usr/bin/kubectl --kubeconfig $(VMDIR)/kubeconfig $(ARGS)
 
 ##################################################  check  ##################################################
 STAGE := .ci/stage
@@ -190,8 +190,8 @@ $(OUT)/release-%/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS) $(KEYS)/repo
 
 $(foreach b,$(BOARDS_ARM64),$(eval $(OUT)/boards/$(b).img: $(OUT)/release-arm64/manifest.json))
 $(foreach b,$(BOARDS_ARM),$(eval $(OUT)/boards/$(b).img: $(OUT)/release-arm/manifest.json))
-$(OUT)/boards/%.img: $(RUN)/node.yaml | $(SKERRY)
-	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(RUN)/node.yaml -o $@
+$(OUT)/boards/%.img: $(VMDIR)/node.yaml | $(SKERRY)
+	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(VMDIR)/node.yaml -o $@
 
 .PHONY: test-boards
 test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards in QEMU (hours; BOARD=id, UNTIL=stage2)

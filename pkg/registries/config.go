@@ -176,10 +176,12 @@ type target struct {
 	base       *url.URL // up to and with /v2
 	repository string
 	host       host
+	origin     bool // the registry itself
 }
 
-// targets lists where a registry's repository may be, in the order to try.
-func (c *config) targets(registry, repository string) []target {
+// targets lists where a registry's repository may be, in the order to try. The registry itself is the last, if nobody lists it
+// before; with mirrorsOnly it is not asked when it has mirrors.
+func (c *config) targets(registry, repository string, mirrorsOnly bool) []target {
 	var all []target
 	m, ok := c.mirrors[registry]
 	if !ok {
@@ -195,15 +197,19 @@ func (c *config) targets(registry, repository string) []target {
 				break
 			}
 		}
-		all = append(all, target{base: e, repository: r, host: c.host(e.Host)})
-		direct = direct || e.Host == origin.Host
-	}
-	if !direct {
-		h := c.host(origin.Host)
-		if origin.Host != registry && h.empty() {
-			h = c.host(registry) // "docker.io" for registry-1.docker.io
+		t := target{base: e, repository: r, host: c.host(e.Host), origin: e.Host == origin.Host || registry == "docker.io" && e.Host == "index.docker.io"}
+		if t.origin && t.host.empty() {
+			t.host = c.host(registry) // "docker.io" for registry-1.docker.io
 		}
-		all = append(all, target{base: origin, repository: repository, host: h})
+		all = append(all, t)
+		direct = direct || t.origin
+	}
+	if !direct && (!mirrorsOnly || len(all) == 0) {
+		h := c.host(origin.Host)
+		if h.empty() {
+			h = c.host(registry)
+		}
+		all = append(all, target{base: origin, repository: repository, host: h, origin: true})
 	}
 	return all
 }

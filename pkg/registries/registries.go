@@ -39,6 +39,8 @@ type Config struct {
 	File  string                           // registries.yaml; need not be there
 	Hosts string                           // containerd's config_path; made by this package alone
 	Proxy func(*url.URL) (*url.URL, error) // nil: none
+
+	MirrorsOnly bool // a registry that has mirrors is not asked itself, unless it is one of its endpoints
 }
 
 // secretHeader carries what only containerd can know.
@@ -126,8 +128,9 @@ func writeHosts(dir, text string) error {
 
 // source is one state of the file, with the connections and tokens that belong to it.
 type source struct {
-	exists bool
-	err    error
+	exists      bool
+	err         error
+	mirrorsOnly bool
 	*config
 	clients *clients
 }
@@ -148,7 +151,7 @@ func (s *Server) load() *source {
 		return s.current
 	}
 	first := s.current == nil
-	next := &source{config: &config{}, clients: newClients(s.cfg.Proxy)}
+	next := &source{mirrorsOnly: s.cfg.MirrorsOnly, config: &config{}, clients: newClients(s.cfg.Proxy)}
 	data, err := os.ReadFile(s.cfg.File)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -344,6 +344,46 @@ func TestPodsUserStaysWithTheRegistry(t *testing.T) {
 	}
 }
 
+// With MirrorsOnly a registry that has mirrors is not asked, nor told who a pod is, and neither are the mirrors; one without is,
+// and one that stands among its own endpoints.
+func TestMirrorsOnly(t *testing.T) {
+	b := newBench(t, nil)
+	b.cfg.MirrorsOnly = true
+	mirror, origin := newUpstream(t, false, "mirrored"), newUpstream(t, false, "app", "mirrored")
+	origin.require("north:secret", true)
+	b.user = func(string) (string, string, error) { return "north", "secret", nil }
+	b.write("mirrors:\n  %q: {endpoint: [%q]}\n", origin.host(), mirror.URL)
+	b.run()
+	b.want(origin.host() + "/mirrored:1")
+	b.refused(origin.host()+"/app:1", "not found")
+	b.write("mirrors:\n  \"*\": {endpoint: [%q]}\n", mirror.URL)
+	b.refused(origin.host()+"/app:1", "not found")
+	for _, bearer := range []bool{false, true} { // a mirror that would take the pod's user
+		mirror.require("north:secret", bearer)
+		b.refused(origin.host()+"/mirrored:1", "401")
+	}
+	if origin.saw("/") || mirror.tokens > 0 {
+		t.Errorf("the registry was asked, %q, or the mirror gave %d tokens", origin.requests, mirror.tokens)
+	}
+	for _, text := range []string{
+		"mirrors:\n  %[1]q: {endpoint: [%[2]q, %[3]q]}\n",
+		"mirrors:\n  other.example.org: {endpoint: [%[2]q]}\n%.0[1]s%.0[3]s",
+		"mirrors:\n  %[1]q: {rewrite: {a: b}}\n%.0[2]s%.0[3]s",
+	} {
+		b.write(text, origin.host(), mirror.URL, origin.URL)
+		b.want(origin.host() + "/app:1")
+	}
+	for registry, want := range map[string]string{"docker.io": "index.docker.io", "example.org": "example.org"} {
+		c, err := parse("r.yaml", []byte("mirrors: {\"*\": {endpoint: [m.example.org, "+want+"]}}\nconfigs: {"+registry+": {auth: {username: u, password: p}}}\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all := c.targets(registry, "x", true); len(all) != 2 || all[0].origin || !all[1].origin || all[1].base.Host != want || all[1].host.username != "u" {
+			t.Errorf("%s: %+v", registry, all)
+		}
+	}
+}
+
 // A fault stops pulls and says where it is; mended, they go on. The file may also come and go.
 func TestFaults(t *testing.T) {
 	b := newBench(t, nil)

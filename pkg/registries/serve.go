@@ -56,11 +56,11 @@ func split(path string) (repository, rest string, ok bool) {
 
 // fetch asks one target after the other and passes the first good answer on, or the last one's, whatever it is.
 func (s *source) fetch(w http.ResponseWriter, r *http.Request, registry, repository, rest string) {
-	targets := s.targets(registry, repository)
+	targets := s.targets(registry, repository, s.mirrorsOnly)
 	var faults []string
 	for i, t := range targets {
 		last := i == len(targets)-1
-		resp, err := s.ask(r, t, rest, last)
+		resp, err := s.ask(r, t, rest, last && t.origin)
 		if err != nil {
 			if r.Context().Err() != nil {
 				return
@@ -68,7 +68,8 @@ func (s *source) fetch(w http.ResponseWriter, r *http.Request, registry, reposit
 			faults = append(faults, fmt.Sprintf("%s: %v", t.base.Host, err))
 			continue
 		}
-		if resp.StatusCode >= 300 && !last {
+		// A mirror's challenge goes no further: containerd would answer it with a pod's credentials.
+		if resp.StatusCode >= 300 && !last || resp.StatusCode == http.StatusUnauthorized && !t.origin {
 			faults = append(faults, fmt.Sprintf("%s: %s", t.base.Host, resp.Status))
 			_ = resp.Body.Close()
 			continue

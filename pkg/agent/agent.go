@@ -128,7 +128,7 @@ func (l *layout) policySocket() string { return filepath.Join(l.run, "policy.soc
 func (l *layout) cniConf() string      { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }
 
 func (l *layout) registries() *registries.Server {
-	return registries.New(registries.Config{File: l.Settings.PrivateRegistry, Hosts: l.certsDir(), Proxy: l.Proxy})
+	return registries.New(registries.Config{File: l.Settings.PrivateRegistry, Hosts: l.certsDir(), Proxy: l.Proxy, MirrorsOnly: l.Settings.DisableDefaultRegistryEndpoint})
 }
 
 // program finds a helper: beside the other helpers first, then in PATH.

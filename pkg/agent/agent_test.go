@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -134,6 +135,95 @@ func TestContainerdConfigNeedsItsPrograms(t *testing.T) {
 	grpc := c.Plugins["io.containerd.server.v1.grpc"].(map[string]any)
 	if c.Version != 4 || grpc["address"] != l.socket() || !strings.HasPrefix(c.Root, cfg.Settings.DataDir) {
 		t.Errorf("version %d, address %v, root %s", c.Version, grpc["address"], c.Root)
+	}
+}
+
+// programs makes a node's own, and others beside them.
+func programs(t *testing.T, cfg Config, more ...string) {
+	t.Helper()
+	for _, name := range append([]string{"containerd-shim-runc-v2", "runc", "cni/ptp", "cni/portmap"}, more...) {
+		p := filepath.Join(cfg.Libexec, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// runtimeConfig is what containerd reads of the settings for pods.
+type runtimeConfig struct {
+	NonrootDevices bool `toml:"device_ownership_from_security_context"`
+	Containerd     struct {
+		Default  string `toml:"default_runtime_name"`
+		Runtimes map[string]struct {
+			Type    string         `toml:"runtime_type"`
+			Path    string         `toml:"runtime_path"`
+			Options map[string]any `toml:"options"`
+		} `toml:"runtimes"`
+	} `toml:"containerd"`
+}
+
+func readRuntimeConfig(t *testing.T, cfg Config) (out runtimeConfig) {
+	t.Helper()
+	c, err := newLayout(cfg).containerdConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Decode(t.Context(), "io.containerd.cri.v1.runtime", &out); err != nil || c.Version != 4 {
+		t.Fatalf("version %d: %v", c.Version, err)
+	}
+	return out
+}
+
+func TestNonrootDevices(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	programs(t, cfg)
+	for _, want := range []bool{false, true} {
+		cfg.Settings.NonrootDevices = want
+		if got := readRuntimeConfig(t, cfg); got.NonrootDevices != want {
+			t.Errorf("devices are the pod's user's: %v; want %v", got.NonrootDevices, want)
+		}
+	}
+}
+
+// The runtimes that are installed are offered, each with state of its own, and one of them can be the default.
+func TestRuntimes(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	t.Setenv("PATH", "")
+	programs(t, cfg)
+	if got := readRuntimeConfig(t, cfg).Containerd; got.Default != "runc" || len(got.Runtimes) != 1 {
+		t.Errorf("a node with runc alone has %+v", got)
+	}
+	cfg.Settings.DefaultRuntime = "nvidia"
+	if _, err := newLayout(cfg).containerdConfig(); err == nil || !strings.Contains(err.Error(), "default-runtime: nvidia: nvidia-container-runtime: neither in") {
+		t.Errorf("a default that is not installed: %v", err)
+	}
+	programs(t, cfg, "nvidia-container-runtime", "crun", "containerd-shim-spin-v2")
+	got := readRuntimeConfig(t, cfg).Containerd
+	names := slices.Sorted(maps.Keys(got.Runtimes))
+	if got.Default != "nvidia" || !slices.Equal(names, []string{"crun", "nvidia", "runc", "spin"}) {
+		t.Errorf("the default is %s of %q", got.Default, names)
+	}
+	roots := map[any]bool{}
+	for name, program := range map[string]string{"runc": "runc", "crun": "crun", "nvidia": "nvidia-container-runtime"} {
+		r := got.Runtimes[name]
+		if r.Type != "io.containerd.runc.v2" || filepath.Base(r.Path) != "containerd-shim-runc-v2" || r.Options["BinaryName"] != filepath.Join(cfg.Libexec, program) || roots[r.Options["Root"]] {
+			t.Errorf("%s is %+v", name, r)
+		}
+		roots[r.Options["Root"]] = true
+	}
+	if r := got.Runtimes["spin"]; r.Type != "io.containerd.spin.v2" || r.Path != filepath.Join(cfg.Libexec, "containerd-shim-spin-v2") || r.Options != nil {
+		t.Errorf("spin is %+v", r)
+	}
+	for _, name := range machine.Runtimes {
+		if _, ok := alternatives[name]; !ok && name != "runc" {
+			t.Errorf("--default-runtime takes %s, which no node offers", name)
+		}
+	}
+	if len(machine.Runtimes) != len(alternatives)+1 {
+		t.Error("--default-runtime does not take all that a node offers")
 	}
 }
 

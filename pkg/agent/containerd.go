@@ -63,11 +63,7 @@ func (l *layout) runContainerd(ctx context.Context, ready func()) error {
 
 // containerdConfig is what a config.toml would say. Version 4 is a must: an older one ignores the addresses without a word.
 func (l *layout) containerdConfig() (*config.Config, error) {
-	shim, err := l.program("containerd-shim-runc-v2")
-	if err != nil {
-		return nil, err
-	}
-	runc, err := l.program("runc")
+	runtimes, usual, err := l.runtimes()
 	if err != nil {
 		return nil, err
 	}
@@ -110,26 +106,17 @@ func (l *layout) containerdConfig() (*config.Config, error) {
 				"netns_mounts_under_state_dir": true,
 				"enable_unprivileged_ports":    true,
 				"enable_unprivileged_icmp":     true,
-				"stats_collect_period":         "10s", // kubelet asks every ten seconds; each second, the usual, is a twentieth of what an idle node does
+				// The user and group of the pod's securityContext, not the host's, who is root mostly.
+				"device_ownership_from_security_context": l.Settings.NonrootDevices,
+				"stats_collect_period":                   "10s", // kubelet asks every ten seconds; each second, the usual, is a twentieth of what an idle node does
 				"cni": map[string]any{
 					"bin_dirs":              []string{l.cniBinDir(), "/opt/cni/bin"},
 					"conf_dir":              l.cniReadDir(),
 					"use_internal_loopback": true,
 				},
 				"containerd": map[string]any{
-					"default_runtime_name": "runc",
-					"runtimes": map[string]any{
-						"runc": map[string]any{
-							"runtime_type": "io.containerd.runc.v2",
-							"runtime_path": shim,
-							"sandboxer":    "podsandbox",
-							"options": map[string]any{
-								"BinaryName":    runc,
-								"Root":          filepath.Join(l.run, "runc"),
-								"SystemdCgroup": false,
-							},
-						},
-					},
+					"default_runtime_name": usual,
+					"runtimes":             runtimes,
 				},
 			},
 			"io.containerd.transfer.v1.local": map[string]any{

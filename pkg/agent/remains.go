@@ -77,7 +77,7 @@ func (r Remains) shims() (pids []int) {
 			continue
 		}
 		args := strings.Split(string(b), "\x00")
-		if !strings.HasSuffix(args[0], "containerd-shim-runc-v2") || !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, r.l.run+"/") }) {
+		if !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-") || !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, r.l.run+"/") }) {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {

@@ -65,7 +65,7 @@ func runAgent(ctx context.Context, a machine.Agent) error {
 
 // agentServices joins the cluster, if that has not been done, and lists the node's half with a stand-in for the control plane.
 func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([]supervise.Service, error) {
-	name, err := host.NodeName(a.NodeName)
+	name, err := host.NodeName(a)
 	if err != nil {
 		return nil, err
 	}

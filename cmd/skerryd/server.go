@@ -87,7 +87,7 @@ func runServer(ctx context.Context, s machine.Server) error {
 
 // serverServices prepares the files of a server and joins the two halves of a node.
 func serverServices(ctx context.Context, s machine.Server, status func(string)) ([]supervise.Service, error) {
-	name, err := host.NodeName(s.NodeName)
+	name, err := host.NodeName(s.Agent)
 	if err != nil {
 		return nil, err
 	}

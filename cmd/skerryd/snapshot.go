@@ -28,7 +28,7 @@ import (
 func stored(cmd *cobra.Command, run func(cmd *cobra.Command, s machine.Server, at *server.Stored, args []string) error) *cobra.Command {
 	typed := machine.DefaultServer()
 	config := settings.BindSome(cmd.Flags(), &typed, func(name string) bool {
-		return name == "data-dir" || name == "node-name" || strings.HasPrefix(name, "datastore-") || strings.HasPrefix(name, "snapshot-") ||
+		return name == "data-dir" || name == "node-name" || name == "with-node-id" || strings.HasPrefix(name, "datastore-") || strings.HasPrefix(name, "snapshot-") ||
 			name == "s3" || strings.HasPrefix(name, "s3-")
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -57,7 +57,7 @@ func stored(cmd *cobra.Command, run func(cmd *cobra.Command, s machine.Server, a
 }
 
 func openStored(s machine.Server) (*server.Stored, error) {
-	node, err := host.NodeName(s.NodeName)
+	node, err := host.NodeName(s.Agent)
 	if err != nil {
 		return nil, err
 	}

@@ -234,6 +234,9 @@ func (c *Config) roleProblems(p *problems) {
 		p.addf([]any{"role"}, "is %q; write server or agent", string(c.Role))
 		return
 	}
+	if own.NodeName == "" {
+		p.withID(own, c.Hostname, "hostname")
+	}
 	if own.Token != "" {
 		p.add("write it as cluster.token", append(settings, "token")...)
 	}

@@ -124,7 +124,6 @@ var k3sSpecial = map[string]K3sFlag{
 	"image-service-endpoint":     {Verdict: Refused, Note: "containerd is built in; leave it out"},
 	"rootless":                   {Switch: true, Verdict: Refused, Note: "the node needs root"},
 	"selinux":                    {Switch: true, Verdict: Refused, Note: "SELinux labels are not supported; AppArmor and seccomp are"},
-	"with-node-id":               {Switch: true, Verdict: Refused, Note: "nodes are told apart by their machine's identity; give each a --node-name"},
 	"node-internal-dns":          {Verdict: Refused, Note: "label the node instead"},
 	"node-external-dns":          {Verdict: Refused, Note: "label the node instead"},
 	"flannel-conf":               {Verdict: Refused, Note: "use --flannel-backend and --flannel-iface, or --flannel-backend=none and a network of your own"},

@@ -17,6 +17,13 @@ const DataDir = "/var/lib/skerry"
 // MinToken is the fewest characters a cluster token may have: it guards every secret of the cluster.
 const MinToken = 16
 
+// MaxNodeName is as long as a label can be, which Kubernetes makes of a node's name. NodeIDLength is what with-node-id appends,
+// behind a dash.
+const (
+	MaxNodeName  = 63
+	NodeIDLength = 8
+)
+
 // Components that --disable knows. "traefik" is K3s's word for its ingress and means ours.
 var Components = []string{"coredns", "helm-controller", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik", "update-controller"}
 
@@ -25,6 +32,7 @@ var Components = []string{"coredns", "helm-controller", "ingress", "local-storag
 type Agent struct {
 	DataDir         string   `yaml:"data-dir" help:"folder for everything that must outlive a restart"`
 	NodeName        string   `yaml:"node-name" help:"name of this node in the cluster (default: the host name)"`
+	WithNodeID      bool     `yaml:"with-node-id" help:"append to the node's name an id that its data folder keeps, so that machines of one name differ"`
 	NodeIP          string   `yaml:"node-ip" help:"address of this node; an IPv4 and an IPv6 one with a comma between (default: the one that the default route uses)"`
 	NodeExternalIP  string   `yaml:"node-external-ip" help:"address of this node as seen from outside its network; an IPv4 and an IPv6 one with a comma between"`
 	FlannelIface    string   `yaml:"flannel-iface" help:"interface towards the other nodes (default: the one that has the node's address)"`
@@ -211,6 +219,7 @@ func (a *Agent) Problems() []Problem {
 		if msg := checkHostname(a.NodeName); msg != "" {
 			p.add(msg, "node-name")
 		}
+		p.withID(a, a.NodeName, "node-name")
 	}
 	if a.NodeIP != "" {
 		each(a.NodeIP, func(s string) {
@@ -382,10 +391,17 @@ func subset(a, b []netip.Prefix) bool {
 }
 
 func checkHostname(name string) string {
-	if !domain.MatchString(name) || len(name) > 63 {
-		return fmt.Sprintf("%q is not a host name: small letters, digits and dashes, at most 63 characters", name)
+	if !domain.MatchString(name) || len(name) > MaxNodeName {
+		return fmt.Sprintf("%q is not a host name: small letters, digits and dashes, at most %d characters", name, MaxNodeName)
 	}
 	return ""
+}
+
+// withID checks that with-node-id leaves the name a possible one.
+func (p *problems) withID(a *Agent, name string, path ...any) {
+	if most := MaxNodeName - 1 - NodeIDLength; a.WithNodeID && len(name) > most && len(name) <= MaxNodeName {
+		p.addf(path, "%q has %d characters; with with-node-id it may have %d", name, len(name), most)
+	}
 }
 
 func checkToken(token string) string {

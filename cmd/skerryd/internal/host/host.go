@@ -2,22 +2,63 @@
 package host
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
+	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/machine"
 )
 
-// NodeName is the setting, or the host's name as Kubernetes can take it.
-func NodeName(setting string) (string, error) {
+// NodeName is --node-name, or the host's name as Kubernetes can take it; --with-node-id appends this node's id.
+func NodeName(a machine.Agent) (string, error) {
+	name, err := baseName(a.NodeName)
+	if err != nil || !a.WithNodeID {
+		return name, err
+	}
+	if n := len(name) + 1 + machine.NodeIDLength; n > machine.MaxNodeName {
+		return "", settings.Usage(fmt.Errorf("--with-node-id: %s and an id have %d characters, and a node's name at most %d; set a shorter --node-name", name, n, machine.MaxNodeName))
+	}
+	id, err := nodeID(filepath.Join(a.DataDir, "agent", "node-id"))
+	return name + "-" + id, err
+}
+
+// nodeID is made once and kept: a node must not change its name. It is no part of the machine, so that copies of a machine differ.
+func nodeID(name string) (string, error) {
+	data, err := os.ReadFile(name)
+	id := strings.TrimSpace(string(data))
+	switch {
+	case err == nil && nodeIDForm.MatchString(id):
+		return id, nil
+	case err == nil:
+		return "", fmt.Errorf("%s: is not a node's id, which is %d hexadecimal digits; write the last ones of its name, or remove the file for a new name", name, machine.NodeIDLength)
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", err
+	}
+	b := make([]byte, machine.NodeIDLength/2)
+	_, _ = rand.Read(b) // never fails
+	id = hex.EncodeToString(b)
+	if err := os.MkdirAll(filepath.Dir(name), 0o711); err != nil {
+		return "", err
+	}
+	return id, atomicfile.Write(name, []byte(id+"\n"), 0o600)
+}
+
+var nodeIDForm = regexp.MustCompile(fmt.Sprintf("^[0-9a-f]{%d}$", machine.NodeIDLength))
+
+func baseName(setting string) (string, error) {
 	if setting != "" {
 		return setting, nil
 	}

@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
+	"github.com/skerry-os/skerry/pkg/machine"
 )
 
 // A data folder has one skerryd at a time.
@@ -74,10 +76,37 @@ func TestFirstAddressIsOfTheFamilyAskedFor(t *testing.T) {
 }
 
 func TestNodeName(t *testing.T) {
-	if n, err := NodeName("given"); n != "given" || err != nil {
+	if n, err := NodeName(machine.Agent{NodeName: "given"}); n != "given" || err != nil {
 		t.Errorf("%q, %v", n, err)
 	}
-	if n, err := NodeName(""); err == nil && n != strings.ToLower(n) {
+	if n, err := NodeName(machine.Agent{}); err == nil && n != strings.ToLower(n) {
 		t.Errorf("%q has capitals, which no node name may have", n)
+	}
+}
+
+// An id is a data folder's: the same at every start, another in another folder.
+func TestNodeID(t *testing.T) {
+	a := machine.Agent{NodeName: "north", WithNodeID: true, DataDir: t.TempDir()}
+	first, err := NodeName(a)
+	if err != nil || !regexp.MustCompile(`^north-[0-9a-f]{8}$`).MatchString(first) {
+		t.Fatalf("%q, %v", first, err)
+	}
+	if again, err := NodeName(a); again != first || err != nil {
+		t.Errorf("%q is called %q after a restart: %v", first, again, err)
+	}
+	file := filepath.Join(a.DataDir, "agent", "node-id")
+	if err := os.WriteFile(file, []byte("../../x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := NodeName(a); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("an id that is none: %q, %v", n, err)
+	}
+	a.DataDir = t.TempDir()
+	if other, err := NodeName(a); other == first || err != nil {
+		t.Errorf("two nodes are called %q, %v", other, err)
+	}
+	a.NodeName = strings.Repeat("n", 55)
+	if n, err := NodeName(a); err == nil || !strings.Contains(err.Error(), "64 characters") {
+		t.Errorf("a name too long: %q, %v", n, err)
 	}
 }

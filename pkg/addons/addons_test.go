@@ -25,6 +25,7 @@ type bench struct {
 	objects map[string]string // what the cluster has, with digests
 	applied []string          // during the last pass
 	refuse  string
+	inUse   string // a definition
 }
 
 func (b *bench) apply(_ context.Context, o object) error {
@@ -44,6 +45,9 @@ func (b *bench) serve(_ context.Context, r ref) error {
 func (b *bench) remove(_ context.Context, r ref) error {
 	if r.Name == b.refuse {
 		return errors.New("no")
+	}
+	if r.Name == b.inUse {
+		return errInUse
 	}
 	delete(b.objects, r.Name)
 	return nil
@@ -247,6 +251,24 @@ func TestOrder(t *testing.T) {
 	if err != nil || len(outcomes) != 2 || len(outcomes[1].removed) != 3 || outcomes[1].removed[0].Name != "ships" {
 		t.Errorf("%+v %v", outcomes, err)
 	}
+}
+
+// A component that is disabled keeps its definitions while people have objects of them, which is shown and is no fault: a server
+// becomes ready. When the objects are gone, the definitions go.
+func TestDefinitionsInUseStay(t *testing.T) {
+	b := newBench(t)
+	b.write("components/helm/helm.yaml", "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: charts}\n---\n"+named("rights"))
+	b.want(b.components, "charts", "charts is served", "rights")
+	b.off, b.inUse = []string{"helm"}, "charts"
+	b.want(b.components)
+	b.has("charts")
+	all, err := b.components.records.list(t.Context())
+	if err != nil || len(all) != 1 || !strings.Contains(all[0].fault, "CustomResourceDefinition charts: removing it: "+errInUse.Error()) {
+		t.Errorf("what is shown is %+v, %v", all, err)
+	}
+	b.inUse = ""
+	b.want(b.components)
+	b.has()
 }
 
 func TestDisabledAndSkipped(t *testing.T) {

@@ -59,6 +59,7 @@ type work struct {
 	defined []ref // applied in this step, and to be served before the next
 	broken  bool  // some of its files cannot be read: what they want is not known
 	faults  []error
+	kept    []error // definitions that are not removed while people have objects of them
 }
 
 func (w *work) fault(err error) { w.faults = append(w.faults, err) }
@@ -131,8 +132,8 @@ func (k *keeper) pass(ctx context.Context, disabled func(string) bool, all bool)
 	for i, w := range mine {
 		outcomes[i].fault, outcomes[i].made = errors.Join(w.faults...), w.made
 		w.record.fault = ""
-		if outcomes[i].fault != nil {
-			w.record.fault = outcomes[i].fault.Error()
+		if err := errors.Join(append(w.faults, w.kept...)...); err != nil {
+			w.record.fault = err.Error()
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -297,7 +298,12 @@ func (k *keeper) prune(ctx context.Context, w *work, s int, mine []*work, foreig
 			return true
 		}
 		if err := k.cluster.remove(ctx, m.ref); err != nil {
-			w.fault(fmt.Errorf("%s: removing it: %w", m.ref, err))
+			err = fmt.Errorf("%s: removing it: %w", m.ref, err)
+			if k.kind == ofComponent && errors.Is(err, errInUse) {
+				w.kept = append(w.kept, err)
+			} else {
+				w.fault(err)
+			}
 			return false
 		}
 		removed = append(removed, m.ref)

@@ -231,10 +231,14 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 
 // disabled lists the components not to run, however that was said.
 func disabled(s machine.Server) []string {
+	all := slices.Clone(s.Disable)
 	if s.DisableNetworkPolicy {
-		return append([]string{"network-policy"}, s.Disable...)
+		all = append(all, "network-policy")
 	}
-	return s.Disable
+	if s.DisableHelmController {
+		all = append(all, helm.Name)
+	}
+	return all
 }
 
 // writeKubeconfig puts the administrator's kubeconfig where people look for it.

@@ -106,21 +106,31 @@ func again(socket string) error {
 
 // readToken takes the token from its file.
 func readToken(a *machine.Agent) error {
-	if a.TokenFile == "" {
+	return readSecret("token", &a.Token, a.TokenFile, a.Problems)
+}
+
+// readAgentToken takes the token for agents from its file.
+func readAgentToken(s *machine.Server) error {
+	return readSecret("agent-token", &s.AgentToken, s.AgentTokenFile, s.Problems)
+}
+
+// readSecret reads the value of a setting that may stand in a file of its own, "" if it does not.
+func readSecret(setting string, value *string, file string, problems func() []machine.Problem) error {
+	if file == "" {
 		return nil
 	}
-	if a.Token != "" {
-		return errors.New("--token-file: there is a --token too; leave one out")
+	if *value != "" {
+		return fmt.Errorf("--%[1]s-file: there is a --%[1]s too; leave one out", setting)
 	}
-	b, err := os.ReadFile(a.TokenFile)
+	b, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("--token-file: %w", err)
+		return fmt.Errorf("--%s-file: %w", setting, err)
 	}
-	if a.Token = strings.TrimSpace(string(b)); a.Token == "" {
-		return fmt.Errorf("--token-file: %s is empty", a.TokenFile)
+	if *value = strings.TrimSpace(string(b)); *value == "" {
+		return fmt.Errorf("--%s-file: %s is empty", setting, file)
 	}
-	if problems := a.Problems(); len(problems) > 0 {
-		return fmt.Errorf("--token-file: %s: %w", a.TokenFile, problems[0])
+	if all := problems(); len(all) > 0 {
+		return fmt.Errorf("--%s-file: %s: %w", setting, file, all[0])
 	}
 	return nil
 }

@@ -80,6 +80,9 @@ func runServer(ctx context.Context, s machine.Server) error {
 	if s.ClusterReset {
 		return resetCluster(ctx, s)
 	}
+	if err := readAgentToken(&s); err != nil {
+		return settings.Usage(err)
+	}
 	return runNode(ctx, "server", &s.Agent, func(ctx context.Context, status func(string)) ([]supervise.Service, error) {
 		return serverServices(ctx, s, status)
 	})

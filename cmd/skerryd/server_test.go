@@ -1,7 +1,10 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -23,5 +26,29 @@ func TestDisabled(t *testing.T) {
 		if !slices.Contains(machine.Components, c) {
 			t.Errorf("%s is no component", c)
 		}
+	}
+}
+
+func TestAgentTokenFile(t *testing.T) {
+	s := machine.DefaultServer()
+	if err := readAgentToken(&s); err != nil || s.AgentToken != "" {
+		t.Errorf("without a file: %q, %v", s.AgentToken, err)
+	}
+	s.AgentTokenFile = filepath.Join(t.TempDir(), "token")
+	for _, c := range []struct{ text, want string }{{"", "is empty"}, {"short", "agent-token: has 5 characters"}, {"sixteen-characters\n", ""}} {
+		s.AgentToken = ""
+		if err := os.WriteFile(s.AgentTokenFile, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := readAgentToken(&s)
+		if c.want == "" && (err != nil || s.AgentToken != "sixteen-characters") {
+			t.Errorf("%q: %q, %v", c.text, s.AgentToken, err)
+		}
+		if c.want != "" && (err == nil || !strings.Contains(err.Error(), "--agent-token-file: ") || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%q: %v; want %q", c.text, err, c.want)
+		}
+	}
+	if err := readAgentToken(&s); err == nil || !strings.Contains(err.Error(), "leave one out") {
+		t.Errorf("a token and a file: %v", err)
 	}
 }

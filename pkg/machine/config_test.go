@@ -79,6 +79,8 @@ func TestFaults(t *testing.T) {
 		{"services of a family that pods lack", server + "server: {service-cidr: '10.43.0.0/16,fd00:43::/112'}\n", `config.yaml:4:24: server.service-cidr: 10.43.0.0/16,fd00:43::/112 does not go with cluster-cidr 10.42.0.0/16: both begin with the same IP family, and pods need a network of every family that services have`},
 		{"name too long for an id", server + "server: {with-node-id: true, node-name: n23456789-123456789-123456789-123456789-123456789-12345}\n", `has 55 characters; with with-node-id it may have 54`},
 		{"host name too long for an id", server + "hostname: n23456789-123456789-123456789-123456789-123456789-12345\nserver: {with-node-id: true}\n", `config.yaml:4:11: hostname: "n23456789-123456789-123456789-123456789-123456789-12345" has 55`},
+		{"proxy of S3", server + "server: {s3-proxy: proxy.example.org}\n", `server.s3-proxy: "proxy.example.org" is not a proxy; write http://HOST:PORT`},
+		{"file of the agents' token", server + "server: {agent-token-file: token}\n", `server.agent-token-file: "token" is not an absolute path`},
 		{"runtime", server + "server: {default-runtime: kata}\n", `config.yaml:4:27: server.default-runtime: "kata" is not a runtime; known are runc, crun,`},
 		{"dns outside", server + "server: {cluster-dns: 10.96.0.10}\n", `config.yaml:4:23: server.cluster-dns: 10.96.0.10 is not inside service-cidr 10.43.0.0/16`},
 		{"port", server + "server: {https-listen-port: 70000}\n", `70000 is not a port`},

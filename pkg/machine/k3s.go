@@ -140,11 +140,9 @@ var k3sSpecial = map[string]K3sFlag{
 	"embedded-registry":          {Switch: true, Verdict: Refused, Note: "list a mirror in registries.yaml"},
 	"etcd-arg":                   {Verdict: Refused, Note: "the embedded etcd is tuned for the node; use an etcd of your own with --datastore-endpoint"},
 	"etcd-expose-metrics":        {Switch: true, Verdict: Refused, Note: "etcd's metrics are not on the network; the engine's are on the API server's /metrics"},
-	"etcd-s3-proxy":              {Verdict: Refused, Note: "set HTTPS_PROXY in skerryd's environment"},
 	"etcd-s3-config-secret":      {Verdict: Refused, Note: "write the settings into the config file, or SKERRY_S3_ACCESS_KEY and SKERRY_S3_SECRET_KEY into the environment"},
 	"disable-network-policy":     {Switch: true, Verdict: Refused, Note: "use --disable network-policy"},
 	"default-local-storage-path": {Verdict: Refused, Note: "this release has no local storage"},
 	"token-file":                 {Verdict: Refused, Note: "write the token into the config file, or into SKERRY_TOKEN"},
 	"agent-token":                {Verdict: Refused, Note: "make one with skerryd token create"},
-	"agent-token-file":           {Verdict: Refused, Note: "make a token with skerryd token create"},
 }

@@ -16,6 +16,7 @@ const minLifetime = time.Minute
 // Membership holds the settings of who belongs to the cluster.
 type Membership struct {
 	AgentToken          string `yaml:"agent-token" help:"one more secret, with which agents can join and servers cannot"`
+	AgentTokenFile      string `yaml:"agent-token-file" help:"file with the agent-token, instead of agent-token"`
 	NodeReplace         string `yaml:"node-replace" help:"when another machine asks for the name of a node that is dead: approve waits for skerryd node approve, always gives it"`
 	NodeRemoveAfter     string `yaml:"node-remove-after" shared:"" help:"remove nodes of machines that a cloud has ended: those with a provider ID, no servers, that were not heard of for so long, as 15m (default: never)"`
 	CertificateLifetime string `yaml:"certificate-lifetime" help:"how long certificates are valid, as 8760h; they are renewed after two thirds of it"`
@@ -103,6 +104,9 @@ func (p *problems) membership(s *Server) {
 		if msg := checkToken(s.AgentToken); msg != "" {
 			p.add(msg, "agent-token")
 		}
+	}
+	if s.AgentTokenFile != "" && !strings.HasPrefix(s.AgentTokenFile, "/") {
+		p.addf([]any{"agent-token-file"}, "%q is not an absolute path", s.AgentTokenFile)
 	}
 	if s.NodeReplace != "approve" && s.NodeReplace != "always" {
 		p.addf([]any{"node-replace"}, "%q is not a policy; write approve or always", s.NodeReplace)

@@ -67,7 +67,7 @@ func OpenStored(c StoredConfig) (*Stored, error) {
 		sc.S3 = &snapshot.S3{
 			Endpoint: s.S3Endpoint, EndpointCA: s.S3EndpointCA, SkipSSLVerify: s.S3SkipSSLVerify, Insecure: s.S3Insecure,
 			AccessKey: s.S3AccessKey, SecretKey: s.S3SecretKey, SessionToken: s.S3SessionToken,
-			Bucket: s.S3Bucket, Lookup: s.S3BucketLookupType, Region: s.S3Region, Folder: s.S3Folder,
+			Bucket: s.S3Bucket, Lookup: s.S3BucketLookupType, Region: s.S3Region, Folder: s.S3Folder, Proxy: s.S3Proxy,
 			Timeout: timeout, Retention: s.S3Retention,
 		}
 	}
@@ -132,6 +132,9 @@ func SettingsFile(dataDir string) string { return filepath.Join(dataDir, "server
 
 func keepSettings(s machine.Server) error {
 	s.Token = "" // it has a file of its own
+	if s.AgentTokenFile != "" {
+		s.AgentToken = ""
+	}
 	data, err := machine.SettingsYAML(&s)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path"
 	"strings"
@@ -26,7 +27,8 @@ type S3 struct {
 	SessionToken         string
 	Bucket, Lookup       string
 	Region, Folder       string
-	Insecure             bool // plain HTTP
+	Insecure             bool   // plain HTTP
+	Proxy                string // a URL; "" is the environment's
 	Timeout              time.Duration
 	Retention            int
 }
@@ -54,8 +56,13 @@ func newBucket(c S3) (*bucket, error) {
 			}
 		}
 	}
-	if transport.Proxy == nil {
-		transport.Proxy = http.ProxyFromEnvironment
+	transport.Proxy = http.ProxyFromEnvironment
+	if c.Proxy != "" {
+		proxy, err := url.Parse(c.Proxy)
+		if err != nil {
+			return nil, fmt.Errorf("--s3-proxy: %w", err)
+		}
+		transport.Proxy = http.ProxyURL(proxy)
 	}
 	lookup := map[string]minio.BucketLookupType{"": minio.BucketLookupAuto, "auto": minio.BucketLookupAuto, "dns": minio.BucketLookupDNS, "path": minio.BucketLookupPath}
 	how, ok := lookup[c.Lookup]

@@ -4,11 +4,17 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/pem"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
@@ -40,6 +46,44 @@ func s3Server(t *testing.T) (*httptest.Server, *s3mem.Backend) {
 	}))
 	t.Cleanup(server.Close)
 	return server, backend
+}
+
+// A server that only the proxy can reach is reached.
+func TestS3Proxy(t *testing.T) {
+	server, _ := s3Server(t)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var asked []string
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.Host)
+		up, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		down, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(down, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() { _, _ = io.Copy(up, down); _ = up.Close() }()
+		_, _ = io.Copy(down, up)
+		_ = down.Close()
+	}))
+	defer proxy.Close()
+	b, err := newBucket(S3{
+		Endpoint: "s3.example.com", EndpointCA: ca, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucketKey, Lookup: "path", Region: "us-east-1",
+		Timeout: 20 * time.Second, Proxy: proxy.URL,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.list(t.Context()); err != nil || len(asked) == 0 || asked[0] != "CONNECT s3.example.com:443" {
+		t.Errorf("through the proxy went %q: %v", asked, err)
+	}
 }
 
 func signed(r *http.Request) bool {

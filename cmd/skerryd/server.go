@@ -202,6 +202,7 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 		ClusterDomain:       s.ClusterDomain,
 		FlannelBackend:      s.FlannelBackend,
 		FlannelExternalIP:   s.FlannelExternalIP,
+		DisableKubeProxy:    s.DisableKubeProxy,
 		ClientCA:            files.ClientCA,
 		KubeletPair:         files.KubeletPair,
 		KubeletKubeconfig:   files.Kubelet,

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/pki"
 )
 
 // K3s's own switches for a component mean what --disable means.
@@ -50,5 +51,21 @@ func TestAgentTokenFile(t *testing.T) {
 	}
 	if err := readAgentToken(&s); err == nil || !strings.Contains(err.Error(), "leave one out") {
 		t.Errorf("a token and a file: %v", err)
+	}
+}
+
+// What the servers say of kube-proxy, their agents do.
+func TestDisableKubeProxy(t *testing.T) {
+	s := machine.DefaultServer()
+	for _, disabled := range []bool{false, true} {
+		s.DisableKubeProxy = disabled
+		seen, err := clusterOf(machine.DefaultAgent(), s.Shared())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := nodeConfig(seen, "north", nil, &pki.Files{})
+		if err != nil || c.DisableKubeProxy != disabled {
+			t.Errorf("an agent's kube-proxy is disabled: %v, %v; want %v", c.DisableKubeProxy, err, disabled)
+		}
 	}
 }

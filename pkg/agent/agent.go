@@ -39,6 +39,8 @@ type Config struct {
 	FlannelExternalIP bool
 	NodeExternalIPs   []netip.Addr
 
+	DisableKubeProxy bool // somebody else leads to services
+
 	ClientCA            string // file: who may ask the kubelet's server
 	KubeletPair         string // file: certificate and key of that server, in one PEM file
 	KubeletKubeconfig   string // file: system:node:<name>
@@ -55,6 +57,10 @@ type Config struct {
 func Services(cfg Config) []supervise.Service {
 	l := newLayout(cfg)
 	node := newNode(l)
+	kubeProxy := l.runKubeProxy
+	if cfg.DisableKubeProxy {
+		kubeProxy = l.runNoKubeProxy
+	}
 	return []supervise.Service{
 		{Name: "registries", Run: l.registries().Run},
 		{Name: "containerd", Run: l.runContainerd},
@@ -63,7 +69,7 @@ func Services(cfg Config) []supervise.Service {
 		{Name: "network-policy", Needs: []string{"kube-apiserver"}, Run: l.runNetworkPolicy},
 		{Name: "kubelet", Needs: []string{"containerd", "images", "registries", "kube-apiserver"}, Run: l.runKubelet},
 		{Name: "node-addresses", Needs: []string{"kube-apiserver"}, Run: node.runAddresses},
-		{Name: "kube-proxy", Needs: []string{"kube-apiserver", "pod-network", "node-addresses"}, Run: l.runKubeProxy},
+		{Name: "kube-proxy", Needs: []string{"kube-apiserver", "pod-network", "node-addresses"}, Run: kubeProxy},
 		{Name: "local-storage", Needs: []string{"kube-apiserver", "pod-network"}, Run: l.localStorage().Run},
 		{Name: "node-ready", Needs: []string{"kubelet", "pod-network"}, Run: node.runReady},
 	}

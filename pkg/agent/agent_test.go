@@ -19,6 +19,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
 func prefixes(texts ...string) (out []netip.Prefix) {
@@ -79,6 +80,40 @@ func TestServicesNames(t *testing.T) {
 	}
 	if got := strings.Join(names, " "); got != "registries containerd images pod-network network-policy kubelet node-addresses kube-proxy local-storage node-ready" {
 		t.Errorf("services are %s", got)
+	}
+}
+
+// Without kube-proxy its place in the list does nothing, but for the rules of one that ran here before: those go once.
+func TestNoKubeProxy(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, disabled := range []bool{false, true} {
+		cfg.DisableKubeProxy = disabled
+		all := Services(cfg)
+		i := slices.IndexFunc(all, func(s supervise.Service) bool { return s.Name == "kube-proxy" })
+		ready := false
+		if err := all[i].Run(ctx, func() { ready = true }); ready != disabled || (err == nil) != disabled { // it has no kubeconfig here
+			t.Errorf("disabled %v: ready %v, %v", disabled, ready, err)
+		}
+	}
+	l := newLayout(cfg)
+	l.run = t.TempDir()
+	removed := 0
+	remove := func() error { removed++; return nil }
+	if err := l.forgetKubeProxy(remove); err != nil || removed > 0 {
+		t.Errorf("another's rules are removed: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(l.run, kubeProxyKubeconfig), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.forgetKubeProxy(func() error { return os.ErrPermission }); err == nil {
+		t.Error("rules that cannot be removed are forgotten")
+	}
+	for range 2 {
+		if err := l.forgetKubeProxy(remove); err != nil || removed != 1 {
+			t.Errorf("our rules are removed %d times: %v", removed, err)
+		}
 	}
 }
 

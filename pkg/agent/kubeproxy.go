@@ -2,9 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -53,6 +58,35 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 		return nil
 	}
+}
+
+// kubeProxyKubeconfig is in the run folder from when kube-proxy has run to the next start of the machine, as its rules are.
+const kubeProxyKubeconfig = "kube-proxy.kubeconfig"
+
+// runNoKubeProxy is for a node whose services are somebody else's. The rules of a kube-proxy that ran here before would stay and
+// lead to endpoints that are gone.
+func (l *layout) runNoKubeProxy(ctx context.Context, ready func()) error {
+	if err := l.extendPath(); err != nil {
+		return err
+	}
+	if err := l.forgetKubeProxy(func() error { return removeTables(ctx, kubeProxyTables) }); err != nil {
+		slog.Warn("kube-proxy's rules from before stay until the machine starts again", "err", err)
+	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+// forgetKubeProxy removes the rules if they are of our kube-proxy: those of a person's own have the same names.
+func (l *layout) forgetKubeProxy(remove func() error) error {
+	ours := filepath.Join(l.run, kubeProxyKubeconfig)
+	if _, err := os.Stat(ours); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := remove(); err != nil {
+		return err
+	}
+	return os.Remove(ours)
 }
 
 // kubeProxyOptions gives the options and where the health of the running proxy can be asked.

@@ -64,7 +64,7 @@ func (o *ownNode) kubeconfig(name, folder string) (string, error) {
 	for _, user := range k.AuthInfos {
 		user.AuthProvider = &clientcmdapi.AuthProviderConfig{Name: provider}
 	}
-	out := filepath.Join(folder, "kube-proxy.kubeconfig")
+	out := filepath.Join(folder, kubeProxyKubeconfig)
 	return out, clientcmd.WriteToFile(*k, out)
 }
 

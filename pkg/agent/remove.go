@@ -17,15 +17,22 @@ import (
 // kube-proxy. Pods' own links go with their network namespaces. What is not there is no error. It is for an engine that has
 // ended: one that runs makes everything anew.
 func RemoveNetwork(ctx context.Context) error {
-	faults := []error{podnet.Remove()}
-	tables := []struct {
-		family knftables.Family
-		name   string
-	}{
+	return errors.Join(podnet.Remove(), removeTables(ctx, append([]table{
 		{knftables.InetFamily, masqTable}, {knftables.InetFamily, netpol.Table},
 		{knftables.IPv4Family, cni.PortTable}, {knftables.IPv6Family, cni.PortTable},
-		{knftables.IPv4Family, "kube-proxy"}, {knftables.IPv6Family, "kube-proxy"},
-	}
+	}, kubeProxyTables...)))
+}
+
+// table is one of nftables.
+type table struct {
+	family knftables.Family
+	name   string
+}
+
+var kubeProxyTables = []table{{knftables.IPv4Family, "kube-proxy"}, {knftables.IPv6Family, "kube-proxy"}}
+
+func removeTables(ctx context.Context, tables []table) error {
+	var faults []error
 	for _, t := range tables {
 		nft, err := knftables.New(t.family, t.name)
 		if err != nil {

@@ -132,7 +132,6 @@ var k3sSpecial = map[string]K3sFlag{
 	"vpn-auth-file":              {Verdict: Refused, Note: "use --flannel-backend=wireguard-native"},
 
 	"disable-scheduler":          {Switch: true, Verdict: Refused, Note: "a server runs all of the control plane"},
-	"disable-kube-proxy":         {Switch: true, Verdict: Refused, Note: "services need it; --flannel-backend=none replaces the pod network alone"},
 	"disable-apiserver":          {Switch: true, Verdict: Refused, Note: "a server runs all of the control plane"},
 	"disable-controller-manager": {Switch: true, Verdict: Refused, Note: "a server runs all of the control plane"},
 	"disable-etcd":               {Switch: true, Verdict: Refused, Note: "without --cluster-init there is none"},

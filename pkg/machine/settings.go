@@ -68,6 +68,7 @@ type Server struct {
 	FlannelBackend           string   `yaml:"flannel-backend" shared:"" help:"how pods reach those of other nodes: vxlan, wireguard-native, host-gw, or none for a network of your own"`
 	FlannelExternalIP        bool     `yaml:"flannel-external-ip" shared:"" help:"reach the other nodes at their node-external-ip"`
 	DisableNetworkPolicy     bool     `yaml:"disable-network-policy" shared:"" help:"the same as disable: [network-policy]"`
+	DisableKubeProxy         bool     `yaml:"disable-kube-proxy" shared:"" help:"run no kube-proxy on any node, for a network of your own that leads to services itself"`
 	DisableHelmController    bool     `yaml:"disable-helm-controller" shared:"" help:"the same as disable: [helm-controller]; HelmChart objects that are there stay, and so does what they installed"`
 	Disable                  []string `yaml:"disable" shared:"" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`

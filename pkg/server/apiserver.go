@@ -134,24 +134,8 @@ func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 
 func (a *apiServer) run(ctx context.Context, ready func()) error {
 	config := a.config
-	chain := config.Aggregator.GenericConfig.BuildHandlerChainFunc
-	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return a.withOurs(chain(h, c), c.LoopbackClientConfig.BearerToken)
-	}
+	a.tune(config)
 	generic := config.KubeAPIs.ControlPlane.Generic
-	generic.SkipOpenAPIInstallation = true // see specs
-	// The server of custom resources describes them itself. For its own API it needs few of the definitions that it is given.
-	extensions := config.ApiExtensions.GenericConfig
-	few := *extensions.OpenAPIConfig
-	few.GetDefinitions = openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(extensionsopenapi.GetOpenAPIDefinitions)
-	extensions.OpenAPIConfig = &few
-	generic.DisabledPostStartHooks = generic.DisabledPostStartHooks.Union(upstreamsHooks())
-	// What servers tell each other through the datastore. A server that is gone is forgotten after an hour, whether it said every ten
-	// seconds that it was there or every ten minutes.
-	controlplane.IdentityLeaseRenewIntervalPeriod = 10 * time.Minute
-	if Alone(a.cfg.Settings) {
-		config.KubeAPIs.ControlPlane.Extra.PeerEndpointReconcileInterval = 24 * time.Hour
-	}
 	complete, err := config.Complete()
 	if err != nil {
 		return err
@@ -191,6 +175,28 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 	defer close(stopped)
 	go waitReady(server, stopped, ready)
 	return prepared.Run(ctx)
+}
+
+// tune changes what upstream's flags do not reach.
+func (a *apiServer) tune(config *app.Config) {
+	chain := config.Aggregator.GenericConfig.BuildHandlerChainFunc
+	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		return a.withOurs(chain(h, c), c.LoopbackClientConfig.BearerToken)
+	}
+	generic := config.KubeAPIs.ControlPlane.Generic
+	generic.SkipOpenAPIInstallation = true // see specs
+	// The server of custom resources describes them itself. For its own API it needs few of the definitions that it is given.
+	extensions := config.ApiExtensions.GenericConfig
+	few := *extensions.OpenAPIConfig
+	few.GetDefinitions = openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(extensionsopenapi.GetOpenAPIDefinitions)
+	extensions.OpenAPIConfig = &few
+	generic.DisabledPostStartHooks = generic.DisabledPostStartHooks.Union(upstreamsHooks())
+	// What servers tell each other through the datastore. A server that is gone is forgotten after an hour, whether it said every ten
+	// seconds that it was there or every ten minutes.
+	controlplane.IdentityLeaseRenewIntervalPeriod = 10 * time.Minute
+	if Alone(a.cfg.Settings) {
+		config.KubeAPIs.ControlPlane.Extra.PeerEndpointReconcileInterval = 24 * time.Hour
+	}
 }
 
 // withOurs answers what is Skerry's own, in front of Kubernetes' authentication: whoever asks there has no certificate yet.

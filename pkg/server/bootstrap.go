@@ -47,13 +47,14 @@ func bootstrap(hook genericapiserver.PostStartHookContext) error {
 	}
 	for {
 		err := newDefaults().apply(hook, client)
-		if err == nil || hook.Err() != nil {
+		if err == nil {
 			return nil
 		}
 		slog.Warn("the roles that Kubernetes needs are not all there; trying again", "err", err)
 		select {
 		case <-time.After(bootstrapAgain):
 		case <-hook.Done():
+			return nil
 		}
 	}
 }

@@ -9,8 +9,10 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -202,6 +204,24 @@ func TestABrokenRuleIsFound(t *testing.T) {
 		p := pkg{ImportPath: module + from, Deps: []string{"fmt", to + "/deep"}}
 		if got := faultsInNever(t, Never, []pkg{p}); len(got) == 0 {
 			t.Errorf("nobody notices %s reaching %s", from, to)
+		}
+	}
+}
+
+// A variable of the Makefile that a person may give, or else has a default at its use, is set nowhere in it: its default would
+// never apply.
+func TestMakefileParametersAreNotSet(t *testing.T) {
+	text, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := regexp.MustCompile(`\$\((?:or|if) \$\(([A-Z_]+)\),`).FindAllSubmatch(text, -1)
+	if len(used) < 5 {
+		t.Fatalf("the Makefile has %d parameters with a default at their use; they are written in another way now", len(used))
+	}
+	for _, m := range used {
+		if set := regexp.MustCompile(`(?m)^` + string(m[1]) + `\s*[:?]?=.*`).Find(text); set != nil {
+			t.Errorf("%s has a default where it is used, and is set by %q", m[1], set)
 		}
 	}
 }

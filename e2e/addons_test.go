@@ -344,7 +344,6 @@ func charts(t *testing.T, e *engine, c cluster, far *farHost) {
 	before := c.eventually(patience, func(string) bool { return true }, secrets...)
 	e.stop()
 	e.start()
-	c.eventually(patience, contains("skerry"), "-n", "kube-system", "get", "lease", "skerry-controllers", "-o", "name")
 	e.manifest("small.yaml", "apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: small, namespace: kube-system}\nspec:\n  targetNamespace: harbour\n  chartContent: "+
 		base64.StdEncoding.EncodeToString(testChart(t, "3.0.0", ""))+"\n")
 	c.eventually(patience, func(out string) bool { return out == "3.0.0 none none 1 2" }, "-n", "harbour", "get", "configmap", "small", "-o", "jsonpath={.data.is}")

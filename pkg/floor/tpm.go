@@ -42,7 +42,7 @@ func (TPM) String() string { return "the TPM" }
 // Reset is in the firmware's menu.
 func (TPM) Reset() string { return "clear the TPM in the firmware's menu" }
 
-// public gives the index as it is; nil for none.
+// public gives the index as it is; nil for none. One that is not Skerry's is neither read nor written.
 func (t TPM) public() (*tpm2.TPMSNVPublic, tpm2.TPM2BName, error) {
 	r, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t.TPM)
 	if errors.Is(err, tpm2.TPMRCHandle) {
@@ -52,6 +52,9 @@ func (t TPM) public() (*tpm2.TPMSNVPublic, tpm2.TPM2BName, error) {
 		return nil, tpm2.TPM2BName{}, err
 	}
 	p, err := r.NVPublic.Contents()
+	if err == nil && p.DataSize != room {
+		err = fmt.Errorf("index %#x is of %d bytes, and so not Skerry's", index, p.DataSize)
+	}
 	return p, r.NVName, err
 }
 
@@ -60,9 +63,6 @@ func (t TPM) Load() (string, error) {
 	p, name, err := t.public()
 	if err != nil || p == nil || !p.Attributes.Written {
 		return "", err
-	}
-	if p.DataSize != room {
-		return "", fmt.Errorf("index %#x is of %d bytes, and so not Skerry's", index, p.DataSize)
 	}
 	r, err := tpm2.NVRead{
 		AuthHandle: tpm2.AuthHandle{Handle: index, Name: name, Auth: tpm2.PasswordAuth(nil)},
@@ -111,7 +111,7 @@ func (t TPM) Raise(version string) error {
 // Close locks the index.
 func (t TPM) Close() error {
 	p, name, err := t.public()
-	if err != nil || p == nil || p.Attributes.WriteLocked {
+	if err != nil || p == nil {
 		return err
 	}
 	_, err = tpm2.NVWriteLock{

@@ -252,8 +252,13 @@ func fromVolume(ctx context.Context, p *Place, labels ...string) (*Instance, boo
 		return nil, false, err
 	}
 	defer done()
-	if data, err := fs.ReadFile(files, "openstack/latest/meta_data.json"); err == nil {
-		i, err := novaInstance(data)
+	// A file that cannot be read is not one that is not there: what is answered now is kept for good.
+	nova, err := optionalFile(files, "openstack/latest/meta_data.json")
+	if err != nil {
+		return nil, true, err
+	}
+	if nova != nil {
+		i, err := novaInstance(nova)
 		if err != nil {
 			return nil, true, err
 		}

@@ -37,7 +37,8 @@ func Volume(r io.ReaderAt) (label, kind string) {
 	root := make([]byte, min(rootEntries, 512)*32)
 	if _, err := r.ReadAt(root, (reserved+fats*perFAT16)*sector); err == nil {
 		for ; len(root) >= 32 && root[0] != 0; root = root[32:] {
-			if root[11]&0x3f == 0x08 && root[0] != 0xe5 {
+			// Windows also sets the archive bit; with all of the lower four it is a piece of a long name.
+			if attr := root[11]; attr&0x3f != 0x0f && attr&0x18 == 0x08 && root[0] != 0xe5 {
 				return strings.TrimSpace(string(root[:11])), VFAT
 			}
 		}

@@ -197,7 +197,8 @@ func (d *Drainer) evict(ctx context.Context, p *corev1.Pod) (why string, err err
 	switch {
 	case err == nil, apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return "", nil
-	case apierrors.IsTooManyRequests(err):
+	case apierrors.ReasonForError(err) != metav1.StatusReasonUnknown:
+		// A budget, more than one of them, a webhook: the others go meanwhile, and the policy has the last word.
 		return because(err), nil
 	}
 	return "", fmt.Errorf("evicting pod %s: %w", key(p), err)
@@ -224,12 +225,14 @@ func (d *Drainer) giveUp(ctx context.Context, pods []corev1.Pod, r *Report) erro
 	case Stop:
 		return fmt.Errorf("node %s: %w within %v: %s", d.Node, ErrStuck, d.Deadline, r)
 	case Force:
+		var errs []error
 		for _, p := range pods {
 			err := d.Client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}})
 			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-				return fmt.Errorf("deleting pod %s: %w", key(&p), err)
+				errs = append(errs, fmt.Errorf("deleting pod %s: %w", key(&p), err))
 			}
 		}
+		return errors.Join(errs...)
 	case Skip, "":
 	}
 	return nil

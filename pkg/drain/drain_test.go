@@ -1,6 +1,8 @@
 package drain_test
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -130,5 +132,192 @@ func TestCordonsAreOwned(t *testing.T) {
 		if did != tt.did || err != nil || got.Spec.Unschedulable != (before && !tt.did) {
 			t.Errorf("%s: %v, %v, %+v", name, did, err, got.Spec)
 		}
+	}
+}
+
+// Each eviction is of the pod that was looked at. One that the API refuses does not keep the others, and only the policy says
+// whether the node restarts with it.
+func TestRefusedEvictions(t *testing.T) {
+	pods := corev1.Resource("pods")
+	for name, tt := range map[string]struct {
+		refusal error
+		stuck   string
+		err     error
+	}{
+		"two budgets": {apierrors.NewInternalError(errors.New("This pod has more than one PodDisruptionBudget")), "more than one PodDisruptionBudget", drain.ErrStuck},
+		"a webhook":   {apierrors.NewForbidden(pods, "db", errors.New("denied the request")), "denied the request", drain.ErrStuck},
+		"another pod": {apierrors.NewConflict(pods, "db", errors.New("the UID is another")), "does not end", drain.ErrStuck},
+		"gone":        {apierrors.NewNotFound(pods, "db"), "does not end", drain.ErrStuck}, // the list is older
+		"no answer":   {errNoAnswer, "", errNoAnswer},
+	} {
+		c := cluster("", node(false, ""), pod("db", "ReplicaSet", nil), pod("web", "ReplicaSet", nil))
+		c.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			e := a.(clienttesting.CreateAction).GetObject().(*policyv1.Eviction)
+			if e.DeleteOptions == nil || e.DeleteOptions.Preconditions == nil || *e.DeleteOptions.Preconditions.UID != types.UID(e.Name) {
+				t.Errorf("%s: whatever is called %s is evicted", name, e.Name)
+			}
+			return e.Name == "db", nil, tt.refusal
+		})
+		d := &drain.Drainer{Client: c, Node: "n", Owner: "update", Deadline: 5 * time.Millisecond, Pulse: time.Millisecond, Policy: drain.Stop}
+		r, err := d.Drain(t.Context())
+		if !errors.Is(err, tt.err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if tt.stuck == "" {
+			continue
+		}
+		if len(r.Stuck) != 1 || r.Stuck[0].Pod != "default/db" || !strings.Contains(r.Stuck[0].Why, tt.stuck) || !strings.Contains(strings.Join(r.Evicted, " "), "default/web") {
+			t.Errorf("%s: %v", name, r)
+		}
+	}
+}
+
+var errNoAnswer = errors.New("connection refused")
+
+// A pod that ends slowly is asked once and told of as what it is; one that ends already is not asked.
+func TestPodsThatEndSlowly(t *testing.T) {
+	now := metav1.Now()
+	c := cluster("", node(false, ""), pod("slow", "ReplicaSet", nil),
+		pod("ending", "ReplicaSet", func(p *corev1.Pod) { p.DeletionTimestamp, p.Finalizers = &now, []string{"x"} }),
+		pod("failed", "Job", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }))
+	asked := map[string]int{}
+	c.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		asked[a.(clienttesting.CreateAction).GetObject().(*policyv1.Eviction).Name]++
+		return true, nil, nil
+	})
+	c.PrependReactor("list", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if f := a.(clienttesting.ListAction).GetListRestrictions().Fields.String(); f != "spec.nodeName=n" {
+			t.Errorf("the pods of %q are drained", f)
+		}
+		return false, nil, nil
+	})
+	said := 0
+	d := &drain.Drainer{Client: c, Node: "n", Owner: "update", Deadline: 5 * time.Millisecond, Pulse: time.Millisecond, Policy: drain.Stop, Say: func(s string) {
+		if strings.Contains(s, "is asked to go") {
+			said++
+		}
+	}}
+	r, err := d.Drain(t.Context())
+	if !errors.Is(err, drain.ErrStuck) || strings.Join(r.Evicted, " ") != "default/slow" || said != 1 || asked["ending"]+asked["failed"] > 0 {
+		t.Errorf("%v, %v; said %d times; asked %v", r, err, said, asked)
+	}
+	if len(r.Stuck) != 2 || r.Stuck[0] != (drain.Stuck{Pod: "default/ending", Why: "does not end"}) || r.Stuck[1] != (drain.Stuck{Pod: "default/slow", Why: "does not end"}) {
+		t.Errorf("stuck are %v", r.Stuck)
+	}
+}
+
+// Force deletes each pod that was looked at; one that cannot be deleted is told, and does not keep the others.
+func TestForce(t *testing.T) {
+	pods := corev1.Resource("pods")
+	for name, tt := range map[string]struct {
+		refusal error
+		fault   bool
+	}{
+		"refused":     {apierrors.NewForbidden(pods, "db-0", errors.New("no")), true},
+		"another pod": {apierrors.NewConflict(pods, "db-0", errors.New("the UID is another")), false},
+		"gone":        {apierrors.NewNotFound(pods, "db-0"), false},
+	} {
+		c := cluster("db", node(false, ""), pod("db-0", "StatefulSet", nil), pod("db-1", "StatefulSet", nil))
+		var deleted []string
+		c.PrependReactor("delete", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			d := a.(clienttesting.DeleteActionImpl)
+			if p := d.DeleteOptions.Preconditions; p == nil || p.UID == nil || *p.UID != types.UID(d.Name) {
+				t.Errorf("%s: whatever is called %s is deleted", name, d.Name)
+			}
+			deleted = append(deleted, d.Name)
+			if d.Name == "db-0" {
+				return true, nil, tt.refusal
+			}
+			return false, nil, nil
+		})
+		d := &drain.Drainer{Client: c, Node: "n", Owner: "update", Deadline: time.Millisecond, Pulse: time.Millisecond, Policy: drain.Force}
+		_, err := d.Drain(t.Context())
+		if (err != nil) != tt.fault || err != nil && !strings.Contains(err.Error(), "deleting pod default/db-0") || strings.Join(deleted, " ") != "db-0 db-1" {
+			t.Errorf("%s: %v, deleted %v", name, err, deleted)
+		}
+	}
+}
+
+// Two who cordon do not both think that it is theirs: what changed in between counts, but for heartbeats.
+func TestCordonMeetsAChange(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before, meanwhile *corev1.Node
+		cordons, did      bool
+	}{
+		"a heartbeat":                 {node(false, ""), node(false, ""), true, true},
+		"somebody cordoned":           {node(false, ""), node(true, "plan/north"), true, false},
+		"a hand cordoned":             {node(false, ""), node(true, ""), true, false},
+		"a heartbeat before the end":  {node(true, "update"), node(true, "update"), false, true},
+		"somebody else has it by now": {node(true, "update"), node(true, "plan/north"), false, false},
+	} {
+		c := cluster("", tt.before)
+		tt.before.ResourceVersion, tt.meanwhile.ResourceVersion = "1", "2"
+		if err := c.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), tt.before, ""); err != nil {
+			t.Fatal(err)
+		}
+		var versions []string
+		c.PrependReactor("patch", "nodes", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			var body struct {
+				Metadata struct{ ResourceVersion string }
+			}
+			if err := json.Unmarshal(a.(clienttesting.PatchAction).GetPatch(), &body); err != nil {
+				t.Error(err)
+			}
+			if versions = append(versions, body.Metadata.ResourceVersion); len(versions) > 1 {
+				return false, nil, nil
+			}
+			if err := c.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), tt.meanwhile, ""); err != nil {
+				t.Error(err)
+			}
+			return true, nil, apierrors.NewConflict(corev1.Resource("nodes"), "n", errors.New("the object has been modified"))
+		})
+		d := &drain.Drainer{Client: c, Node: "n", Owner: "update"}
+		var err error
+		if tt.cordons {
+			err = d.Cordon(t.Context())
+		} else {
+			_, err = d.Uncordon(t.Context())
+		}
+		want, owner := "1", tt.meanwhile.Annotations[drain.Annotation]
+		if tt.did {
+			if want, owner = "1 2", ""; tt.cordons {
+				owner = "update"
+			}
+		}
+		got, gerr := c.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+		if gerr != nil || (err == nil) != tt.did || strings.Join(versions, " ") != want || got.Annotations[drain.Annotation] != owner {
+			t.Errorf("%s: %v; changed versions %q; the node is %q's", name, err, versions, got.Annotations[drain.Annotation])
+		}
+	}
+}
+
+// No pod is asked to go from a node that takes new ones, and none is forgotten because they could not be listed.
+func TestDrainWithoutAnAnswer(t *testing.T) {
+	for _, what := range []string{"get nodes", "patch nodes", "list pods"} {
+		verb, resource, _ := strings.Cut(what, " ")
+		c := cluster("", node(false, ""), pod("web", "ReplicaSet", nil))
+		c.PrependReactor(verb, resource, func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, errNoAnswer })
+		c.PrependReactor("create", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+			t.Errorf("%s: a pod was evicted", what)
+			return true, nil, nil
+		})
+		d := &drain.Drainer{Client: c, Node: "n", Owner: "update", Deadline: time.Millisecond, Pulse: time.Millisecond}
+		if _, err := d.Drain(t.Context()); !errors.Is(err, errNoAnswer) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestDrainIsStopped(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stopped := errors.New("stopped")
+	c := cluster("db", node(false, ""), pod("db", "StatefulSet", nil))
+	c.PrependReactor("create", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		cancel(stopped)
+		return false, nil, nil
+	})
+	d := &drain.Drainer{Client: c, Node: "n", Owner: "update", Deadline: time.Second, Pulse: time.Millisecond, Policy: drain.Force}
+	if _, err := d.Drain(ctx); !errors.Is(err, stopped) {
+		t.Errorf("%v", err)
 	}
 }

@@ -49,9 +49,12 @@ type Index struct {
 	Schema int    `json:"schema"`
 	Fleet  string `json:"fleet"`
 	Sealed bool   `json:"sealed,omitempty"` // the cards are encrypted
-	Bases  []Base `json:"bases"`
-	Cards  []Card `json:"cards"`         // of the nodes, in the fleet's order
-	Any    []Card `json:"any,omitempty"` // that fit all nodes of a board
+	// A build began to change the folder and did not end: its files may be other ones than these.
+	Unfinished bool `json:"unfinished,omitempty"`
+
+	Bases []Base `json:"bases"`
+	Cards []Card `json:"cards"`         // of the nodes, in the fleet's order
+	Any   []Card `json:"any,omitempty"` // that fit all nodes of a board
 }
 
 // Base is an image without a node.
@@ -124,6 +127,7 @@ type build struct {
 	dir      string
 	releases map[string]opened
 	old      Index
+	begin    func() error // before a file changes that the old index names
 	index    *Index
 	plans    map[string]*image.Plan // of the bases, by file name
 	to       *age.X25519Recipient   // of the cards, if they are encrypted
@@ -145,6 +149,14 @@ func (b *build) run(ctx context.Context, resealed bool) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
+	b.begin = sync.OnceValue(func() error {
+		if b.old.Fleet == "" || b.old.Unfinished {
+			return nil
+		}
+		x := b.old
+		x.Unfinished = true
+		return b.store(&x)
+	})
 	if b.f.Secrets.Sealed() {
 		if b.o.Whole {
 			return errors.New("whole images cannot be encrypted, and the fleet's secrets are to be: leave out --whole, or secrets in its file")
@@ -179,14 +191,18 @@ func (b *build) run(ctx context.Context, resealed bool) error {
 	if err := syncFolder(filepath.Join(b.dir, nodesDir)); err != nil {
 		return err
 	}
-	data, err := json.MarshalIndent(b.index, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := atomicfile.Write(filepath.Join(b.dir, IndexName), append(data, '\n'), 0o600); err != nil {
+	if err := b.store(b.index); err != nil {
 		return err
 	}
 	return b.sweep()
+}
+
+func (b *build) store(x *Index) error {
+	data, err := json.MarshalIndent(x, "", " ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(b.dir, IndexName), append(data, '\n'), 0o600)
 }
 
 // baseName is of the image that a node's is made over.
@@ -226,8 +242,11 @@ func (b *build) bases(ctx context.Context) error {
 		b.index.Bases = append(b.index.Bases, base)
 		path := filepath.Join(b.dir, name)
 		info, err := os.Stat(path)
-		if err == nil && info.Size() == p.Size && slices.Contains(b.old.Bases, base) {
+		if err == nil && info.Size() == p.Size && !b.old.Unfinished && slices.Contains(b.old.Bases, base) {
 			continue
+		}
+		if err := b.begin(); err != nil {
+			return err
 		}
 		if err := image.Create(ctx, p, b.releases[n.Board].files, path, image.Raw); err != nil {
 			return err
@@ -298,7 +317,7 @@ func (b *build) node(n *Node, i int, seedData []byte) error {
 	card := Card{Name: n.Name, Role: n.Role, Board: n.Board, File: nodesDir + "/" + n.Name + ext, GUID: p.GUID, Base: baseName(n)}
 	b.index.Cards[i] = card
 	at := slices.IndexFunc(b.old.Cards, func(o Card) bool { return o.Name == n.Name })
-	if at >= 0 && b.old.Cards[at] == card && b.old.Sealed == b.index.Sealed && b.sameBase(card.Base) {
+	if at >= 0 && !b.old.Unfinished && b.old.Cards[at] == card && b.old.Sealed == b.index.Sealed && b.sameBase(card.Base) {
 		if _, err := os.Stat(filepath.Join(b.dir, card.File)); err == nil {
 			b.note(func() { b.r.Same++ })
 			return nil
@@ -326,6 +345,9 @@ func (b *build) sameBase(name string) bool {
 
 // write makes a card's file, and says how many bytes it takes.
 func (b *build) write(card Card, p *image.Plan) (int64, error) {
+	if err := b.begin(); err != nil {
+		return 0, err
+	}
 	base := b.plans[card.Base]
 	runs, err := p.Diff(base)
 	if err != nil {
@@ -473,12 +495,17 @@ func LoadIndex(dir string) (*Index, error) {
 	if x.Schema != indexForm {
 		return nil, fmt.Errorf("%s: is of form %d; this program reads %d; build the fleet again", name, x.Schema, indexForm)
 	}
+	var files []string
 	for _, c := range append(slices.Clone(x.Cards), x.Any...) {
-		if !filepath.IsLocal(c.File) || !filepath.IsLocal(c.Base) {
-			return nil, fmt.Errorf("%s: names a file outside of its folder", name)
-		}
+		files = append(files, c.File, c.Base)
 	}
-	return &x, nil
+	for _, b := range x.Bases {
+		files = append(files, b.File)
+	}
+	if !slices.ContainsFunc(files, func(f string) bool { return !filepath.IsLocal(f) }) {
+		return &x, nil
+	}
+	return nil, fmt.Errorf("%s: names a file outside of its folder", name)
 }
 
 // String sums a report up, a line for each thing.

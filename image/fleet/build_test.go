@@ -2,6 +2,9 @@ package fleet
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/skerry-os/skerry/image"
 	"github.com/skerry-os/skerry/image/fat"
+	"github.com/skerry-os/skerry/image/patch"
 	"github.com/skerry-os/skerry/image/releasetest"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
@@ -156,16 +160,209 @@ func TestBuild(t *testing.T) {
 	if err != nil || n == nil || !bytes.Equal(n.Seed, files[seed.Name]) || !bytes.Equal(n.Config, files[image.ConfigName]) {
 		t.Errorf("s1 on the card for all: %v", err)
 	}
+	for _, id := range []string{machine.SerialID("a1"), machine.MACID("02:00:00:00:00:02")} {
+		if n, err := table.Find(id); err != nil || n == nil || len(n.Seed) > 0 || len(n.Config) == 0 {
+			t.Errorf("an agent on the card for all has the cluster's keys, or nothing: %v", err)
+		}
+	}
+	b.forOwnerAlone()
 
-	// Nothing is for others to read.
+	// A machine without a clock of its own begins at the release's time, and must find the authority valid.
+	block, _ := pem.Decode(ca)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made := b.Signed.Manifest().BuildTime; cert.NotBefore.After(made) {
+		t.Errorf("the authority begins at %v, the machines' clocks at %v", cert.NotBefore, made)
+	}
+	lost := strings.Replace(three, ", serial: A1", "", 1)
+	if _, err := Build(t.Context(), b.fleet(lost), b.out, Options{Generic: true, Now: time.Now()}); err == nil || !strings.Contains(err.Error(), "a1: has neither serial nor mac") {
+		t.Errorf("a node that cannot find itself: %v", err)
+	}
+}
+
+// forOwnerAlone says of what others may read.
+func (b *bench) forOwnerAlone() {
+	b.t.Helper()
 	for _, dir := range []string{b.out, filepath.Join(b.dir, "fleet.secrets")} {
 		if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if info, _ := d.Info(); err == nil && info.Mode().Perm()&0o077 != 0 {
-				t.Errorf("%s: mode %v", path, info.Mode())
+				b.t.Errorf("%s: mode %v", path, info.Mode())
 			}
 			return err
 		}); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
+// A build that does not end leaves nothing behind that is taken for what it is not, whatever the fleet's file says next.
+func TestBuildThatDidNotEnd(t *testing.T) {
+	b := newBench(t, 1<<20)
+	b.build(three, Options{})
+	before := b.partition("a1")
+	stuck := filepath.Join(b.out, "nodes/a2.node")
+	if err := os.Remove(stuck); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(stuck, 0o700); err != nil { // a card that cannot be written
+		t.Fatal(err)
+	}
+	more := strings.ReplaceAll(three, "role: agent,", "role: agent, labels: [x=y],")
+	for range 2 {
+		if _, err := Build(t.Context(), b.fleet(more), b.out, Options{Now: time.Now()}); err == nil {
+			t.Fatal("it ended")
+		}
+		if _, err := Open(b.out, nil); err == nil || !strings.Contains(err.Error(), "did not end") {
+			t.Errorf("its cards can be written: %v", err)
+		}
+	}
+	if err := os.Remove(stuck); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.build(three, Options{}); r.Same != 0 || len(r.Changed) != 3 || len(r.Bases) != 1 {
+		t.Errorf("the next build: %s", r)
+	}
+	if after := b.partition("a1"); !bytes.Equal(before[image.ConfigName], after[image.ConfigName]) {
+		t.Errorf("a1 has %s", after[image.ConfigName])
+	}
+	if r := b.build(three, Options{}); r.Same != 3 {
+		t.Errorf("the one after that: %s", r)
+	}
+}
+
+// What the folder says of itself is held against what is there.
+func TestFolderThatWasChanged(t *testing.T) {
+	b := newBench(t, 1<<20)
+	b.build(three, Options{})
+	index := filepath.Join(b.out, IndexName)
+	good, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name string, data []byte) {
+		t.Helper()
+		if err := os.WriteFile(name, data, 0o600); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for old, tt := range map[string]struct{ change, says string }{
+		`"schema": 1`:                 {`"schema": 2`, "is of form 2"},
+		`"file": "nodes/a1.node"`:     {`"file": "../nodes/a1.node"`, "outside of its folder"},
+		`"base": "base-x86-uefi.img"`: {`"base": "/dev/sda"`, "outside of its folder"},
+		`"file": "base-x86-uefi.img"`: {`"file": "../base-x86-uefi.img"`, "outside of its folder"},
+		`"bases": [`:                  {`"bases": [[`, "fleet.json"},
+	} {
+		bad := bytes.ReplaceAll(good, []byte(old), []byte(tt.change))
+		write(index, bad)
+		_, oerr := Open(b.out, nil)
+		_, berr := Build(t.Context(), b.fleet(three), b.out, Options{Now: time.Now()})
+		for _, err := range []error{oerr, berr} {
+			if bytes.Equal(bad, good) || err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%s: %v", tt.change, err)
+			}
+		}
+	}
+	// A base of another make: the cards were made over it and are of no use over the new one.
+	built, err := LoadIndex(b.out)
+	if err == nil {
+		t.Fatal(built)
+	}
+	write(index, good)
+	if built, err = LoadIndex(b.out); err != nil {
+		t.Fatal(err)
+	}
+	guid := built.Bases[0].GUID.String()
+	write(index, bytes.Replace(good, []byte(guid), []byte("0"+guid[1:7]+"0"+guid[8:]), 1))
+	if r := b.build(three, Options{}); len(r.Bases) != 1 || len(r.Changed) != 3 {
+		t.Errorf("over another base: %s", r)
+	}
+	b.partition("a1")
+	// A base that is not whole.
+	if err := os.Truncate(filepath.Join(b.out, "base-x86-uefi.img"), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.build(three, Options{}); len(r.Bases) != 1 {
+		t.Errorf("a base that is not whole: %s", r)
+	}
+	b.partition("a1")
+	// A card that would fill the memory.
+	if err := os.Truncate(filepath.Join(b.out, "nodes/a1.node"), patch.MaxBytes+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenPatch(filepath.Join(b.out, "nodes/a1.node"), nil); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("a card that is too large: %v", err)
+	}
+	// Secrets in a form of a later version are not written over.
+	state := filepath.Join(b.dir, "fleet.secrets/secrets.json")
+	data, err := os.ReadFile(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := bytes.Replace(data, []byte(`"schema": 1`), []byte(`"schema": 2`), 1)
+	write(state, later)
+	if _, err := Build(t.Context(), b.fleet(three), b.out, Options{Now: time.Now()}); err == nil || !strings.Contains(err.Error(), "is of form 2") {
+		t.Errorf("secrets of a later version: %v", err)
+	}
+	if data, err := os.ReadFile(state); err != nil || !bytes.Equal(data, later) {
+		t.Errorf("the secrets were written over: %v", err)
+	}
+}
+
+// Who is no recipient any more opens nothing that is built from then on; without encryption again, nothing is left of it.
+func TestOtherRecipients(t *testing.T) {
+	var ids []*age.X25519Identity
+	for range 2 {
+		id, err := age.GenerateX25519Identity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	first, second := ids[0].Recipient().String(), ids[1].Recipient().String()
+	b := newBench(t, 1<<20)
+	b.keys = &Keyring{Identities: []age.Identity{ids[1]}}
+	sealed := []string{filepath.Join(b.dir, "fleet.secrets/secrets.age"), filepath.Join(b.out, "key.age")}
+	opens := func(name string, id age.Identity) bool {
+		t.Helper()
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = (&Keyring{Identities: []age.Identity{id}}).open(data)
+		return err == nil
+	}
+	for _, to := range []string{first + ", " + second, second, first + ", " + second} {
+		b.build(three+"secrets: {recipients: ["+to+"]}\n", Options{})
+		b.forOwnerAlone()
+		for _, name := range sealed {
+			if opens(name, ids[0]) != strings.Contains(to, first) || !opens(name, ids[1]) {
+				t.Errorf("%s: is not for %s alone", name, to)
+			}
+		}
+	}
+	locked := three + "secrets: {recipients: [" + first + ", " + second + "]}\n"
+	if _, err := Build(t.Context(), b.fleet(locked), b.out, Options{Whole: true, Keys: b.keys, Now: time.Now()}); err == nil || !strings.Contains(err.Error(), "cannot be encrypted") {
+		t.Errorf("whole images of a fleet whose secrets are encrypted: %v", err)
+	}
+	for name, keys := range map[string]*Keyring{"no identity": {}, "no passphrase": {Ask: func(bool) (string, error) { return "", nil }}} {
+		if _, err := keys.open([]byte("age-encryption.org/v1\n-> scrypt x\n")); err == nil {
+			t.Errorf("%s: it opens", name)
+		}
+		if _, err := Build(t.Context(), b.fleet(locked), b.out, Options{Keys: keys, Now: time.Now()}); !errors.Is(err, ErrLocked) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := (Secrets{Passphrase: true}).seal(&Keyring{Ask: func(bool) (string, error) { return "", nil }}, nil); err == nil || !strings.Contains(err.Error(), "passphrase is empty") {
+		t.Errorf("an empty passphrase: %v", err)
+	}
+	b.build(three, Options{})
+	b.keys = nil
+	b.partition("a1")
+	for _, name := range sealed {
+		if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: is still there: %v", name, err)
 		}
 	}
 }
@@ -320,6 +517,7 @@ func TestCards(t *testing.T) {
 	if err := built.Record(card, "/dev/sdb", "/dev/sdb, 32GiB", time.Now()); err != nil {
 		t.Fatal(err)
 	}
+	b.forOwnerAlone()
 	if got := names(open().Next(5)); got != "s1 a2" || open().Left() != 2 {
 		t.Errorf("left are %s", got)
 	}

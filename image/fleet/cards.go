@@ -52,6 +52,9 @@ func Open(dir string, keys *Keyring) (*Built, error) {
 	if err != nil {
 		return nil, err
 	}
+	if x.Unfinished {
+		return nil, fmt.Errorf("%s: its last build did not end, and its cards may be other ones than it says; build the fleet again", dir)
+	}
 	if keys == nil {
 		keys = new(Keyring)
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"flag"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/skerry-os/skerry/image/releasetest"
+	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/strictyaml"
 )
@@ -93,11 +95,34 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	arm.Sign(t, &foreign)
+	other, err := keys.New(filepath.Join(dir, "other"), "somebody else")
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := other.ReleasePublicPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "other/release.pub"), public, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	few := *b
+	few.Release = filepath.Join(dir, "few")
+	if err := os.Mkdir(few.Release, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	without := *b.Signed.Manifest()
+	without.Boards = maps.Clone(without.Boards)
+	without.Boards["aws"] = without.Boards["x86-uefi"]
+	delete(without.Boards, "x86-uefi")
+	few.Sign(t, &without)
 	head := "apiVersion: skerry/v1alpha1\nkind: Fleet\nname: x\n"
 	nodes := "nodes: [{name: a, board: x86-uefi, role: server}]\n"
 	for text, want := range map[string]string{
 		head + "keys: keys\nreleases: {amd64: release}\n" + nodes:                  "",
 		head + "keys: nokeys\nreleases: {amd64: release}\n" + nodes:                "fleet.yaml:4:7: keys: open " + dir + "/nokeys/release.pub: no such file or directory; name the folder",
+		head + "keys: other\nreleases: {amd64: release}\n" + nodes:                 "; name the folder with the key it was signed with as keys",
+		head + "keys: keys\nreleases: {amd64: few}\n" + nodes:                      "a: release 1.2.3 has nothing for board x86-uefi, only for [aws]",
 		head + "keys: keys\nreleases: {amd64: arm64}\n" + nodes:                    "fleet.yaml:5:19: releases.amd64: " + dir + "/arm64 is a release for arm64; name one for amd64",
 		head + "keys: keys\nreleases: {amd64: nothing, arm64: release}\n" + nodes:  "fleet.yaml:5:19: releases.amd64: " + dir + "/nothing is not a release's folder; make one with: skerry release build --arch amd64",
 		head + "keys: keys\nreleases: {amd64: nothing, arm64: release }\n" + nodes: "fleet.yaml:5:35: releases.arm64: " + dir + "/release is a release for amd64",

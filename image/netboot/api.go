@@ -161,7 +161,7 @@ func (s *Server) verdict(m *Machine, h protocol.Hello) (protocol.Answer, Node) {
 	if err != nil {
 		return wait("its node config cannot be used: %v", err), n
 	}
-	same := m.Session != "" && subtle.ConstantTimeCompare([]byte(m.Session), []byte(hash(h.Session))) == 1
+	same := subtle.ConstantTimeCompare([]byte(m.Session), []byte(hash(h.Session))) == 1
 	switch {
 	case !m.Installed.IsZero():
 		return protocol.Answer{Do: protocol.Leave, Name: n.Name, Why: m.fate() + "; to install it anew: skerry pxe approve " + m.MAC + " --reinstall"}, n
@@ -261,7 +261,7 @@ func (s *Server) handOut(mac string, _ netip.Addr, r *http.Request) (any, error)
 		if a.Do != protocol.Install {
 			return refusal{http.StatusForbidden, errors.New(a.Why)}
 		}
-		if m.Session == "" || m.Session != hash(h.Session) {
+		if m.Session != hash(h.Session) {
 			m.Session, m.Handed = hash(h.Session), time.Now().UTC()
 			s.Log("%s: node config %s handed out", described(m), n.Name)
 		}
@@ -277,7 +277,7 @@ func (s *Server) report(mac string, _ netip.Addr, r *http.Request) (any, error) 
 		return nil, refusal{http.StatusBadRequest, err}
 	}
 	_, err := s.note(mac, func(m *Machine) error {
-		if m.Session == "" || subtle.ConstantTimeCompare([]byte(m.Session), []byte(hash(p.Session))) != 1 {
+		if subtle.ConstantTimeCompare([]byte(m.Session), []byte(hash(p.Session))) != 1 {
 			return refusal{http.StatusForbidden, errors.New("the report is of another start of the machine")}
 		}
 		stage := m.Stage

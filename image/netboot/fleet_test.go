@@ -49,6 +49,11 @@ func TestMachinesOfAFleetsFile(t *testing.T) {
 	if _, ok, err := n.Find("02:00:00:00:00:01", "S-3", ""); ok || err != nil {
 		t.Errorf("somebody else: %v", err)
 	}
+	for _, mac := range []string{"", "02:00:00:00:00:01"} { // one that says nothing of itself is none of those that have no serial
+		if got, ok, err := n.Find(mac, "", ""); ok || err != nil {
+			t.Errorf("nobody: %+v, %v", got, err)
+		}
+	}
 	again, err := OpenNodes(f, fleet.Options{Now: time.Now()})
 	if err != nil {
 		t.Fatal(err)

@@ -127,7 +127,7 @@ func (p *pool) offer(mac string) (netip.Addr, error) {
 	for a := p.From; a.Compare(p.To) <= 0 && !best.IsValid(); a = a.Next() {
 		h, used := p.used[a]
 		switch {
-		case a == p.self.Addr() || a == p.self.Masked().Addr() || a == p.Router:
+		case a == p.self.Addr() || a == p.self.Masked().Addr() || a == broadcast(p.self) || a == p.Router:
 		case used && h.MAC == mac:
 			best = a
 		case !used && !fresh.IsValid():
@@ -149,6 +149,15 @@ func (p *pool) offer(mac string) (netip.Addr, error) {
 		p.used[best] = held{MAC: mac, Until: now.Add(offerFor), Taken: h.MAC == mac && h.Taken}
 	}
 	return best, nil
+}
+
+// broadcast is the last address of a network, which is everybody's.
+func broadcast(p netip.Prefix) netip.Addr {
+	a := p.Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		a[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(a)
 }
 
 // take gives the machine the address it asks for. known says whether the machine has another, or the address another machine:

@@ -134,7 +134,7 @@ func TestWhatIsNotTaken(t *testing.T) {
 	hello := protocol.Hello{Session: session, Board: "x86-uefi", Arch: "amd64"}
 	short := hello
 	short.Session = session[1:]
-	for name, in := range map[string]any{"a session that can be guessed": short, "no session": protocol.Hello{}, "no JSON": []byte("{"), "too much": append([]byte(`{"session":"`), bytes.Repeat([]byte("a"), maxBody)...)} {
+	for name, in := range map[string]any{"a session that can be guessed": short, "no session": protocol.Hello{}, "no JSON": []byte("{"), "too much": []byte(`{"session":"` + strings.Repeat("a", maxBody) + `"}`)} {
 		for _, path := range []string{protocol.HelloPath, protocol.ConfigPath} {
 			if status, data := posted(t, s, path, in); status != http.StatusBadRequest {
 				t.Errorf("%s: %s: %d %s", path, name, status, data)
@@ -239,6 +239,35 @@ func TestWaysThatAreTurnedOff(t *testing.T) {
 			if f := s.bootFile(Client{MAC: machineMAC, Arch: "amd64", Firmware: protocol.UEFI, By: by}); (f == "") != (by == off) {
 				t.Errorf("without %s, by %s: %q", off, by, f)
 			}
+		}
+	}
+}
+
+// unreadable is a fleet that cannot be asked.
+type unreadable struct{}
+
+func (unreadable) Find(string, string, string) (Node, bool, error) {
+	return Node{}, false, errors.New("is broken")
+}
+
+// An installed machine starts from its disk; one that a broken fleet may know is not taken for unknown.
+func TestWhoIsStarted(t *testing.T) {
+	s := onLoopback(t, func(o *Options) { o.LeaveUnknown = true })
+	c := Client{MAC: machineMAC, Arch: "amd64", Firmware: protocol.UEFI, By: PXE}
+	for name, tt := range map[string]struct {
+		fleet     Fleet
+		installed time.Time
+		starts    bool
+	}{
+		"known": {one{}, time.Time{}, true}, "unknown": {Nobody{}, time.Time{}, false}, "perhaps known": {unreadable{}, time.Time{}, true},
+		"installed": {one{}, time.Now(), false},
+	} {
+		s.Fleet = tt.fleet
+		if _, err := s.Change(machineMAC, func(m *Machine) error { m.Stage, m.Installed = StageSeen, tt.installed; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if f := s.bootFile(c); (f != "") != tt.starts {
+			t.Errorf("%s: offered %q", name, f)
 		}
 	}
 }
@@ -471,7 +500,7 @@ func TestNamesOfConfigs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, serial := range []string{"../secret", ".hidden", top + "/secret"} {
+	for _, serial := range []string{"../secret", "x/../../secret", ".hidden", top + "/secret"} {
 		if n, ok, err := Folder(dir).Find("02:00:00:00:00:02", serial, serial); ok || err != nil {
 			t.Errorf("%s: %+v, %v", serial, n, err)
 		}

@@ -1,18 +1,26 @@
 package server
 
 import (
+	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 )
 
@@ -164,5 +172,70 @@ func TestBootstrapWritesAllItCan(t *testing.T) {
 func TestUpstreamsHooksAreTheOnesWeStandFor(t *testing.T) {
 	if got := upstreamsHooks().List(); !slices.Equal(got, []string{"rbac/bootstrap-roles", "scheduling/bootstrap-system-priority-classes"}) {
 		t.Errorf("the hooks are %v: look at what they do now", got)
+	}
+}
+
+// What passes is tried again, what another server wrote first is there, and all else is told.
+func TestBootstrapMeetsFaults(t *testing.T) {
+	roles, classes := rbacv1.Resource("clusterroles"), schema.GroupResource{Resource: "priorityclasses"}
+	for name, tt := range map[string]struct {
+		verb, resource string
+		once           bool
+		err            error
+		passes         bool
+	}{
+		"conflict":          {"create", "clusterroles", true, apierrors.NewConflict(roles, "x", errors.New("changed")), true},
+		"busy":              {"create", "clusterroles", true, apierrors.NewServiceUnavailable("the datastore is busy"), true},
+		"class is there":    {"create", "priorityclasses", false, apierrors.NewAlreadyExists(classes, "x"), true},
+		"class unreadable":  {"get", "priorityclasses", false, apierrors.NewForbidden(classes, "x", errors.New("no")), false},
+		"roles unlisted":    {"list", "clusterroles", false, apierrors.NewForbidden(roles, "", errors.New("no")), false},
+		"bindings unlisted": {"list", "clusterrolebindings", false, apierrors.NewForbidden(roles, "", errors.New("no")), false},
+	} {
+		client := fake.NewClientset()
+		var mu sync.Mutex
+		met := 0
+		client.PrependReactor(tt.verb, tt.resource, func(clienttesting.Action) (bool, runtime.Object, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			met++
+			return met == 1 || !tt.once, nil, tt.err
+		})
+		if err := newDefaults().apply(t.Context(), client); (err == nil) != tt.passes {
+			t.Errorf("%s: %v", name, err)
+		}
+		written := 0
+		for _, a := range client.Actions() {
+			if a.GetVerb() == "create" && a.GetResource().Resource == tt.resource {
+				written++
+			}
+		}
+		if tt.verb == "list" && writes(client) > 0 || tt.verb == "get" && written > 0 {
+			t.Errorf("%s: was written without a look at what is there", name)
+		}
+	}
+}
+
+// It tries until it is done, or the server ends.
+func TestBootstrapTriesAgain(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var tries atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if tries.Add(1) == 2 {
+			cancel()
+		}
+		http.Error(w, "not yet", http.StatusInternalServerError)
+	}))
+	defer s.Close()
+	done := make(chan error)
+	go func() {
+		done <- bootstrap(genericapiserver.PostStartHookContext{LoopbackClientConfig: &rest.Config{Host: s.URL}, Context: ctx})
+	}()
+	select {
+	case err := <-done:
+		if err != nil || tries.Load() < 2 {
+			t.Errorf("%v after %d tries", err, tries.Load())
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it does not end")
 	}
 }

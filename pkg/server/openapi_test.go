@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -123,6 +124,66 @@ func TestAPolicyWaitsForTheDescriptions(t *testing.T) {
 		start := time.Now()
 		if got := ask(t, s.before(says("none")), "/"); got != "none" || time.Since(start) != 0 || closed(s.asked) {
 			t.Errorf("who only reads policies got %q after %v", got, time.Since(start))
+		}
+	})
+}
+
+// Answers count for who asked after they were there, and nobody waits who has gone.
+func TestWhoHasTheDescriptions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := stubbed()
+		ask(t, s.ourselves(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			s.ask()
+			s.render()
+			time.Sleep(2 * settle)
+		})), openAPIV3)
+		if !closed(s.rendered) || closed(s.taken) {
+			t.Error("a look that began before the descriptions were there is taken for one that has them")
+		}
+		start := time.Now()
+		s.before(says("done")).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", nil))
+		if time.Since(start) != specWait {
+			t.Errorf("the policy was written after %v, and the server itself has not looked", time.Since(start))
+		}
+		ask(t, s.ourselves(says("list")), openAPIV3)
+		if !closed(s.taken) {
+			t.Error("the server has looked, and does not know")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := stubbed()
+		s.v3 = func() http.Handler {
+			return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(2 * settle) })
+		}
+		s.ask()
+		ask(t, http.HandlerFunc(s.serve), openAPIV3)
+		if closed(s.rendered) {
+			t.Error("the aggregator is taken to have what is still being made")
+		}
+		time.Sleep(2 * settle)
+		synctest.Wait()
+		if !closed(s.rendered) {
+			t.Error("the aggregator has them, and nobody knows")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := stubbed()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		start := time.Now()
+		for _, h := range []http.Handler{s.clients(says("")), s.ourselves(says("")), s.before(says(""))} {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil))
+		}
+		if time.Since(start) != 0 {
+			t.Errorf("waited %v for somebody who has gone", time.Since(start))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := stubbed()
+		start := time.Now()
+		s.before(says("")).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodDelete, "/", nil))
+		if time.Since(start) != 0 || closed(s.asked) {
+			t.Errorf("who takes a policy away waited %v for descriptions", time.Since(start))
 		}
 	})
 }

@@ -137,16 +137,12 @@ E2E      := go test -count=1 -v -timeout 60m ./e2e
 E2E_ARGS := -args -out '$(CURDIR)/$(OUT)'
 AS_ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-native: programs ## skerryd as a server on this host (needs root)
-	@$(AS_ROOT) $(E2E) -run 'NativeServer|Engine' $(E2E_ARGS) -native
+native: programs ## skerryd as a server on this host: its start, components, tools, snapshots (needs root; RUN=regexp)
+	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Native|Engine)' $(E2E_ARGS) -native
 
-nodes: programs ## several skerryd as one cluster, in namespaces of this host (needs root)
+nodes: programs ## several skerryd as one cluster, in namespaces of this host (needs root; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
-	@$(AS_ROOT) $(E2E) -run 'Nodes(Server|HostGW|UpdatePlan|Fleet|Deleted)$$' $(E2E_ARGS) -nodes
-
-# The rest of both, half an hour. It is to become part of `make test` as soon as it has been seen green in one run.
-clusters: programs ## components, tools, snapshots, joining, etcd, pod networks: the long tests (needs root; RUN=regexp)
-	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Native|Nodes)' $(E2E_ARGS) -native -nodes
+	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Nodes)' $(E2E_ARGS) -nodes
 
 # Upstream's own tests: FOCUS and SKIP are regular expressions over their names, PARALLEL=1 is one by one, FRESH=1 runs what
 # passed before, too. Results are in out/conformance.
@@ -239,4 +235,4 @@ golden: ## rewrite the golden files of tests; read the diff before you commit it
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes clusters conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden stock compare clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden stock compare clean FORCE

@@ -121,22 +121,6 @@ func replaced(name string, program []byte) func(dir string) error {
 	return func(dir string) error { return os.WriteFile(filepath.Join(dir, name), program, 0o755) }
 }
 
-// without takes files away that match a pattern.
-func without(pattern string) func(dir string) error {
-	return func(dir string) error {
-		found, err := filepath.Glob(filepath.Join(dir, pattern))
-		if err == nil && len(found) == 0 {
-			err = fmt.Errorf("%s: matches nothing", pattern)
-		}
-		for _, name := range found {
-			if err == nil {
-				err = os.RemoveAll(name)
-			}
-		}
-		return err
-	}
-}
-
 // patched changes a text in a program to one of the same length.
 func patched(name, from, to string) func(dir string) error {
 	return func(dir string) error {

@@ -22,6 +22,8 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
+
+	"github.com/skerry-os/skerry/pkg/csiglobals"
 )
 
 // runKubelet runs kubelet in this process. Once ctx ends it returns at once; some of kubelet's loops only end with the
@@ -66,6 +68,7 @@ func (l *layout) runKubelet(ctx context.Context, ready func()) error {
 	})
 	followers.Go(func() { dns.run(ctx) })
 	defer func() { cancel(); followers.Wait() }()
+	csiglobals.Kubelet(ctx)
 	return until(ctx, func() error {
 		if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
 			return fmt.Errorf("kubelet: %w", err)

@@ -34,7 +34,7 @@ update:    pkg/update
 tools:     e2e/vm e2e/nodes
 tools:     e2e/gatewayapi
 engine:    pkg/cni pkg/datastore pkg/checkconfig
-engine:    pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
+engine:    pkg/csiglobals pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
 engine:    pkg/podnet pkg/drain
 engine:    pkg/datastore/snapshot pkg/datastore/etcd
 engine:    pkg/netpol

@@ -2,9 +2,13 @@ package server
 
 import (
 	"context"
+	"net/http"
+	"strings"
 
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+
+	"github.com/skerry-os/skerry/pkg/csiglobals"
 )
 
 type controllerManager struct {
@@ -58,9 +62,26 @@ func (c *controllerManager) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	made := csiglobals.Controllers()
+	defer made()
+	config.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &firstList{rt, made} })
 	ready()
 	if err := app.Run(ctx, config.Complete()); ctx.Err() == nil {
 		return err
 	}
 	return nil // a controller that is stopped while it starts calls that an error
+}
+
+// firstList calls made at the first question of the controllers' shared informers: upstream starts those when it has made all
+// controllers. Before, their client asks for the health of the API alone.
+type firstList struct {
+	http.RoundTripper
+	made func()
+}
+
+func (f *firstList) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(r.UserAgent(), "/shared-informers") && strings.HasPrefix(r.URL.Path, "/api") {
+		f.made()
+	}
+	return f.RoundTripper.RoundTrip(r)
 }

@@ -35,7 +35,7 @@ func relaxTimers(proc string, slack time.Duration) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close() //nolint:errcheck // opened for reading
+	defer dir.Close()                    //nolint:errcheck // opened for reading
 	threads, err := dir.Readdirnames(-1) // in the order they were started
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -58,6 +59,36 @@ func Partitions(sys fs.FS) ([]Partition, error) {
 			p.Name, p.Disk = n.Name(), d.Name()
 			out = append(out, p)
 		}
+	}
+	return out, nil
+}
+
+// Volumes lists what a filesystem may be on that a person brings: the partitions of all disks, and the disks that have none, as many
+// sticks are. Of the latter, Num is 0 and Name that of the disk.
+func Volumes(sys fs.FS) ([]Partition, error) {
+	out, err := Partitions(sys)
+	if err != nil {
+		return nil, err
+	}
+	disks, err := fs.ReadDir(sys, "block")
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range disks {
+		if slices.ContainsFunc(out, func(p Partition) bool { return p.Disk == d.Name() }) {
+			continue
+		}
+		if _, err := fs.Stat(sys, path.Join("block", d.Name(), "device")); err != nil {
+			continue // made by the kernel out of others
+		}
+		sectors, err := number[int64](sys, path.Join("block", d.Name(), "size"))
+		if errors.Is(err, fs.ErrNotExist) || sectors == 0 {
+			continue // went away, or a reader without a card
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Partition{Name: d.Name(), Disk: d.Name(), Size: sectors * 512})
 	}
 	return out, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -38,6 +39,28 @@ func TestPartitions(t *testing.T) {
 }
 
 // diskImage is an image as skerry writes it, on a disk that is larger.
+// A stick may have a partition table or none; what the kernel makes out of other disks is no stick, nor is an empty card reader.
+func TestVolumes(t *testing.T) {
+	sys := fstest.MapFS{
+		"block/vda/size":           file("409600\n"),
+		"block/vda/device/vendor":  file("x\n"),
+		"block/vda/vda1/partition": file("1\n"),
+		"block/vda/vda1/size":      file("2048\n"),
+		"block/vda/vda1/uevent":    file("PARTN=1\n"),
+		"block/sda/size":           file("1048576\n"),
+		"block/sda/device/vendor":  file("stick\n"),
+		"block/sdb/size":           file("0\n"),
+		"block/sdb/device/vendor":  file("reader\n"),
+		"block/dm-0/size":          file("240000\n"),
+		"block/sdc/device/vendor":  file("went away\n"),
+	}
+	got, err := Volumes(sys)
+	want := []Partition{{Name: "vda1", Disk: "vda", Num: 1, Size: 1 << 20}, {Name: "sda", Disk: "sda", Size: 512 << 20}}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+}
+
 func diskImage(t *testing.T, size, grown int64) *os.File {
 	t.Helper()
 	linuxData, err := disk.ParseGUID("0FC63DAF-8483-4772-8E79-3D69D8477DE4")

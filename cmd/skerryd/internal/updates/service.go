@@ -38,7 +38,7 @@ type Options struct {
 // owner is who cordons a node for its own update.
 const owner = "update"
 
-// stickLook is how often the list of partitions is looked at for a stick that came.
+// stickLook is how often the list of volumes is looked at for a stick that came.
 const stickLook = 15 * time.Second
 
 // pulse is how often the health of a node on trial is looked at.
@@ -111,7 +111,7 @@ func (s *service) loop(ctx context.Context) {
 		return
 	}
 	next := time.Now().Add(jitter(min(c.Every(), 10*time.Minute)/4, 1))
-	seen := partitions()
+	seen := volumes()
 	for ctx.Err() == nil {
 		wait := time.Until(next)
 		if c.Stick {
@@ -122,7 +122,7 @@ func (s *service) loop(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		now := partitions()
+		now := volumes()
 		if time.Now().Before(next) && (!c.Stick || now == seen) {
 			continue
 		}
@@ -154,8 +154,8 @@ func (s *service) settle(ctx context.Context) {
 	}
 }
 
-func partitions() string {
-	parts, err := linux.Partitions(os.DirFS("/sys"))
+func volumes() string {
+	parts, err := linux.Volumes(os.DirFS("/sys"))
 	if err != nil {
 		return ""
 	}

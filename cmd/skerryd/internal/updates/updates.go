@@ -199,7 +199,7 @@ func (n *Node) sources() ([]repository.Source, error) {
 	if !n.Config.Stick {
 		return out, nil
 	}
-	parts, err := linux.Partitions(os.DirFS("/sys"))
+	parts, err := linux.Volumes(os.DirFS("/sys"))
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,6 @@ func serve(ctx context.Context, c Config, backend server.Backend, intercept grpc
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 		grpc.ReadBufferSize(4 << 10), // the API server has a connection for each of its ninety kinds of objects
-		grpc.SharedWriteBuffer(true),
 		grpc.MaxRecvMsgSize(2 << 20), // etcd's limit of a request, with room for the envelope
 		grpc.MaxSendMsgSize(1 << 30), // a list of everything is one message
 	}

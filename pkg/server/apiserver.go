@@ -195,7 +195,7 @@ func (a *apiServer) tune(config *app.Config) {
 	// seconds that it was there or every ten minutes.
 	controlplane.IdentityLeaseRenewIntervalPeriod = 10 * time.Minute
 	if Alone(a.cfg.Settings) {
-		config.KubeAPIs.ControlPlane.Extra.PeerEndpointReconcileInterval = 24 * time.Hour
+		config.KubeAPIs.ControlPlane.PeerEndpointReconcileInterval = 24 * time.Hour
 	}
 }
 

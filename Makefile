@@ -142,7 +142,12 @@ native: programs ## skerryd as a server on this host: its start, components, too
 
 nodes: programs ## several skerryd as one cluster, in namespaces of this host (needs root; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
-	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Nodes)' $(E2E_ARGS) -nodes
+	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Nodes)' -skip '$(if $(RUN),^$$,$(NODES_LONG))' $(E2E_ARGS) -nodes
+
+# These wait for certificates to age and for leases to run out.
+NODES_LONG := NodesRotateCA|NodesRenewAndMove|NodesElection
+nodes-long: programs ## the clusters that take longer: new authorities, certificates renewed, servers cut off (needs root; a quarter of an hour)
+	@$(AS_ROOT) $(E2E) -run '$(NODES_LONG)' $(E2E_ARGS) -nodes
 
 # Upstream's own tests: FOCUS and SKIP are regular expressions over their names, PARALLEL=1 is one by one, FRESH=1 runs what
 # passed before, too. Results are in out/conformance.
@@ -235,4 +240,4 @@ golden: ## rewrite the golden files of tests; read the diff before you commit it
 clean: ## remove out/ but the keys
 	@test ! -d $(OUT) || find $(OUT) -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +
 
-.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden stock compare clean FORCE
+.PHONY: help setup programs release release-check image lock reproducible run stop console kubectl check test quick native nodes nodes-long conformance conformance-quick vm vm-update powercut fuzz delta unchanged bench golden stock compare clean FORCE

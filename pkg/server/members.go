@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,7 +19,8 @@ import (
 )
 
 // memberService removes a server's etcd member when its node is deleted: a member that is gone for good counts as one that is
-// down, and the cluster could lose one less. One server does it; nothing but a deletion that was seen makes it.
+// down, and the cluster could lose one less. One server does it; nothing but a deletion that was seen makes it, by that server or, when the one that should have seen it was the one
+// that went, by the next.
 func memberService(cfg Config, member *etcd.Store) supervise.Service {
 	return supervise.Service{Name: "etcd-members", Needs: []string{"kube-apiserver"}, Run: func(ctx context.Context, ready func()) error {
 		config, err := clientcmd.BuildConfigFromFlags("", cfg.Files.Admin)
@@ -29,9 +31,15 @@ func memberService(cfg Config, member *etcd.Store) supervise.Service {
 		if err != nil {
 			return err
 		}
+		gone, stop, err := watchDeleted(ctx, client)
+		if err != nil {
+			return err
+		}
+		defer stop()
 		ready()
 		err = leader.Run(ctx, client, "skerry-etcd-members", cfg.NodeName, func(ctx context.Context) error {
-			return removeDeleted(ctx, client, member)
+			gone.each(ctx, func(name string) { removeMember(ctx, member, name) })
+			return nil
 		})
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop is no fault
@@ -40,32 +48,88 @@ func memberService(cfg Config, member *etcd.Store) supervise.Service {
 	}}
 }
 
-func removeDeleted(ctx context.Context, client kubernetes.Interface, member *etcd.Store) error {
+// heldFor is how long a deletion is worth something to a server that does not hold the lease: the holder may have been the one whose
+// node was deleted, and until the next takes over, nobody else acts on it. It is short, because a machine may come back under
+// the name.
+const heldFor = leader.Duration + time.Minute
+
+// deletions are the nodes that a server has seen deleted, and not come back.
+type deletions struct {
+	mu   sync.Mutex
+	at   map[string]time.Time
+	more chan struct{} // has one when there may be more to do
+}
+
+func newDeletions() *deletions {
+	return &deletions{at: map[string]time.Time{}, more: make(chan struct{}, 1)}
+}
+
+// watchDeleted watches until ctx ends; stop waits for that.
+func watchDeleted(ctx context.Context, client kubernetes.Interface) (d *deletions, stop func(), err error) {
+	d = newDeletions()
 	factory := informers.NewSharedInformerFactory(client, 0)
-	deleted := make(chan string, 64)
-	nodes := factory.Core().V1().Nodes().Informer()
-	_, err := nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) {
-		if unknown, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-			obj = unknown.Obj
-		}
-		if node, ok := obj.(*corev1.Node); ok {
-			select {
-			case deleted <- node.Name:
-			case <-ctx.Done():
+	_, err = factory.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			if node, ok := obj.(*corev1.Node); ok {
+				d.back(node.Name)
 			}
-		}
-	}})
+		},
+		DeleteFunc: func(obj any) {
+			if unknown, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = unknown.Obj
+			}
+			if node, ok := obj.(*corev1.Node); ok {
+				d.gone(node.Name)
+			}
+		},
+	})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	factory.Start(ctx.Done())
-	defer factory.Shutdown()
+	return d, func() { cancel(); factory.Shutdown() }, nil
+}
+
+func (d *deletions) gone(name string) {
+	d.mu.Lock()
+	d.at[name] = time.Now()
+	d.mu.Unlock()
+	select {
+	case d.more <- struct{}{}:
+	default:
+	}
+}
+
+func (d *deletions) back(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.at, name)
+}
+
+// take gives one that is not too old.
+func (d *deletions) take() (name string, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, at := range d.at {
+		delete(d.at, name)
+		if time.Since(at) < heldFor {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// each calls f for the deletions of late and those to come, until ctx ends.
+func (d *deletions) each(ctx context.Context, f func(name string)) {
 	for {
+		for name, ok := d.take(); ok && ctx.Err() == nil; name, ok = d.take() {
+			f(name)
+		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case name := <-deleted:
-			removeMember(ctx, member, name)
+			return
+		case <-d.more:
 		}
 	}
 }

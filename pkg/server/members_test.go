@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -63,7 +64,7 @@ func TestDeletionsAreSeen(t *testing.T) {
 		}
 		cancel()
 	})
-	if context.Cause(ctx) != context.Canceled {
+	if !errors.Is(context.Cause(ctx), context.Canceled) {
 		t.Error("the deletion was not seen")
 	}
 }

@@ -144,9 +144,9 @@ nodes: programs ## several skerryd as one cluster, in namespaces of this host (n
 	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
 	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Nodes)' -skip '$(if $(RUN),^$$,$(NODES_LONG))' $(E2E_ARGS) -nodes
 
-# These wait for certificates to age and for leases to run out.
-NODES_LONG := NodesRotateCA|NodesRenewAndMove|NodesElection
-nodes-long: programs ## the clusters that take longer: new authorities, certificates renewed, servers cut off (needs root; a quarter of an hour)
+# These wait for certificates to age, for leases to run out and for members that are gone.
+NODES_LONG := NodesRotateCA|NodesRenewAndMove|NodesElection|NodesEtcd|NodesClusterReset
+nodes-long: programs ## the clusters that take longer: new authorities, certificates renewed, servers cut off (needs root; twenty minutes)
 	@$(AS_ROOT) $(E2E) -run '$(NODES_LONG)' $(E2E_ARGS) -nodes
 
 # Upstream's own tests: FOCUS and SKIP are regular expressions over their names, PARALLEL=1 is one by one, FRESH=1 runs what

@@ -19,8 +19,8 @@ import (
 )
 
 // memberService removes a server's etcd member when its node is deleted: a member that is gone for good counts as one that is
-// down, and the cluster could lose one less. One server does it; nothing but a deletion that was seen makes it, by that server or, when the one that should have seen it was the one
-// that went, by the next.
+// down, and the cluster could lose one less. Nothing but a deletion that was seen makes it. All servers look for deletions; the one
+// with the lease acts on them, those of just before it had the lease, too: the last holder may be the one that went.
 func memberService(cfg Config, member *etcd.Store) supervise.Service {
 	return supervise.Service{Name: "etcd-members", Needs: []string{"kube-apiserver"}, Run: func(ctx context.Context, ready func()) error {
 		config, err := clientcmd.BuildConfigFromFlags("", cfg.Files.Admin)

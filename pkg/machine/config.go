@@ -62,6 +62,7 @@ type Config struct {
 	Registries   Registries        `yaml:"registries" help:"how image registries are reached, in the format of registries.yaml, which it becomes"`
 	Manifests    map[string]string `yaml:"manifests" key:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" help:"Kubernetes objects for a server to apply and keep applied, as YAML texts by name; what goes takes with it what it made"`
 	Update       Update            `yaml:"update" help:"where new releases come from, and when; without a source and without sticks a machine stays as it is"`
+	SSH          SSH               `yaml:"ssh" help:"root over SSH, for releases that were built with it (skerry release build --debug); others say so and go on without"`
 	Install      Install           `yaml:"install" help:"what the machine does when it is started over the network (image/netboot/PXE.md)"`
 	Server       Server            `yaml:"server" help:"the engine's settings of a server, named as skerryd's flags"`
 	Agent        Agent             `yaml:"agent" help:"the engine's settings of an agent, named as skerryd's flags"`
@@ -186,6 +187,7 @@ func (c *Config) problems() []Problem {
 	}
 	c.Update.problems(&p)
 	c.Install.problems(&p)
+	p.below("ssh", c.SSH.problems)
 	c.hostProblems(&p)
 	c.roleProblems(&p)
 	p.below("network", c.Network.problems)

@@ -22,7 +22,14 @@ type Release struct {
 	BuildTime  time.Time `json:"buildTime"`
 	Arch       string    `json:"arch"`
 	Kubernetes string    `json:"kubernetes"`
+	Debug      bool      `json:"debug,omitempty"`
 }
+
+// DebugNotice is what a debug release says of itself, everywhere.
+const DebugNotice = "debug release: a shell on every console"
+
+// OpenShells is a folder that has a file for each console on which somebody uses the shell of a debug release.
+const OpenShells = "/run/skerry/shells"
 
 // Boot is what stage 1 hands to stage 2: where this boot came from. Everything in it was checked against the signature.
 type Boot struct {

@@ -19,6 +19,7 @@ type Facts struct {
 	Hostname   string
 	Labels     map[string]string
 	ProviderID string
+	SSHKeys    []string // who may log in; for debug releases alone
 }
 
 // DecodeLayers reads node configs that are laid one over the other: a key or list of a later one replaces that of an earlier
@@ -45,6 +46,14 @@ func DecodeLayers(f Facts, layers ...Layer) (*Config, error) {
 func (c *Config) learn(f Facts) {
 	if c.Hostname == "" {
 		c.Hostname = f.Hostname
+	}
+	if len(c.SSH.Keys) == 0 {
+		for _, key := range f.SSHKeys {
+			// One that cannot be used is no reason to be without a node.
+			if CheckSSHKey(key) == "" && !slices.Contains(c.SSH.Keys, key) {
+				c.SSH.Keys = append(c.SSH.Keys, key)
+			}
+		}
 	}
 	own := c.Own()
 	for _, key := range slices.Sorted(maps.Keys(f.Labels)) {

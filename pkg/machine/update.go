@@ -37,6 +37,7 @@ type Update struct {
 	Windows  []string `yaml:"windows" json:"windows,omitempty" pattern:"^([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])$" default:"always" help:"when the machine may restart, in UTC, as in 02:00-05:00"`
 	Deadline string   `yaml:"deadline" json:"deadline,omitempty" default:"10m" help:"time for a new release to be as healthy as the one before"`
 	Stick    bool     `yaml:"stick" json:"stick,omitempty" help:"take releases from USB sticks too"`
+	Debug    bool     `yaml:"debug" json:"debug,omitempty" help:"take debug releases too, which have a shell on every console; a machine that runs one needs no leave"`
 	Drain    Drain    `yaml:"drain" json:"drain,omitzero" help:"how pods leave before the machine restarts into a new release, where other nodes can take them"`
 }
 

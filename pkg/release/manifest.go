@@ -40,6 +40,8 @@ type Manifest struct {
 	Root       Root             `json:"root"`
 	Boards     map[string]Board `json:"boards"` // by board id
 	Files      []File           `json:"files"`  // every other file of the release folder, sorted by path
+	// Debug says that the root has a shell, which init offers on every console and, to the node config's keys, over SSH.
+	Debug bool `json:"debug,omitempty"`
 }
 
 // Root is the root filesystem: EROFS, then its dm-verity hash tree, in one file.

@@ -27,6 +27,7 @@ func azure(ctx context.Context, _ *Place) (*Instance, error) {
 			ResourceID string
 			UserData   string
 			OSProfile  struct{ ComputerName string }
+			PublicKeys []struct{ KeyData string }
 		}
 	}
 	if err := decode(path, data, &d); err != nil {
@@ -46,6 +47,9 @@ func azure(ctx context.Context, _ *Place) (*Instance, error) {
 	}
 	if i.Hostname == "" {
 		i.Hostname = hostname(c.Name)
+	}
+	for _, k := range c.PublicKeys {
+		i.SSHKeys = append(i.SSHKeys, keyLines(k.KeyData)...)
 	}
 	if c.Zone != "" {
 		i.Zone = c.Location + "-" + c.Zone

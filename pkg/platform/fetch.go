@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -90,7 +92,7 @@ const linkLocal = "http://169.254.169.254"
 
 // aws asks IMDSv2. The first version of the service, which any program that can be talked into a GET can read, is never used.
 // docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
-func aws(ctx context.Context, _ *Place) (*Instance, error) {
+func aws(ctx context.Context, p *Place) (*Instance, error) {
 	base := linkLocal
 	token, _, err := request(ctx, http.MethodPut, base+"/latest/api/token", "", "X-aws-ec2-metadata-token-ttl-seconds", "300")
 	var unreachable net.Error
@@ -126,12 +128,28 @@ func aws(ctx context.Context, _ *Place) (*Instance, error) {
 		ID: d.InstanceID, Hostname: hostname(d.InstanceID), Type: d.InstanceType, Region: d.Region, Zone: d.AvailabilityZone,
 		ProviderID: "aws:///" + d.AvailabilityZone + "/" + d.InstanceID,
 	}
-	i.UserData, err = optional(get("/latest/user-data"))
-	return i, err
+	if i.UserData, err = optional(get("/latest/user-data")); err != nil || !p.SSHKeys {
+		return i, err
+	}
+	// The list has a number and a name for each; an instance that was started without a key has no list.
+	const keys = "/latest/meta-data/public-keys/"
+	list, err := optional(get(keys))
+	if err != nil {
+		return i, err
+	}
+	for _, line := range keyLines(string(list)) {
+		number, _, _ := strings.Cut(line, "=")
+		key, err := optional(get(keys + number + "/openssh-key"))
+		if err != nil {
+			return i, err
+		}
+		i.SSHKeys = append(i.SSHKeys, keyLines(string(key))...)
+	}
+	return i, nil
 }
 
 // gcp asks the metadata server. cloud.google.com/compute/docs/metadata/querying-metadata
-func gcp(ctx context.Context, _ *Place) (*Instance, error) {
+func gcp(ctx context.Context, p *Place) (*Instance, error) {
 	const path = "/computeMetadata/v1/"
 	get := func(what string) ([]byte, error) {
 		data, header, err := request(ctx, http.MethodGet, linkLocal+path+what, "", "Metadata-Flavor", "Google")
@@ -164,10 +182,30 @@ func gcp(ctx context.Context, _ *Place) (*Instance, error) {
 	if n := strings.LastIndexByte(zone, '-'); n > 0 {
 		region = zone[:n]
 	}
+	keys := d.Attributes["ssh-keys"]
+	if p.SSHKeys && !strings.EqualFold(d.Attributes["block-project-ssh-keys"], "true") {
+		shared, err := get("project/attributes/ssh-keys")
+		if err != nil && !errors.Is(err, errNone) {
+			return nil, err
+		}
+		keys += "\n" + string(shared)
+	}
 	return &Instance{
-		ID: d.ID.String(), Hostname: hostname(d.Name), Type: last(d.MachineType), Region: region, Zone: zone,
+		SSHKeys: gcpKeys(keys),
+		ID:      d.ID.String(), Hostname: hostname(d.Name), Type: last(d.MachineType), Region: region, Zone: zone,
 		ProviderID: "gce://" + string(project) + "/" + zone + "/" + d.Name, UserData: []byte(d.Attributes["user-data"]),
 	}, nil
+}
+
+// gcpKeys reads lines of USER:KEY. Keys that Google's tools made for a few minutes are left out: their end is not watched here.
+// cloud.google.com/compute/docs/connect/add-ssh-keys
+func gcpKeys(text string) (out []string) {
+	for _, line := range keyLines(text) {
+		if _, key, ok := strings.Cut(line, ":"); ok && !strings.Contains(key, "google-ssh") {
+			out = append(out, key)
+		}
+	}
+	return out
 }
 
 func last(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
@@ -200,10 +238,11 @@ func openstack(ctx context.Context, p *Place) (*Instance, error) {
 
 func novaInstance(data []byte) (*Instance, error) {
 	var d struct {
-		UUID     string `json:"uuid"`
-		Name     string `json:"name"`
-		Hostname string `json:"hostname"`
-		Zone     string `json:"availability_zone"`
+		UUID     string            `json:"uuid"`
+		Name     string            `json:"name"`
+		Hostname string            `json:"hostname"`
+		Zone     string            `json:"availability_zone"`
+		Keys     map[string]string `json:"public_keys"`
 	}
 	if err := decode("meta_data.json", data, &d); err != nil {
 		return nil, err
@@ -215,7 +254,11 @@ func novaInstance(data []byte) (*Instance, error) {
 	if name == "" {
 		name = hostname(d.Name)
 	}
-	return &Instance{ID: d.UUID, Hostname: name, Zone: d.Zone, ProviderID: "openstack:///" + d.UUID}, nil
+	i := &Instance{ID: d.UUID, Hostname: name, Zone: d.Zone, ProviderID: "openstack:///" + d.UUID}
+	for _, name := range slices.Sorted(maps.Keys(d.Keys)) {
+		i.SSHKeys = append(i.SSHKeys, keyLines(d.Keys[name])...)
+	}
+	return i, nil
 }
 
 // fromURL fetches a node config from the address that the kernel was told. Only TLS with a certificate that the machine

@@ -35,6 +35,18 @@ type Instance struct {
 	Zone       string `json:"zone,omitempty"`
 	ProviderID string `json:"providerID,omitempty"` // as the cloud's controllers for Kubernetes write it
 	UserData   []byte `json:"userData,omitempty"`
+	// SSHKeys are the public keys that the platform would give its machine's user; only debug releases use them.
+	SSHKeys []string `json:"sshKeys,omitempty"`
+}
+
+// keyLines are the lines of a text that are public keys, or may be.
+func keyLines(text string) (out []string) {
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 // Labels are those that the instance gives its node.
@@ -58,6 +70,9 @@ type Place struct {
 	Volume func(ctx context.Context, labels ...string) (files fs.FS, found bool, done func(), err error)
 
 	URL string // of a node config, from the kernel command line
+
+	// SSHKeys asks for public keys too, where that takes questions of its own. Who has no use for them must not fail for them.
+	SSHKeys bool
 
 	// Log takes one line for the operator.
 	Log func(format string, a ...any)

@@ -155,6 +155,10 @@ func imds(t *testing.T, busy int, userData string) http.HandlerFunc {
 				return
 			}
 			_, _ = io.WriteString(w, userData)
+		case "/latest/meta-data/public-keys/":
+			_, _ = io.WriteString(w, "0=desk\n2=laptop")
+		case "/latest/meta-data/public-keys/0/openssh-key", "/latest/meta-data/public-keys/2/openssh-key":
+			_, _ = io.WriteString(w, "ssh-ed25519 AAAA"+r.URL.Path[30:31]+" desk\n")
 		default:
 			http.NotFound(w, r)
 		}
@@ -189,6 +193,10 @@ func TestAWSByIPv6(t *testing.T) {
 	serve(t, "fd00:ec2::254", imds(t, 0, ""))
 	got, err := ask(t, "aws", &Place{})
 	expect(t, got, err, onAWS)
+	got, err = ask(t, "aws", &Place{SSHKeys: true})
+	want := onAWS
+	want.SSHKeys = []string{"ssh-ed25519 AAAA0 desk", "ssh-ed25519 AAAA2 desk"}
+	expect(t, got, err, want)
 }
 
 func TestAWSTurnedOff(t *testing.T) {
@@ -218,7 +226,9 @@ func TestGCP(t *testing.T) {
 		switch r.URL.String() {
 		case "/computeMetadata/v1/instance/?recursive=true":
 			_, _ = io.WriteString(w, `{"id":4172309120498712345,"name":"north-mig-x7k2","hostname":"north-mig-x7k2.c.my-project.internal","zone":"projects/123/zones/europe-west3-c",
-				"machineType":"projects/123/machineTypes/e2-medium","attributes":{"user-data":"role: agent\n","ssh-keys":"x"},"tags":[]}`)
+				"machineType":"projects/123/machineTypes/e2-medium","attributes":{"user-data":"role: agent\n","ssh-keys":"x\nadmin:ssh-ed25519 AAAA admin@desk\n"},"tags":[]}`)
+		case "/computeMetadata/v1/project/attributes/ssh-keys":
+			_, _ = io.WriteString(w, "a:ssh-rsa AAAB google-ssh {\"userName\":\"a\",\"expireOn\":\"2026-01-01T00:00:00+0000\"}\nb:ssh-ed25519 AAAC b\n")
 		case "/computeMetadata/v1/project/project-id":
 			_, _ = io.WriteString(w, "my-project")
 		default:
@@ -226,10 +236,14 @@ func TestGCP(t *testing.T) {
 		}
 	})
 	got, err := ask(t, "gcp", &Place{})
-	expect(t, got, err, Instance{
+	want := Instance{
 		Platform: "gcp", ID: "4172309120498712345", Hostname: "north-mig-x7k2", Type: "e2-medium", Region: "europe-west3", Zone: "europe-west3-c",
-		ProviderID: "gce://my-project/europe-west3-c/north-mig-x7k2", UserData: []byte("role: agent\n"),
-	})
+		ProviderID: "gce://my-project/europe-west3-c/north-mig-x7k2", UserData: []byte("role: agent\n"), SSHKeys: []string{"ssh-ed25519 AAAA admin@desk"},
+	}
+	expect(t, got, err, want)
+	got, err = ask(t, "gcp", &Place{SSHKeys: true})
+	want.SSHKeys = append(want.SSHKeys, "ssh-ed25519 AAAC b")
+	expect(t, got, err, want)
 }
 
 // Azure has two services: one tells, the other is told.
@@ -244,7 +258,8 @@ func TestAzure(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, `{"compute":{"vmId":"02aab8a4-74ef-476e-8182-f6d2ba4166a6","name":"vmss_3","location":"westeurope","zone":"2","vmSize":"Standard_D2s_v5",
 			"resourceId":"/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/vmss/virtualMachines/3",
-			"userData":"cm9sZTogYWdlbnQK","osProfile":{"computerName":"VMSS000003"}},"network":{}}`)
+			"userData":"cm9sZTogYWdlbnQK","osProfile":{"computerName":"VMSS000003"},
+			"publicKeys":[{"keyData":"ssh-rsa AAAA admin@desk\r\n","path":"/home/admin/.ssh/authorized_keys"}]},"network":{}}`)
 	})
 	type health struct {
 		Incarnation string `xml:"GoalStateIncarnation"`
@@ -275,7 +290,7 @@ func TestAzure(t *testing.T) {
 	got, err := ask(t, "azure", &Place{})
 	expect(t, got, err, Instance{
 		Platform: "azure", ID: "02aab8a4-74ef-476e-8182-f6d2ba4166a6", Hostname: "vmss000003", Type: "Standard_D2s_v5", Region: "westeurope", Zone: "westeurope-2",
-		ProviderID: "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/vmss/virtualMachines/3", UserData: []byte("role: agent\n"),
+		ProviderID: "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/vmss/virtualMachines/3", UserData: []byte("role: agent\n"), SSHKeys: []string{"ssh-rsa AAAA admin@desk"},
 	})
 	if err := Report(t.Context(), got); err != nil {
 		t.Fatal(err)
@@ -299,11 +314,11 @@ func volume(files fstest.MapFS, has string) func(context.Context, ...string) (fs
 	}
 }
 
-const nova = `{"uuid":"83679162-1378-4288-a2d4-70e13ec132aa","name":"North 1","hostname":"north-1.novalocal","availability_zone":"nova","keys":[],"project_id":"p"}`
+const nova = `{"uuid":"83679162-1378-4288-a2d4-70e13ec132aa","name":"North 1","hostname":"north-1.novalocal","availability_zone":"nova","keys":[],"public_keys":{"desk":"ssh-ed25519 AAAA desk\n"},"project_id":"p"}`
 
 var onNova = Instance{
 	Platform: "openstack", ID: "83679162-1378-4288-a2d4-70e13ec132aa", Hostname: "north-1", Zone: "nova", ProviderID: "openstack:///83679162-1378-4288-a2d4-70e13ec132aa",
-	UserData: []byte("role: agent\n"),
+	UserData: []byte("role: agent\n"), SSHKeys: []string{"ssh-ed25519 AAAA desk"},
 }
 
 // OpenStack's volume is read where there is one; its service is asked where there is none.
@@ -407,6 +422,10 @@ func TestUserData(t *testing.T) {
 	}
 	if got, err := ReadUserData([]byte("#cloud-config\nwrite_files:\n- {path: /etc/skerry/registries.yaml, encoding: gz+b64, content: H4sIAAAAAAACA8tIzcnJBwCGphA3BQAAAA==}\n")); err == nil || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("a damaged file: %+v, %v", got, err)
+	}
+	got, err = ReadUserData([]byte("#cloud-config\nssh_authorized_keys: [ssh-ed25519 AAAA desk]\n"))
+	if err != nil || len(got.Warnings) > 0 || len(got.SSHKeys) != 1 || got.SSHKeys[0] != "ssh-ed25519 AAAA desk" || len(got.Node) > 0 {
+		t.Errorf("keys of cloud-config: %+v, %v", got, err)
 	}
 	got, err = ReadUserData([]byte("#cloud-config\nwrite_files:\n- {path: /var/lib/skerry/server/manifests/a.yaml, encoding: b64, content: aGVsbG8=}\n"))
 	if err != nil || len(got.Files) != 1 || string(got.Files[0].Data) != "hello" || got.Files[0].Mode != 0o600 {

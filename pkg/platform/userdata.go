@@ -20,6 +20,7 @@ type Config struct {
 	Node     []byte   // a node config, laid over the image's own
 	Files    []File   // to write once
 	Warnings []string // what was asked for and is not done
+	SSHKeys  []string // who may log in; for debug releases
 }
 
 // File is one that user data brings.
@@ -39,9 +40,10 @@ var Folders = []string{"/etc/skerry/", "/var/lib/skerry/server/manifests/"}
 //	ntp: {servers: [192.0.2.1]}       # or enabled: false
 //	write_files:                      # in Folders only; content as text, or with encoding b64, gzip, gz+b64
 //	  - {path: /etc/skerry/registries.yaml, permissions: "0600", content: "…"}
+//	ssh_authorized_keys: [ssh-ed25519 …]   # on a debug release, which has SSH
 //	skerry: {role: agent, …}          # a node config without apiVersion and kind
 //
-// All else is left out with a warning: a node has no users, no shell and no packages. Scripts and multipart data are refused.
+// All else is left out with a warning: a node has no users, no shell (but on a debug release) and no packages. Scripts and multipart data are refused.
 // Either may be compressed by gzip.
 func ReadUserData(data []byte) (*Config, error) {
 	if bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
@@ -90,11 +92,12 @@ type fromCloudConfig struct {
 		Encoding    string `yaml:"encoding"`
 		Content     string `yaml:"content"`
 	} `yaml:"write_files"`
-	Skerry yaml.Node `yaml:"skerry"`
+	SSHKeys []string  `yaml:"ssh_authorized_keys"`
+	Skerry  yaml.Node `yaml:"skerry"`
 }
 
 var known = map[string]bool{
-	"hostname": true, "fqdn": true, "ntp": true, "write_files": true, "skerry": true,
+	"hostname": true, "fqdn": true, "ntp": true, "write_files": true, "ssh_authorized_keys": true, "skerry": true,
 	"preserve_hostname": true, "manage_etc_hosts": true, "prefer_fqdn_over_hostname": true, // say nothing that is not so anyway
 }
 
@@ -108,7 +111,7 @@ func cloudConfig(data []byte) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("user data: cloud-config: %w", err)
 	}
-	out := &Config{}
+	out := &Config{SSHKeys: in.SSHKeys}
 	for key := range all {
 		if !known[key] {
 			out.Warnings = append(out.Warnings, fmt.Sprintf("user data: cloud-config: %s is not done here", key))

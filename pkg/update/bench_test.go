@@ -374,6 +374,46 @@ func TestBadContentIsRefused(t *testing.T) {
 	}
 }
 
+// A shell comes to a machine that has none only where its config says so; one that has one gets what there is.
+func TestDebugReleases(t *testing.T) {
+	b := newBench(t)
+	two := releasetest.New(t, 300<<10)
+	m := *two.Signed.Manifest()
+	m.Version, m.Debug = "1.1.0", true
+	two.Sign(t, &m)
+	b.put(two)
+	before := bytes.Clone(b.disk.Bytes())
+	u := b.updater(b.disk, b.boot(), b.store)
+	for _, force := range []bool{false, true} {
+		if _, err := u.Check(t.Context(), force); !errors.Is(err, update.ErrDebug) {
+			t.Errorf("by force %v: %v", force, err)
+		}
+	}
+	if r, err := b.store.Load(); err != nil || !strings.Contains(r.Problem, "release 1.1.0: is a debug release") || !strings.Contains(r.Problem, "update: {debug: true}") {
+		t.Errorf("record %+v, %v", r, err)
+	}
+	if !bytes.Equal(before, b.disk.Bytes()) {
+		t.Error("something was written")
+	}
+	// As the config, or a debug release that runs, allows it.
+	u.Debug = true
+	p, err := u.Check(t.Context(), false)
+	check(t, err)
+	check(t, u.Apply(t.Context(), p))
+	// Nor by hand, where the other slot has one.
+	booted := b.boot()
+	b.runs(booted, slot.B, true, "1.1.0")
+	if err := b.judge(booted, func(context.Context, *record.Before) error { return errors.New("it does not please") }); err == nil {
+		t.Error("was kept")
+	}
+	booted = b.boot()
+	b.runs(booted, slot.A, false, "1.0.0")
+	u = b.updater(b.disk, booted, b.store)
+	if err := u.Rollback(t.Context()); !errors.Is(err, update.ErrDebug) {
+		t.Errorf("by hand to the other slot: %v", err)
+	}
+}
+
 // A release below the floor is refused, whoever signed it, whether the floor is in the record or in the firmware.
 func TestFloor(t *testing.T) {
 	b := newBench(t)

@@ -31,6 +31,8 @@ var (
 	ErrTrial = errors.New("this slot is on trial; wait for its verdict")
 	// ErrRoom means that something does not fit.
 	ErrRoom = errors.New("does not fit")
+	// ErrDebug means that the release has a shell and this machine is to have none.
+	ErrDebug = errors.New("is a debug release, with a root shell on every console, and this machine runs none; write update: {debug: true} in its node config if that is meant")
 )
 
 // Device is a partition. After Sync, what was written survives a power cut and ReadAt gives what the medium holds.
@@ -46,6 +48,7 @@ type Machine struct {
 	Arch, Board, Version, Channel string
 	Kubernetes                    string // its version, in the release that runs
 	Floor                         string // what the firmware or the TPM lets start at least; "" for none
+	Debug                         bool   // a release with a shell may run here
 	Seed, Want                    string // see repository.Machine
 	Booted                        slot.ID
 	Selector                      slot.Selector
@@ -124,8 +127,11 @@ func (u *Updater) check(ctx context.Context, r *record.Record, force bool) (*rep
 	})
 }
 
-// allowed refuses what is older than the machine may go back to.
+// allowed refuses what is older than the machine may go back to, and a shell where there is to be none.
 func (u *Updater) allowed(m *release.Manifest, r *record.Record) error {
+	if m.Debug && !u.Debug {
+		return fmt.Errorf("release %s: %w", m.Version, ErrDebug)
+	}
 	for _, floor := range []string{r.Floor, u.Floor} {
 		if floor != "" && release.CompareVersions(m.Version, floor) < 0 {
 			return fmt.Errorf("release %s %w: %s", m.Version, release.ErrRollback, floor)

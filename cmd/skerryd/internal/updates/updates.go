@@ -86,7 +86,7 @@ func Open(log *slog.Logger, proxy func(*url.URL) (*url.URL, error)) (*Node, erro
 	n.Updater = &update.Updater{
 		Machine: update.Machine{
 			Arch: id.Release.Arch, Board: id.Boot.Board, Version: id.Release.Version, Channel: conf.Channel, Seed: seed, Booted: id.Boot.Slot,
-			Kubernetes: id.Release.Kubernetes, Floor: id.Boot.Floor,
+			Kubernetes: id.Release.Kubernetes, Floor: id.Boot.Floor, Debug: id.Release.Debug || conf.Debug,
 			Selector: h.Selector, Roots: map[slot.ID]update.Device{}, Trusted: trusted,
 		},
 		Store: record.File(host.RecordFile), Root: root, Dir: host.MetadataDir, Now: time.Now,

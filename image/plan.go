@@ -72,6 +72,7 @@ type Plan struct {
 	Board      string      `json:"board"`
 	Arch       string      `json:"arch"`
 	Version    string      `json:"version"`          // of the release
+	Debug      bool        `json:"debug,omitempty"`  // it has a shell
 	Manifest   string      `json:"manifest"`         // sha256 of the release's manifest
 	Config     string      `json:"config"`           // sha256 of the node config
 	Beside     string      `json:"beside,omitempty"` // sha256 of what lies beside it, and its names
@@ -260,7 +261,7 @@ func (d *draft) plan() (*Plan, error) {
 	m := d.rel.Manifest()
 	manifest, _ := d.rel.Bytes()
 	p := &Plan{
-		Board: d.board, Arch: m.Arch, Version: m.Version, SecureBoot: d.secureBoot, Size: d.size, Policy: d.policy,
+		Board: d.board, Arch: m.Arch, Version: m.Version, Debug: m.Debug, SecureBoot: d.secureBoot, Size: d.size, Policy: d.policy,
 		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid, Room: d.room, MBR: d.mbr,
 	}
 	if p.GUID == (disk.GUID{}) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"text/tabwriter"
 
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/size"
 )
 
@@ -14,6 +15,9 @@ func (p *Plan) Print(out io.Writer) error {
 	row := func(format string, a ...any) { _, _ = fmt.Fprintf(w, format+"\n", a...) } // errors come with Flush
 	row("board\t%s (%s)", p.Board, p.Arch)
 	row("release\t%s, manifest %.16s", p.Version, p.Manifest)
+	if p.Debug {
+		row("\t%s", machine.DebugNotice)
+	}
 	row("node config\t%.16s", p.Config)
 	row("secure boot\t%s", map[bool]string{true: "keys are brought along for firmware in setup mode", false: "no keys are brought along"}[p.SecureBoot])
 	row("disk\t%v, %v, %v of it written", size.Bytes(p.Size), p.GUID, size.Bytes(p.Written()).Rounded())

@@ -11,6 +11,7 @@ import (
 
 	"github.com/skerry-os/skerry/image/compose"
 	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/pkg/machine"
 )
 
 func newReleaseBuildCmd() *cobra.Command {
@@ -18,7 +19,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	var mirrors []string
 	var configTrust configTrustFlags
 	var add compose.Additions
-	var quiet, asJSON, clouds bool
+	var quiet, asJSON, clouds, debug bool
 	cmd := &cobra.Command{
 		Use:   "build --keys DIR -o DIR",
 		Short: "Build a signed release from the source",
@@ -57,7 +58,7 @@ func newReleaseBuildCmd() *cobra.Command {
 				log = compose.NewLog(io.Discard)
 			}
 			s, err := compose.Build(cmd.Context(), compose.Options{
-				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log, Clouds: clouds,
+				Source: src, Arch: arch, Keys: set, Out: out, Work: work, Cache: cacheDir(), Mirrors: m.All(), Log: log, Clouds: clouds, Debug: debug,
 				ConfigPolicy: policy, ConfigKeys: configKeys, Additions: add,
 			})
 			if err != nil {
@@ -79,6 +80,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	f.StringVar(&work, "work", "", "folder for staging (default: out in the source)")
 	f.StringVar(&version, "version", "", "what the release calls itself (default: what git describe says)")
 	f.BoolVar(&clouds, "clouds", false, "kernel images for the boards of clouds and hypervisors, too (aws, gcp, ...)")
+	f.BoolVar(&debug, "debug", false, "a release to look into: a root shell on every console, and over SSH for the keys of the node config (ssh.keys)")
 	f.BoolVar(&quiet, "quiet", false, "no progress")
 	f.BoolVar(&asJSON, "json", false, "print the summary as JSON")
 	mirrorFlag(cmd, &mirrors)
@@ -91,6 +93,11 @@ func printSummary(w io.Writer, s *compose.Summary, asJSON bool) error {
 	}
 	for _, f := range s.Files {
 		if _, err := fmt.Fprintf(w, "%9.1f MB  %.12s  %s\n", float64(f.Size)/1e6, f.SHA256, f.Path); err != nil {
+			return err
+		}
+	}
+	if s.Debug {
+		if _, err := fmt.Fprintln(w, machine.DebugNotice); err != nil {
 			return err
 		}
 	}

@@ -34,7 +34,7 @@ func newReleaseProgramsCmd() *cobra.Command {
 				return err
 			}
 			store := &debian.Store{Dir: cacheDir(), Mirrors: m.All(), Retry: 5 * time.Second}
-			kubernetes, err := compose.Programs(cmd.Context(), src, arch, out, store, compose.NewLog(cmd.ErrOrStderr()))
+			kubernetes, err := compose.Programs(cmd.Context(), src, arch, out, false, store, compose.NewLog(cmd.ErrOrStderr()))
 			if err != nil {
 				return fmt.Errorf("release programs: %w", err)
 			}

@@ -110,7 +110,7 @@ func (b *build) unified(board *boards.Board, p *bootParts) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := uki.Parts{Stub: stub, OSRelease: osRelease(b.Source.Version), Cmdline: p.cmdline, Uname: p.kernel.release, Initrd: p.initrd, Linux: p.linux}
+	u := uki.Parts{Stub: stub, OSRelease: osRelease(b.Source.Version, b.Debug), Cmdline: p.cmdline, Uname: p.kernel.release, Initrd: p.initrd, Linux: p.linux}
 	if board.Kernel.DeviceTree != "" {
 		if u.Tree, err = p.kernel.tree(board.Kernel.DeviceTree); err != nil {
 			return nil, err

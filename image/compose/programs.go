@@ -24,6 +24,7 @@ type program struct {
 	pkg     string
 	stamped bool // carries Skerry's and Kubernetes' version; component images do not, so that they change only with their code
 	cgo     bool
+	debug   bool // of debug releases alone; outside of usr, all of which goes into every root
 }
 
 // programs lists all that a node runs of ours.
@@ -35,6 +36,12 @@ var programs = []program{
 	{out: "netboot/install", pkg: "./cmd/skerry-install", stamped: true},
 	{out: "components/pause", pkg: "./cmd/pause"},
 	{out: "components/addons", pkg: "./cmd/skerry-addons"},
+	{out: "debug/skerry-debug", pkg: "./cmd/skerry-debug", debug: true},
+}
+
+// programsOf lists those of one kind of release.
+func programsOf(debug bool) []program {
+	return slices.DeleteFunc(slices.Clone(programs), func(p program) bool { return p.debug && !debug })
 }
 
 // links of the multi-call programs.
@@ -55,13 +62,13 @@ const goFlags = "-trimpath -buildvcs=false -tags=no_btrfs,no_zfs,no_devmapper,gr
 
 // Programs builds all programs and component images of an architecture into dir, which afterwards looks like the node's root:
 // usr/bin/skerryd and so on. It gives the version of Kubernetes that is in them. For another architecture than the host's, C
-// libraries come out of the store's packages.
-func Programs(ctx context.Context, src *Source, arch, dir string, store *debian.Store, log Log) (kubernetes string, err error) {
+// libraries come out of the store's packages. Those of debug releases are made only for them.
+func Programs(ctx context.Context, src *Source, arch, dir string, debug bool, store *debian.Store, log Log) (kubernetes string, err error) {
 	kubernetes, err = output(ctx, src.Dir, nil, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
 	if err != nil {
 		return "", err
 	}
-	for _, p := range programs {
+	for _, p := range programsOf(debug) {
 		done := log.Stage("go build " + p.out)
 		if err := p.build(ctx, src, arch, dir, kubernetes, store); err != nil {
 			return "", err

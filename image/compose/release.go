@@ -41,6 +41,8 @@ type Options struct {
 
 	Clouds bool // boards of clouds and hypervisors, too: each costs a kernel image, and who flashes cards needs none
 
+	Debug bool // a shell on every console, and SSH
+
 	Additions
 
 	ConfigPolicy machine.Policy      // which node configs every machine of this release takes; "" leaves it to the image
@@ -70,6 +72,7 @@ type Summary struct {
 	Version    string         `json:"version"`
 	Arch       string         `json:"arch"`
 	Kubernetes string         `json:"kubernetes"`
+	Debug      bool           `json:"debug,omitempty"`
 	Commit     string         `json:"commit"`
 	Files      []release.File `json:"files"`
 	Bytes      int64          `json:"bytes"`
@@ -106,7 +109,7 @@ func Build(ctx context.Context, o Options) (*Summary, error) {
 	}
 	defer unlock()
 
-	if b.kubernetes, err = Programs(ctx, o.Source, o.Arch, b.programs, b.packages.store, o.Log); err != nil {
+	if b.kubernetes, err = Programs(ctx, o.Source, o.Arch, b.programs, o.Debug, b.packages.store, o.Log); err != nil {
 		return nil, err
 	}
 	done := o.Log.Stage("root: collect files")
@@ -124,12 +127,12 @@ func Build(ctx context.Context, o Options) (*Summary, error) {
 		return nil, err
 	}
 	defer out.abort()
-	if err := out.copy(root.Path, filepath.Join(b.work, "root.img")); err != nil {
+	if err := out.copy(root.Path, b.staged(".img")); err != nil {
 		return nil, err
 	}
 	m := &release.Manifest{
 		Schema: release.Schema, Version: o.Source.Version, Commit: o.Source.Commit, BuildTime: o.Source.Time, Arch: o.Arch,
-		Kubernetes: b.kubernetes, Root: *root, Boards: map[string]release.Board{},
+		Kubernetes: b.kubernetes, Root: *root, Boards: map[string]release.Board{}, Debug: o.Debug,
 	}
 	for _, board := range b.Boards {
 		if m.Boards[board.ID], err = b.board(out, board, root.RootHash); err != nil {
@@ -146,7 +149,7 @@ func Build(ctx context.Context, o Options) (*Summary, error) {
 		return nil, err
 	}
 	s := &Summary{
-		Dir: o.Out, Version: m.Version, Arch: m.Arch, Kubernetes: m.Kubernetes, Commit: m.Commit, Files: m.AllFiles(),
+		Dir: o.Out, Version: m.Version, Arch: m.Arch, Kubernetes: m.Kubernetes, Debug: m.Debug, Commit: m.Commit, Files: m.AllFiles(),
 		Seconds: time.Since(begin).Seconds(),
 	}
 	for _, f := range s.Files {
@@ -177,6 +180,11 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if o.Debug {
+		if _, err := lock.Find(o.Arch, shellPackage); err != nil {
+			return nil, fmt.Errorf("debug release for %s: %w", o.Arch, err)
+		}
+	}
 	if err := checkReplaceable(o.Out); err != nil {
 		return nil, err
 	}
@@ -189,6 +197,15 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 		},
 	}
 	return b, os.MkdirAll(b.work, 0o755)
+}
+
+// staged names a file of the root's stage. A debug release has its own, so that the two kinds do not pack each other's anew.
+func (b *build) staged(ext string) string {
+	name := "root"
+	if b.Debug {
+		name += "-debug"
+	}
+	return filepath.Join(b.work, name+ext)
 }
 
 // loaderPackage has the boot loader and the EFI stub. They are beside the root, their licence is in it.

@@ -28,6 +28,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/debian"
 	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/kmod"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
@@ -109,7 +110,10 @@ func checkRelease(t *testing.T, dir string, k *keys.Set) {
 	m := r.Manifest()
 	t.Run("root", func(t *testing.T) { checkRoot(t, filepath.Join(dir, m.Root.Path), m) })
 	t.Run("boot", func(t *testing.T) { checkBoot(t, dir, m, k) })
-	t.Run("sbom", func(t *testing.T) { checkSBOM(t, filepath.Join(dir, "sbom.spdx.json")) })
+	t.Run("sbom", func(t *testing.T) {
+		checkSBOM(t, filepath.Join(dir, "sbom.spdx.json"))
+		checkShellSBOM(t, filepath.Join(dir, "sbom.spdx.json"), m.Debug)
+	})
 }
 
 func checkRoot(t *testing.T, img string, m *release.Manifest) {
@@ -130,18 +134,19 @@ func checkRoot(t *testing.T, img string, m *release.Manifest) {
 	root := os.DirFS(top)
 	checkLinksAndLibraries(t, root, m.Arch)
 	checkModules(t, root, m)
+	checkShell(t, root, m)
 	if m.Arch == runtime.GOARCH {
 		out, err := exec.Command(filepath.Join(top, "usr/bin/skerryd"), "version").CombinedOutput()
 		if err != nil || !strings.Contains(string(out), m.Version) {
 			t.Errorf("skerryd version: %v: %s", err, out)
 		}
 	}
-	var id map[string]string
+	var id machine.Release
 	data, err := fs.ReadFile(root, "usr/share/skerry/release.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(data, &id); err != nil || id["version"] != m.Version || id["arch"] != m.Arch || id["kubernetes"] != m.Kubernetes {
+	if err := json.Unmarshal(data, &id); err != nil || id.Version != m.Version || id.Arch != m.Arch || id.Kubernetes != m.Kubernetes || id.Debug != m.Debug {
 		t.Errorf("release.json: %s, %v", data, err)
 	}
 }

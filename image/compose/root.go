@@ -71,7 +71,10 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := b.addIdentity(t); err != nil {
 		return nil, err
 	}
-	return t, b.add(t)
+	if err := b.add(t); err != nil || !b.Debug {
+		return t, err
+	}
+	return t, b.addShell(t) // last: it hides nothing
 }
 
 // addBoards adds the modules of all boards, by kernel, and their firmware.
@@ -167,7 +170,7 @@ func (b *build) moduleIndex(k *kernel) (*kmod.Index, error) {
 // addIdentity says what this root is.
 func (b *build) addIdentity(t *rootfs.Tree) error {
 	id, err := json.Marshal(machine.Release{
-		Version: b.Source.Version, Commit: b.Source.Commit, BuildTime: b.Source.Time, Arch: b.Arch, Kubernetes: b.kubernetes,
+		Version: b.Source.Version, Commit: b.Source.Commit, BuildTime: b.Source.Time, Arch: b.Arch, Kubernetes: b.kubernetes, Debug: b.Debug,
 	})
 	if err != nil {
 		return err
@@ -175,11 +178,16 @@ func (b *build) addIdentity(t *rootfs.Tree) error {
 	if err := t.AddBytes(machine.ReleaseFile, append(id, '\n'), 0o644); err != nil {
 		return err
 	}
-	return t.AddBytes("usr/lib/os-release", osRelease(b.Source.Version), 0o644)
+	return t.AddBytes("usr/lib/os-release", osRelease(b.Source.Version, b.Debug), 0o644)
 }
 
-func osRelease(version string) []byte {
-	return fmt.Appendf(nil, "ID=skerry\nNAME=Skerry\nVERSION=%q\nVERSION_ID=%q\nPRETTY_NAME=%q\n", version, version, "Skerry "+version)
+// osRelease is what kubelet tells of the node, too: who asks for nodes sees which of them run a debug release.
+func osRelease(version string, debug bool) []byte {
+	name, more := "Skerry "+version, ""
+	if debug {
+		name, more = name+" (debug)", "VARIANT=Debug\nVARIANT_ID=debug\n"
+	}
+	return fmt.Appendf(nil, "ID=skerry\nNAME=Skerry\nVERSION=%q\nVERSION_ID=%q\nPRETTY_NAME=%q\n%s", version, version, name, more)
 }
 
 // erofs are the options of every root: a higher level or larger clusters take twice the time to save one or two percent.
@@ -191,7 +199,7 @@ var erofs = struct {
 // packRoot makes root.img: EROFS and behind it the hash tree. A tree that did not change since the last build is not packed
 // again.
 func (b *build) packRoot(t *rootfs.Tree) (*release.Root, error) {
-	img, stamp := filepath.Join(b.work, "root.img"), filepath.Join(b.work, "root.json")
+	img, stamp := b.staged(".img"), b.staged(".json")
 	digest, err := t.Digest()
 	if err != nil {
 		return nil, err

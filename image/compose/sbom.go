@@ -71,6 +71,9 @@ type spdxRelationship struct {
 	To   string `json:"relatedSpdxElement"`
 }
 
+// declaredLicences are what packages say of themselves, where we looked: of those that not every release has.
+var declaredLicences = map[string]string{shellPackage: "GPL-2.0-only"}
+
 const noAssertion = "NOASSERTION" // SPDX's word for "not looked into"
 
 // sbom lists what the release is made of: Debian packages that something was taken from, and the Go modules that each program
@@ -97,6 +100,9 @@ func (b *build) sbom() ([]byte, error) {
 		}
 		id := "SPDXRef-deb-" + spdxID(name)
 		declared := noAssertion
+		if l, known := declaredLicences[name]; known {
+			declared = l
+		}
 		if strings.HasPrefix(p.File, "pool/non-free-firmware/") { // whoever passes a release on must know these terms
 			l, err := b.licence(name)
 			if err != nil {
@@ -135,7 +141,7 @@ func (b *build) licence(name string) (spdxLicence, error) {
 
 func (b *build) sbomModules(doc *spdxDocument, top string) error {
 	modules := map[string]string{} // path@version -> what the checksum database calls it
-	for _, p := range programs {
+	for _, p := range programsOf(b.Debug) {
 		info, err := buildinfo.ReadFile(filepath.Join(b.programs, p.out))
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.out, err)

@@ -23,6 +23,7 @@ var changes = []change{
 	{"sysctls", func(_ context.Context, _ *system, c *machine.Config) error { return setSysctls(c.Sysctls) }},
 	{"network", func(_ context.Context, s *system, c *machine.Config) error { s.network.Apply(c.Network); return nil }},
 	{"ntp", func(_ context.Context, s *system, c *machine.Config) error { s.askTime(c.NTP.Servers); return nil }},
+	{"ssh", func(_ context.Context, s *system, c *machine.Config) error { return s.applySSH(c.SSH) }},
 	{"files", func(_ context.Context, _ *system, c *machine.Config) error { return writeKept("/", c) }},
 	{"registries", func(_ context.Context, _ *system, c *machine.Config) error { return writeKept("/", c) }},
 	{"manifests", func(_ context.Context, _ *system, c *machine.Config) error { return writeKept("/", c) }},

@@ -181,6 +181,14 @@ func readToldFrom(dir fs.FS, p policy) (t told) {
 // settleConfig decides what this start runs with: what the partition says, or the last good config, or nothing until a person
 // has written one. A slot on trial must like the config that the slot before it likes.
 func settleConfig(ctx context.Context, s *system) error {
+	err := s.settle(ctx)
+	if err == nil && !s.id.Release.Debug {
+		s.missSSH(s.config.SSH)
+	}
+	return err
+}
+
+func (s *system) settle(ctx context.Context) error {
 	if s.platform != "" {
 		return s.askPlatform(ctx)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ type console struct {
 	recent []string
 	status []string // the display; nil until the node starts
 	ended  bool     // no display any more
+	shells string   // folder that has a file for each console on which somebody uses a shell
 }
 
 type tty struct {
@@ -65,7 +67,7 @@ func (c *console) say(line string) {
 	}
 	for _, t := range c.ttys {
 		if !t.screen || c.status == nil {
-			t.write(line + "\n")
+			t.write(c.fresh(t) + line + "\n")
 		}
 	}
 	c.draw()
@@ -83,7 +85,7 @@ func (c *console) show(status []string) {
 	c.status = status
 	for _, t := range c.ttys {
 		if !t.screen {
-			t.write(block(status))
+			t.write(c.fresh(t) + block(status))
 		}
 	}
 	c.draw()
@@ -151,6 +153,14 @@ func (c *console) logTo(f *process.LogFile) {
 	for _, l := range c.recent {
 		_, _ = fmt.Fprintf(f, "%s %s\n", time.Now().UTC().Format(time.RFC3339), l)
 	}
+}
+
+// fresh is what brings a console to the begin of a line, where a person may be in the middle of one: on a debug release alone.
+func (c *console) fresh(t tty) string {
+	if _, err := os.Stat(filepath.Join(c.shells, filepath.Base(t.f.Name()))); c.shells == "" || err != nil {
+		return ""
+	}
+	return "\r\n"
 }
 
 func (t tty) write(s string) {

@@ -17,6 +17,11 @@
 // slot; one that may fail is logged and the machine goes on without. A panic of the kernel restarts the machine too, and so
 // does anything that keeps init from feeding the hardware watchdog. No failure leads to a shell: there is none.
 //
+// A debug release (skerry release build --debug) has one, on every console and, for the keys of its node config, over SSH. init
+// says so, starts skerry-debug for each and keeps it running; the two steps of its own show nowhere else. No failure leads to that
+// shell either. While somebody uses it on a serial console, lines for that console begin with a new line, so that they keep their
+// form.
+//
 // Process 1 takes signals: SIGTERM and SIGINT (Ctrl-Alt-Del) restart the machine, SIGUSR1, SIGUSR2 and the power button turn
 // it off.
 package main
@@ -59,6 +64,7 @@ var stage2 = []step{
 	may("adopt watchdog", adoptWatchdog, 5*time.Second),
 	must("read identity", readIdentity, 5*time.Second),
 	may("load modules", loadModules, 90*time.Second),
+	onDebug("start shells", startShells, 5*time.Second),
 	must("find node", findOwnNode, forever), // on a fleet's card that fits all machines; one that it does not know waits
 	must("read config", readConfig, 30*time.Second),
 	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
@@ -72,8 +78,9 @@ var stage2 = []step{
 	may("load configured modules", loadConfigured, 30*time.Second),
 	may("apply kernel settings", applySysctls, 5*time.Second),
 	may("bring up network", startNetwork, 30*time.Second), // keeps trying behind us
-	must("start node", startNode, 30*time.Second),         // server or agent, as the config says
-	must("judge slot", judgeSlot, judgeLimit),             // only on trial; a kept slot is never judged again
+	onDebug("start SSH", startSSH, 10*time.Second),
+	must("start node", startNode, 30*time.Second), // server or agent, as the config says
+	must("judge slot", judgeSlot, judgeLimit),     // only on trial; a kept slot is never judged again
 }
 
 func main() {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,7 +80,7 @@ func (s *system) fetchInstance(ctx context.Context, id string) (*platform.Kept, 
 		limit, cancel = context.WithTimeout(ctx, noVolumeWait)
 		defer cancel()
 	}
-	place := &platform.Place{Volume: findVolume, URL: s.configURL, Log: s.console.sayf}
+	place := &platform.Place{Volume: findVolume, URL: s.configURL, Log: s.console.sayf, SSHKeys: s.id.Release.Debug}
 	for {
 		i, err := platform.Ask(limit, s.platform, place)
 		if err != nil {
@@ -91,6 +92,9 @@ func (s *system) fetchInstance(ctx context.Context, id string) (*platform.Kept, 
 		}
 		_, user, err := s.configFrom(i)
 		if err == nil {
+			if len(user.SSHKeys) > 0 && !s.id.Release.Debug {
+				user.Warnings = append(user.Warnings, "user data: cloud-config: ssh_authorized_keys: this release has no SSH")
+			}
 			for _, w := range user.Warnings {
 				s.console.sayf("config: %s", w)
 			}
@@ -115,7 +119,11 @@ func (s *system) configFrom(i *platform.Instance) (*machine.Config, *platform.Co
 	if s.policy.Policy == machine.PolicySigned && len(user.Node) > 0 {
 		return nil, nil, errors.New("user data: this machine takes signed node configs alone, and user data has no signature")
 	}
-	c, err := machine.DecodeLayers(machine.Facts{Hostname: i.Hostname, Labels: i.Labels(), ProviderID: i.ProviderID},
+	facts := machine.Facts{Hostname: i.Hostname, Labels: i.Labels(), ProviderID: i.ProviderID}
+	if s.id.Release.Debug { // others have no use for keys, and no complaint about them
+		facts.SSHKeys = slices.Concat(user.SSHKeys, i.SSHKeys)
+	}
+	c, err := machine.DecodeLayers(facts,
 		machine.Layer{Name: configName, Data: s.told.data}, machine.Layer{Name: "user data", Data: user.Node})
 	if err != nil && len(s.told.data) == 0 && len(user.Node) == 0 {
 		err = fmt.Errorf("neither the image nor the platform has a node config for this machine (%s %s)", i.Platform, i.ID)

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/skerry-os/skerry/pkg/linux"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
 )
 
@@ -53,7 +54,10 @@ func (sc *screen) refresh() {
 func (s *system) allNotes() (out []string) {
 	s.notesMu.Lock()
 	defer s.notesMu.Unlock()
-	for _, kind := range []string{"config", "restart"} {
+	if s.id.Release.Debug {
+		out = append(out, machine.DebugNotice+" (press Enter; on a screen Alt-F2 first)")
+	}
+	for _, kind := range []string{"config", "restart", "ssh"} {
 		if text := s.notes[kind]; text != "" {
 			out = append(out, text)
 		}

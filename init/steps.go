@@ -12,16 +12,21 @@ import (
 type step struct {
 	name  string
 	must  bool // or else the machine restarts
+	debug bool // of debug releases; others have no such step
 	do    func(context.Context, *system) error
 	limit time.Duration
 }
 
 func must(name string, do func(context.Context, *system) error, limit time.Duration) step {
-	return step{name, true, do, limit}
+	return step{name: name, must: true, do: do, limit: limit}
 }
 
 func may(name string, do func(context.Context, *system) error, limit time.Duration) step {
-	return step{name, false, do, limit}
+	return step{name: name, do: do, limit: limit}
+}
+
+func onDebug(name string, do func(context.Context, *system) error, limit time.Duration) step {
+	return step{name: name, debug: true, do: do, limit: limit}
 }
 
 // restartWait is how long a failure stays on the screen before the machine restarts.
@@ -31,6 +36,9 @@ const restartWait = 10 * time.Second
 // each step. A step that ends the sequence's ctx from outside (somebody pressed the power button) is not a failure.
 func runSteps(ctx context.Context, s *system, steps []step, say func(string)) error {
 	for _, st := range steps {
+		if st.debug && !s.id.Release.Debug {
+			continue
+		}
 		start := time.Now()
 		s.begins(st.name)
 		err := runStep(ctx, s, st)

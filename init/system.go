@@ -56,6 +56,7 @@ type system struct {
 	screen    *screen
 	health    *health
 	time      *timekeeper
+	ssh       sshService    // of a debug release
 	trial     *record.Trial // nil unless the slot is on trial and the record is there
 
 	notesMu sync.Mutex
@@ -68,7 +69,7 @@ type system struct {
 }
 
 func newSystem() *system {
-	s := &system{console: new(console), reaper: process.NewReaper(), health: newHealth(), time: newTimekeeper()}
+	s := &system{console: &console{shells: machine.OpenShells}, reaper: process.NewReaper(), health: newHealth(), time: newTimekeeper()}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.console.open([]string{"/dev/console"})
 	return s

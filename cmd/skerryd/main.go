@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
+	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/version"
 )
 
@@ -115,7 +117,11 @@ func newVersionCmd() *cobra.Command {
 		Short: "Print what this is",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\nkubernetes %s\n", version.String("skerryd"), kubernetesVersion())
+			text := fmt.Sprintf("%s\nkubernetes %s\n", version.String("skerryd"), kubernetesVersion())
+			if id, _ := host.Identity(); id.Release.Debug { // elsewhere than on an image there is none
+				text += machine.DebugNotice + "\n"
+			}
+			_, err := fmt.Fprint(cmd.OutOrStdout(), text)
 			return err
 		},
 	}

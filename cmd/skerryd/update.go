@@ -44,6 +44,7 @@ type updateStatus struct {
 	Board   string `json:"board"`
 	Slot    string `json:"slot"`
 	Trial   bool   `json:"trial"`
+	Debug   bool   `json:"debug,omitempty"`
 	Source  string `json:"source,omitempty"`
 	FloorIn string `json:"floorIn,omitempty"`
 	record.Record
@@ -69,7 +70,7 @@ func newUpdateStatusCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s := updateStatus{Version: id.Release.Version, Board: id.Boot.Board, Slot: string(id.Boot.Slot), Source: conf.Source, Record: r}
+			s := updateStatus{Version: id.Release.Version, Board: id.Boot.Board, Slot: string(id.Boot.Slot), Debug: id.Release.Debug, Source: conf.Source, Record: r}
 			if f := id.Boot.Floor; f != "" && (s.Floor == "" || release.CompareVersions(f, s.Floor) >= 0) {
 				s.Floor, s.FloorIn = f, id.Boot.FloorIn
 			}
@@ -95,6 +96,9 @@ func (s updateStatus) print(w io.Writer) error {
 		trial = ", on trial"
 	}
 	line("release", "%s (slot %s%s, board %s)", s.Version, s.Slot, trial, s.Board)
+	if s.Debug {
+		line("", "%s", machine.DebugNotice)
+	}
 	if s.Source == "" {
 		line("source", "none in the node config")
 	} else {

@@ -177,6 +177,13 @@ vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, 
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
 	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm
 
+.PHONY: test-debug
+test-debug: programs $(VMDIR)/node.yaml | $(KEYS) $(KEYS)/repository/root.json ## a release with a shell: on the console and over SSH, and nowhere in other releases; in QEMU, to Ready
+	@go test -count=1 ./cmd/skerry-debug
+	@$(SKERRY) release build --quiet --debug --arch amd64 --keys $(KEYS) -o $(OUT)/release-debug
+	@SKERRY_RELEASE=$(abspath $(OUT)/release-debug) SKERRY_KEYS=$(abspath $(KEYS)) go test -count=1 -run TestBuiltRelease ./image/compose
+	@$(E2E) -run '^TestDebug' $(E2E_ARGS) -vm
+
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'

@@ -34,6 +34,41 @@ func (c *Console) Connect(ctx context.Context) (net.Conn, error) {
 	return dialUnix(ctx, c.dir, conSock)
 }
 
+// Keyboard is somebody who types on the machine's serial console.
+type Keyboard struct {
+	conn net.Conn
+	read chan struct{}
+}
+
+// Keyboard sits down at the console, until Close. What the machine writes goes on to the log. One at a time.
+func (v *VM) Keyboard(ctx context.Context) (*Keyboard, error) {
+	conn, err := v.Console.Connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("console: %w", err)
+	}
+	k := &Keyboard{conn, make(chan struct{})}
+	go func() {
+		_, _ = io.Copy(io.Discard, conn) // or the machine would wait for its reader
+		close(k.read)
+	}()
+	return k, nil
+}
+
+// Type types a text; Enter is \r.
+func (k *Keyboard) Type(text string) error {
+	if _, err := io.WriteString(k.conn, text); err != nil {
+		return fmt.Errorf("console: typing: %w", err)
+	}
+	return nil
+}
+
+// Close leaves the console. What was typed just before may be lost.
+func (k *Keyboard) Close() error {
+	err := k.conn.Close()
+	<-k.read
+	return err
+}
+
 // Text is all the machine wrote since it was started, cleaned.
 func (v *VM) Text() string {
 	b, err := os.ReadFile(v.Console.name)

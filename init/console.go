@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skerry-os/skerry/pkg/supervise/process"
@@ -46,14 +48,16 @@ func (c *console) open(names []string) {
 	}
 	c.ttys = nil
 	for _, name := range names {
-		// Never a controlling terminal, and never to wait for: a serial line may have nobody at its end.
-		f, err := os.OpenFile(name, os.O_WRONLY|noCTTY|nonBlock, 0)
+		f, err := openTTY(name)
 		if err != nil {
 			continue // the command line names a port that this machine does not have
 		}
 		c.ttys = append(c.ttys, tty{f, virtualTerminal.MatchString(name)})
 	}
 }
+
+// openTTY opens a terminal, never as the controlling one, and never to wait for: a serial line may have nobody at its end.
+func openTTY(name string) (*os.File, error) { return os.OpenFile(name, os.O_WRONLY|noCTTY|nonBlock, 0) }
 
 // say prints one line, as "skerry: line", everywhere. Text of several lines becomes one: readers look for the prefix.
 func (c *console) say(line string) {
@@ -65,8 +69,8 @@ func (c *console) say(line string) {
 	if c.log != nil {
 		_, _ = fmt.Fprintf(c.log, "%s %s\n", time.Now().UTC().Format(time.RFC3339), line)
 	}
-	for _, t := range c.ttys {
-		if !t.screen || c.status == nil {
+	for i := range c.ttys {
+		if t := &c.ttys[i]; !t.screen || c.status == nil {
 			t.write(c.fresh(t) + line + "\n")
 		}
 	}
@@ -83,8 +87,8 @@ func (c *console) show(status []string) {
 		return
 	}
 	c.status = status
-	for _, t := range c.ttys {
-		if !t.screen {
+	for i := range c.ttys {
+		if t := &c.ttys[i]; !t.screen {
 			t.write(c.fresh(t) + block(status))
 		}
 	}
@@ -125,8 +129,8 @@ func (c *console) draw() {
 	for _, l := range c.recent {
 		b.WriteString("  " + l + "\n")
 	}
-	for _, t := range c.ttys {
-		if t.screen {
+	for i := range c.ttys {
+		if t := &c.ttys[i]; t.screen {
 			t.write(b.String())
 		}
 	}
@@ -156,16 +160,28 @@ func (c *console) logTo(f *process.LogFile) {
 }
 
 // fresh is what brings a console to the begin of a line, where a person may be in the middle of one: on a debug release alone.
-func (c *console) fresh(t tty) string {
+func (c *console) fresh(t *tty) string {
 	if _, err := os.Stat(filepath.Join(c.shells, filepath.Base(t.f.Name()))); c.shells == "" || err != nil {
 		return ""
 	}
 	return "\r\n"
 }
 
-func (t tty) write(s string) {
-	_ = t.f.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = t.f.WriteString(s)
+// write waits a second for a terminal that takes nothing. One whose shell ended was hung up for all who had it open: it is opened
+// anew, which may take a moment.
+func (t *tty) write(s string) {
+	for range 10 {
+		_ = t.f.SetWriteDeadline(time.Now().Add(time.Second))
+		if _, err := t.f.WriteString(s); !errors.Is(err, syscall.EIO) {
+			return
+		}
+		if f, err := openTTY(t.f.Name()); err == nil {
+			_ = t.f.Close()
+			t.f = f
+			continue
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // oneLine puts an error of many lines on one.

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/platform"
@@ -191,6 +196,57 @@ func TestSSHKeysOfAPlatform(t *testing.T) {
 		c, _, err := s.configFrom(i)
 		if err != nil || strings.Join(c.SSH.Keys, "|") != tt.keys {
 			t.Errorf("debug %v, %q: %v, %v", tt.debug, tt.config, c, err)
+		}
+	}
+}
+
+// A terminal is hung up for all who have it open when a shell on it ends. What init says goes on there.
+func TestConsoleIsHungUp(t *testing.T) {
+	near, err := os.OpenFile("/dev/ptmx", os.O_RDWR|noCTTY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = near.Close() }()
+	var name string
+	raw, err := near.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
+				var n int
+				n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+				name = fmt.Sprintf("/dev/pts/%d", n)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := openTTY(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &console{ttys: []tty{{f: far}}}
+	defer func() { _ = c.ttys[0].f.Close() }()
+	hangUp := func() {
+		t.Helper()
+		f, err := openTTY(name)
+		if err == nil {
+			err = unix.IoctlSetInt(int(f.Fd()), unix.TIOCVHANGUP, 0)
+		}
+		if err != nil {
+			t.Skip(err) // it takes root
+		}
+		_ = f.Close()
+	}
+	lines := bufio.NewReader(near)
+	for _, line := range []string{"one", "two", "three"} {
+		c.say(line)
+		if got, err := lines.ReadString('\n'); err != nil || got != "skerry: "+line+"\r\n" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		hangUp()
+		if _, err := far.WriteString("x"); line == "one" && !errors.Is(err, unix.EIO) {
+			t.Fatalf("the terminal was not hung up: %v", err)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/skerry-os/skerry/image/cloud"
 	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/releasetest"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/size"
 )
@@ -74,6 +75,30 @@ func TestInspectEqualsPlan(t *testing.T) {
 				t.Errorf("%+v as %s: %v\n%s\nwant\n%s", o, format, err, asJSON(t, got), asJSON(t, p))
 			}
 		}
+	}
+}
+
+// An image of a debug release says so, whoever asks for it: from the plan and from the disk.
+func TestDebugReleaseIsNamed(t *testing.T) {
+	r := releasetest.New(t, 3<<20)
+	says := func(p *Plan) bool {
+		var out strings.Builder
+		if err := p.Print(&out); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(out.String(), machine.DebugNotice)
+	}
+	if says(newPlan(t, r, Options{})) {
+		t.Error("a release without a shell is called a debug release")
+	}
+	m := *r.Signed.Manifest()
+	m.Debug = true
+	r.Sign(t, &m)
+	p := newPlan(t, r, Options{})
+	data, n := open(t, built(t, r, p, cloud.Raw))
+	got, err := Inspect(t.Context(), data, n, r.Trusted())
+	if err != nil || !says(p) || !says(got) || asJSON(t, got) != asJSON(t, p) {
+		t.Errorf("%v\n%s\nwant\n%s", err, asJSON(t, got), asJSON(t, p))
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/repository"
 )
@@ -83,6 +84,11 @@ func newUpdatePublishCmd() *cobra.Command {
 			n, err := repository.Publish(f.repo, roles, rel, files, o)
 			if err != nil {
 				return err
+			}
+			if rel.Manifest().Debug {
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s; machines that run none take it only with update: {debug: true}\n", machine.DebugNotice); err != nil {
+					return err
+				}
 			}
 			return printPublished(cmd.OutOrStdout(), f, n)
 		},

@@ -167,3 +167,17 @@ func FuzzReadTail(f *testing.F) {
 		_, _ = ReadTail(bytes.NewReader(data), TailSize, trust(key(1)))
 	})
 }
+
+// A field that says nothing leaves a manifest's bytes as they were before there was one, and signatures over them good.
+func TestDebugIsAddedAtTheEnd(t *testing.T) {
+	m, _ := sample(t)
+	plain, err := m.Marshal()
+	if err != nil || bytes.Contains(plain, []byte("debug")) {
+		t.Errorf("%s, %v", plain, err)
+	}
+	m.Debug = true
+	debug, err := m.Marshal()
+	if want := strings.TrimSuffix(string(plain), "}\n") + ",\"debug\":true}\n"; err != nil || string(debug) != want {
+		t.Errorf("%s, %v; want %s", debug, err, want)
+	}
+}

@@ -160,7 +160,7 @@ func TestDebugRelease(t *testing.T) {
 		"kubectl get nodes --no-headers; exit 7": {`^skerry +Ready .*\n$`, 7},
 		"skerryd version":                        {machine.DebugNotice, 0},
 		"skerryd update status":                  {machine.DebugNotice, 0},
-		"crictl ps >/dev/null && echo fine":       {`^fine\n$`, 0},
+		"crictl ps >/dev/null && echo fine":      {`^fine\n$`, 0},
 		"tty; ls -l /usr/sbin/init /bin/sh":      {`^not a tty\n(?s:.*)/bin/sh -> busybox`, 0},
 		"touch /usr/x":                           {`Read-only file system`, 1},
 		"stat -c %a /var/lib/skerry/debug/*":     {`^600\n$`, 0},

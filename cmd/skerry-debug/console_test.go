@@ -144,6 +144,7 @@ func TestShellOnAConsole(t *testing.T) {
 	if err := x.end(); !errors.As(err, &exit) || exit.ExitCode() != 5 {
 		t.Errorf("the shell ended with %v", err)
 	}
+	x.out.await(t, "exit 5\r\n") // the echo may come late
 	before := x.out.text()
 	x.start()
 	if exists(x.open) {

@@ -173,13 +173,18 @@ test-clouds: programs | $(KEYS) $(KEYS)/repository/root.json ## formats, metadat
 	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
 	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm
 
-vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root (an hour; RUN=regexp)
+vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
-	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm
+	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
 
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'
+
+.PHONY: test-fleet
+test-fleet: programs image $(OUT)/release-arm64/manifest.json ## a fleet of four machines in QEMU: one cluster, updated by plans (needs root; an hour without KVM)
+	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
+	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e -run FleetOfMachines $(E2E_ARGS) -fleet-vm
 
 # Boards that QEMU can be, each from its own image: BOARD=arm64-uefi for one, UNTIL=stage2 to leave Kubernetes out of it. The
 # first time compiles Kubernetes for the other architectures.

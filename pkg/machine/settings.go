@@ -45,7 +45,7 @@ type Agent struct {
 	KubeletArg      []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
 	KubeProxyArg    []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
 	PrivateRegistry string   `yaml:"private-registry" help:"file that says how registries are reached: mirrors, rewrites, users, TLS; read again when it changes"`
-	HTTPProxy       string   `yaml:"http-proxy" help:"proxy for image pulls and Helm charts over http; the cluster itself never goes through it (default: $CONTAINERD_HTTP_PROXY, $HTTP_PROXY)"`
+	HTTPProxy       string   `yaml:"http-proxy" help:"proxy for image pulls, Helm charts and snapshots on S3 over http; the cluster itself never goes through it (default: $CONTAINERD_HTTP_PROXY, $HTTP_PROXY)"`
 	HTTPSProxy      string   `yaml:"https-proxy" help:"the same over https"`
 	NoProxy         string   `yaml:"no-proxy" help:"names, addresses and networks to reach directly, with commas between; this machine, the cluster and its nodes always are"`
 	LocalStorage    string   `yaml:"default-local-storage-path" help:"folder on this node for volumes of the class local-path (default: storage, in the data folder)"`

@@ -518,6 +518,15 @@ func TestANodeIsPlaced(t *testing.T) {
 	if !n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
 		t.Error("the right addresses are not taken")
 	}
+	n.NodeExternalIPs = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
+	if !n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
+		t.Error("the right external address is not taken")
+	}
+	n.NodeExternalIPs[0] = netip.MustParseAddr("203.0.113.2")
+	if n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
+		t.Error("another external address is taken for this machine's")
+	}
+	n.NodeExternalIPs = nil
 	for _, wrong := range [][]string{nil, {"192.0.2.5"}, {"192.0.2.6", "2001:db8::5"}, {"2001:db8::5", "192.0.2.5"}} {
 		if n.isPlaced(state(wrong...)) {
 			t.Errorf("%v is taken for this machine's addresses", wrong)

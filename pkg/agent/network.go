@@ -429,15 +429,18 @@ func (n *node) runAddresses(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// isPlaced says whether the Node's internal addresses are this machine's.
+// isPlaced says whether the Node's addresses are this machine's.
 func (n *node) isPlaced(state *corev1.Node) bool {
-	var have []string
-	for _, a := range state.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			have = append(have, a.Address)
+	are := func(kind corev1.NodeAddressType, want []netip.Addr) bool {
+		var have []string
+		for _, a := range state.Status.Addresses {
+			if a.Type == kind {
+				have = append(have, a.Address)
+			}
 		}
+		return slices.Equal(have, strings.Fields(joinText(want, " ")))
 	}
-	return slices.Equal(have, strings.Fields(joinText(n.NodeIPs, " ")))
+	return are(corev1.NodeInternalIP, n.NodeIPs) && (!n.isCloud() || are(corev1.NodeExternalIP, n.NodeExternalIPs))
 }
 
 // isReady believes only this start's kubelet: after a quick restart the Node still says Ready from before. The first report of

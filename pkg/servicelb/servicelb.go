@@ -10,7 +10,8 @@
 // allocateLoadBalancerNodePorts may be false.
 //
 // What is published: the addresses of the nodes that are Ready, external ones if any node has some, else internal ones, of
-// the Service's address families, as VIPs (ipMode: VIP, since kube-proxy is to take the packets). With externalTrafficPolicy
+// the Service's address families, as VIPs (ipMode: VIP, since kube-proxy is to take the packets). Behind external ones come the
+// internal ones of the same nodes: there the packets arrive whose address a router has translated. With externalTrafficPolicy
 // Local, only nodes with an endpoint. While no node is Ready, the last addresses stay: they are as good as none, and whoever
 // follows the status (DNS) is spared a storm. K3s's labels choose nodes:
 //

@@ -25,7 +25,7 @@ const (
 )
 
 // Components that --disable knows. "traefik" is K3s's word for its ingress and means ours.
-var Components = []string{"coredns", "helm-controller", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik", "update-controller"}
+var Components = []string{"coredns", "helm-controller", "ingress", "local-storage", "metrics-server", "network-policy", "runtimes", "servicelb", "traefik", "update-controller"}
 
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
 // flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared), moved what a node config has elsewhere. Fields are string, int, bool or []string, so that Fields can offer all of them.
@@ -70,7 +70,7 @@ type Server struct {
 	DisableNetworkPolicy     bool     `yaml:"disable-network-policy" shared:"" help:"the same as disable: [network-policy]"`
 	DisableKubeProxy         bool     `yaml:"disable-kube-proxy" shared:"" help:"run no kube-proxy on any node, for a network of your own that leads to services itself"`
 	DisableHelmController    bool     `yaml:"disable-helm-controller" shared:"" help:"the same as disable: [helm-controller]; HelmChart objects that are there stay, and so does what they installed"`
-	Disable                  []string `yaml:"disable" shared:"" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
+	Disable                  []string `yaml:"disable" shared:"" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, runtimes, servicelb; repeatable"`
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
 	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`

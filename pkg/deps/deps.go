@@ -11,7 +11,7 @@ const Layers = `
 leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance pkg/seed
-leaves:    pkg/gateway/proxy
+leaves:    pkg/gateway/proxy pkg/outbound/outboundtest
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 formats:   image/cloud/aws image/cloud/aws/awstest
 formats:   image/netboot/tftp image/netboot/protocol

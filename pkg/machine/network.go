@@ -16,7 +16,7 @@ import (
 type Network struct {
 	Interfaces  []Interface `yaml:"interfaces" default:"DHCP and router advertisements on every wired one" help:"the network interfaces to use; others stay down"`
 	Nameservers []string    `yaml:"nameservers" help:"addresses of name servers, asked before those that DHCP and routers name"`
-	Proxy       Proxy       `yaml:"proxy" help:"the way out to the web, for image pulls and Helm charts"`
+	Proxy       Proxy       `yaml:"proxy" help:"the way out to the web, for image pulls, Helm charts and snapshots on S3"`
 	Search      []string    `yaml:"search" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$" help:"domains in which short names are looked up"`
 }
 

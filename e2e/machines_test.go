@@ -59,7 +59,7 @@ func TestFleetOfMachines(t *testing.T) {
 	for _, name := range order {
 		m.power(name)
 	}
-	kubectl := []string{built(t, "amd64/usr/bin/kubectl"), "--kubeconfig", filepath.Join(m.dir, "kubeconfig"), "--request-timeout=30s"}
+	kubectl := []string{built(t, "amd64/usr/bin/kubectl"), "--kubeconfig", filepath.Join(m.dir, "kubeconfig"), "--request-timeout=3m"}
 	c := cluster{T: t, kubectl: kubectl}
 	c.eventually(long, is(strings.Join(slices.Repeat([]string{"True"}, len(order)), " ")), "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 	t.Logf("one cluster after %v", time.Since(began).Round(time.Second))
@@ -113,7 +113,7 @@ func (m *machines) build() {
 	go server.Serve(web) //nolint:errcheck // until it is closed
 	t.Cleanup(func() { _ = server.Close() })
 	name := filepath.Join(m.dir, "fleet.yaml")
-	run(t, skerry, "fleet", "new", "--servers", "1", "--agents", "3", "--address", "10.11.12.11/24", "-o", name)
+	run(t, skerry, "fleet", "new", "--servers", "1", "--agents", "3", "--address", "10.11.12.11/24", name)
 	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
@@ -234,6 +234,8 @@ func (m *machines) ask(c cluster, nodes []string) *asking {
 
 // look asks the API which nodes take requests; while it does not answer, nothing changes.
 func (a *asking) look(ctx context.Context, c cluster) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	out, err := exec.CommandContext(ctx, c.kubectl[0], append(slices.Clone(c.kubectl[1:]), "get", "nodes", "-o", "json")...).Output()
 	var list corev1.NodeList
 	if err != nil || json.Unmarshal(out, &list) != nil {

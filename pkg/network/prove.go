@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,20 +119,26 @@ func (m *Manager) prove(ctx context.Context) (machine.Network, bool) {
 	}
 }
 
-// works says why the network does not work: no address, or no router answers.
+// works says why the network does not work: no address, or no router answers. What a card in no wireless network has does not
+// count.
 func (m *Manager) works() error {
 	list, err := m.Addresses()
 	if err != nil {
 		return err
 	}
+	off := m.unconnected()
+	list = slices.DeleteFunc(list, func(a Address) bool { return off[a.link] != nil })
 	if len(list) == 0 {
+		for _, link := range slices.Sorted(maps.Keys(off)) {
+			return off[link]
+		}
 		return errors.New("no address")
 	}
 	routers, err := m.routers()
 	if err != nil {
 		return err
 	}
-	if len(routers) == 0 {
+	if routers = slices.DeleteFunc(routers, func(g gateway) bool { return off[g.link] != nil }); len(routers) == 0 {
 		return m.misses()
 	}
 	var silent []string

@@ -186,16 +186,14 @@ func TestRealSupplicant(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said strings.Builder
-	cmd := exec.Command(program, "-i", "near", "-D", "wired", "-c", file)
+	cmd := exec.CommandContext(t.Context(), program, "-i", "near", "-D", "wired", "-c", file)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
 	stop := func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
+		_ = cmd.Wait()
 	}
 	var c *Client
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {

@@ -75,8 +75,8 @@ image: release $(IMAGE) ## build a disk image of a server into out/skerry.img
 release-check: release # erofs-utils, veritysetup and sbverify look at the release
 	@SKERRY_RELEASE=$(abspath $(RELEASE)) SKERRY_KEYS=$(abspath $(KEYS)) go test -count=1 -run TestBuiltRelease ./image/compose
 
-lock: setup $(SKERRY) ## renew the pinned Debian packages
-	@$(SKERRY) release lock
+lock: setup $(SKERRY) ## renew the pinned Debian packages (ARCHES=amd64,arm64 for these alone)
+	@$(SKERRY) release lock $(if $(ARCHES),--arch $(ARCHES))
 
 reproducible: release ## build the release once more, staged apart, and compare every byte
 	@rm -rf $(OUT)/again $(OUT)/again.work; $(SKERRY) release build --quiet --arch $(ARCH) --keys $(KEYS) --work $(OUT)/again.work -o $(OUT)/again

@@ -177,6 +177,10 @@ vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, 
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
 	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm
 
+.PHONY: vm-wifi
+vm-wifi: image ## join wireless networks in QEMU: WPA2, WPA3, wrong keys (a quarter of an hour with KVM)
+	@$(E2E) -run '^TestWiFi' $(E2E_ARGS) -vm
+
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'

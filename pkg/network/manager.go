@@ -525,20 +525,19 @@ func (m *Manager) Changed() <-chan struct{} {
 type Address struct {
 	Link string
 	IP   netip.Addr
-
-	link int // its index
 }
 
-// Addresses lists the addresses of the links that are ours, IPv4 before IPv6. Pods' bridges are not.
+// Addresses lists the addresses of the links that are ours, IPv4 before IPv6. Pods' bridges are not; what a card has that is in no
+// wireless network nobody can reach.
 func (m *Manager) Addresses() ([]Address, error) {
 	list, err := netlink.LinkList()
 	if err != nil {
 		return nil, err
 	}
 	var out []Address
-	cfg := m.current()
+	cfg, off := m.current(), m.unconnected()
 	for _, l := range list {
-		if _, ours := setup(cfg, linkOf(l)); !ours {
+		if _, ours := setup(cfg, linkOf(l)); !ours || off[l.Attrs().Index] != nil {
 			continue
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
@@ -548,7 +547,7 @@ func (m *Manager) Addresses() ([]Address, error) {
 		for _, a := range addrs {
 			ip, ok := netip.AddrFromSlice(a.IP)
 			if ip = ip.Unmap(); ok && ip.IsGlobalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 {
-				out = append(out, Address{l.Attrs().Name, ip, l.Attrs().Index})
+				out = append(out, Address{l.Attrs().Name, ip})
 			}
 		}
 	}

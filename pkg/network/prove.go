@@ -119,15 +119,13 @@ func (m *Manager) prove(ctx context.Context) (machine.Network, bool) {
 	}
 }
 
-// works says why the network does not work: no address, or no router answers. What a card in no wireless network has does not
-// count.
+// works says why the network does not work: no address, or no router answers.
 func (m *Manager) works() error {
 	list, err := m.Addresses()
 	if err != nil {
 		return err
 	}
 	off := m.unconnected()
-	list = slices.DeleteFunc(list, func(a Address) bool { return off[a.link] != nil })
 	if len(list) == 0 {
 		for _, link := range slices.Sorted(maps.Keys(off)) {
 			return off[link]

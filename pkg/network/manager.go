@@ -255,6 +255,9 @@ func (m *Manager) serve(ctx context.Context, l netlink.Link) {
 				first = false
 			})
 		case cfg.DHCP4:
+			if linkOf(l).WiFi {
+				m.Log("%s: has a radio, and the node config no wifi for it: it joins no network", a.Name)
+			}
 			d.run(ctx)
 		}
 	})

@@ -55,10 +55,13 @@ func (m *Manager) setRadio(name string, r radio) {
 	m.wake()
 }
 
-func (m *Manager) dropRadio(name string) {
+// dropRadio forgets a card that is gone; another may have come under its name.
+func (m *Manager) dropRadio(name string, link int) {
 	m.mu.Lock()
-	_, known := m.radios[name]
-	delete(m.radios, name)
+	r, known := m.radios[name]
+	if known = known && r.link == link; known {
+		delete(m.radios, name)
+	}
 	m.mu.Unlock()
 	if known {
 		m.wake()
@@ -102,11 +105,11 @@ func (m *Manager) joinWiFi(ctx context.Context, l netlink.Link, cfg machine.Inte
 	say := func(format string, a ...any) {
 		m.setRadio(name, radio{l.Attrs().Index, false, fmt.Sprintf(format, a...)})
 	}
-	defer m.dropRadio(name)
+	defer m.dropRadio(name, l.Attrs().Index)
 	program := cmp.Or(m.supplicant.path, Supplicant)
 	switch _, err := os.Stat(program); {
 	case !linkOf(l).WiFi && m.supplicant.driver == "":
-		say("is not one of this card, which has no radio; take wifi out of its part of the node config")
+		say("the card has no radio; take wifi out of its part of the node config")
 		<-ctx.Done()
 		return
 	case errors.Is(err, fs.ErrNotExist):
@@ -118,8 +121,9 @@ func (m *Manager) joinWiFi(ctx context.Context, l netlink.Link, cfg machine.Inte
 		<-ctx.Done()
 		return
 	}
-	dir := m.RunDir
-	ctrl, conf := filepath.Join(dir, "ctrl"), filepath.Join(dir, name+".conf")
+	dir := filepath.Join(m.RunDir, fmt.Sprintf("%s.%d", name, l.Attrs().Index)) // its own, for the one before it may just be ending
+	ctrl, conf := filepath.Join(dir, "ctrl"), filepath.Join(dir, "conf")
+	defer func() { _ = os.RemoveAll(dir) }()
 	text := wpa.Conf
 	if m.supplicant.conf != nil {
 		text = m.supplicant.conf
@@ -164,7 +168,6 @@ func (m *Manager) joinWiFi(ctx context.Context, l netlink.Link, cfg machine.Inte
 		_ = c.Close()
 	}
 	supplicant.Wait()
-	_ = os.Remove(conf)
 }
 
 // follow hears what one wpa_supplicant says until that ends or ctx does.
@@ -297,17 +300,17 @@ func (m *Manager) missRadios(ctx context.Context) {
 			}
 			name := "interface " + i.Called()
 			if slices.ContainsFunc(list, func(l netlink.Link) bool { return picks(i, linkOf(l)) }) {
-				m.dropRadio(name)
+				m.dropRadio(name, 0)
 				continue
 			}
 			text := "is not there: no driver has found the card"
 			if files := missingFirmware(kernelLog()); len(files) > 0 {
-				text = "is not there: the release has no firmware " + strings.Join(files, ", ")
+				text = "is not there: drivers asked in vain for firmware " + strings.Join(files, ", ")
 			}
 			m.setRadio(name, radio{text: text})
 		}
 	}
 	for _, i := range m.current().Interfaces {
-		m.dropRadio("interface " + i.Called())
+		m.dropRadio("interface "+i.Called(), 0)
 	}
 }

@@ -178,8 +178,8 @@ vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, 
 	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm
 
 .PHONY: vm-wifi
-vm-wifi: image ## join wireless networks in QEMU: WPA2, WPA3, wrong keys (a quarter of an hour with KVM)
-	@$(E2E) -run '^TestWiFi' $(E2E_ARGS) -vm
+vm-wifi: image programs ## join wireless networks in QEMU: WPA2, WPA3, wrong keys
+	@go test -count=1 -v -timeout 2h ./e2e -run '^TestWiFi$$' $(E2E_ARGS) -vm
 
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)

@@ -75,8 +75,8 @@ image: release $(IMAGE) ## build a disk image of a server into out/skerry.img
 release-check: release # erofs-utils, veritysetup and sbverify look at the release
 	@SKERRY_RELEASE=$(abspath $(RELEASE)) SKERRY_KEYS=$(abspath $(KEYS)) go test -count=1 -run TestBuiltRelease ./image/compose
 
-lock: setup $(SKERRY) ## renew the pinned Debian packages
-	@$(SKERRY) release lock
+lock: setup $(SKERRY) ## renew the pinned Debian packages (ARCHES=amd64,arm64 for these alone)
+	@$(SKERRY) release lock $(if $(ARCHES),--arch $(ARCHES))
 
 reproducible: release ## build the release once more, staged apart, and compare every byte
 	@rm -rf $(OUT)/again $(OUT)/again.work; $(SKERRY) release build --quiet --arch $(ARCH) --keys $(KEYS) --work $(OUT)/again.work -o $(OUT)/again
@@ -176,6 +176,10 @@ test-clouds: programs | $(KEYS) $(KEYS)/repository/root.json ## formats, metadat
 vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
 	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
+
+.PHONY: vm-wifi
+vm-wifi: image programs ## join wireless networks in QEMU: WPA2, WPA3, wrong keys
+	@go test -count=1 -v -timeout 2h ./e2e -run '^TestWiFi$$' $(E2E_ARGS) -vm
 
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)

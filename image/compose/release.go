@@ -188,6 +188,11 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 			store: &debian.Store{Dir: o.Cache, Mirrors: o.Mirrors, Retry: 5 * time.Second},
 		},
 	}
+	if b.wifi() {
+		if ok, err := b.packages.hasPart(wifi); err != nil || !ok {
+			return nil, errors.Join(err, fmt.Errorf("WiFi: image/compose/debian.yaml has its packages for other architectures than %s; add it there and run `make lock`", o.Arch))
+		}
+	}
 	return b, os.MkdirAll(b.work, 0o755)
 }
 

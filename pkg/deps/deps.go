@@ -19,7 +19,8 @@ data:      pkg/slot
 data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
-system:    pkg/linux pkg/network
+system:    pkg/linux pkg/network/wpa
+system:    pkg/network
 system:    pkg/platform
 data:      image/cloud/registry
 engine:    pkg/pki pkg/server/secrets

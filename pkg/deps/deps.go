@@ -13,6 +13,7 @@ leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance pkg/seed
 leaves:    pkg/gateway/proxy
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
+formats:   image/cloud/publish
 formats:   image/cloud/aws image/cloud/aws/awstest
 formats:   image/netboot/tftp image/netboot/protocol
 data:      pkg/slot

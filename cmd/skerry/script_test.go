@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
+	"github.com/skerry-os/skerry/image/cloud/gcp/gcptest"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 }
 
 // Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64;
-// $REGISTRY is an OCI registry; the AWS tools' settings lead to a server of awstest.
+// $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers of awstest and gcptest.
 func TestScripts(t *testing.T) {
 	b := releasetest.New(t, 1<<20)
 	for _, id := range []string{"aws", "azure", "gcp", "openstack", "proxmox"} {
@@ -57,8 +58,10 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BENCH", filepath.Dir(signed))
 			env.Setenv("REGISTRY", strings.TrimPrefix(images.URL, "http://"))
-			for k, v := range awstest.New(t).Env() {
-				env.Setenv(k, v)
+			for _, cloud := range []map[string]string{awstest.New(t).Env(), gcptest.New(t).Env()} {
+				for k, v := range cloud {
+					env.Setenv(k, v)
+				}
 			}
 			return nil
 		},

@@ -24,7 +24,7 @@ func newPublishCmd() *cobra.Command {
 		Use:   "publish",
 		Short: "Bring images to clouds, and releases to registries",
 	}
-	cmd.AddCommand(newPublishAWSCmd(), newPublishGCPCmd(), newPublishOCICmd())
+	cmd.AddCommand(newPublishAWSCmd(), newPublishGCPCmd(), newPublishAzureCmd(), newPublishOCICmd())
 	return cmd
 }
 

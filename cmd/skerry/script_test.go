@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
+	"github.com/skerry-os/skerry/image/cloud/azure/azuretest"
 	"github.com/skerry-os/skerry/image/cloud/gcp/gcptest"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 // Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64;
-// $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers of awstest and gcptest.
+// $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers of awstest, azuretest and gcptest.
 func TestScripts(t *testing.T) {
 	b := releasetest.New(t, 1<<20)
 	for _, id := range []string{"aws", "azure", "gcp", "openstack", "proxmox"} {
@@ -58,7 +59,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BENCH", filepath.Dir(signed))
 			env.Setenv("REGISTRY", strings.TrimPrefix(images.URL, "http://"))
-			for _, cloud := range []map[string]string{awstest.New(t).Env(), gcptest.New(t).Env()} {
+			for _, cloud := range []map[string]string{awstest.New(t).Env(), azuretest.New(t).Env(), gcptest.New(t).Env()} {
 				for k, v := range cloud {
 					env.Setenv(k, v)
 				}

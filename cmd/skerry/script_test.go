@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 // $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers of awstest, azuretest and gcptest.
 func TestScripts(t *testing.T) {
 	b := releasetest.New(t, 1<<20)
-	for _, id := range []string{"aws", "azure", "gcp", "openstack", "proxmox"} {
+	for _, id := range []string{"aws", "aws-arm64", "azure", "gcp", "openstack", "proxmox"} {
 		b.AddBoard(t, id)
 	}
 	signed := b.Release
@@ -50,6 +50,11 @@ func TestScripts(t *testing.T) {
 	b.Release = filepath.Join(filepath.Dir(signed), "arm64")
 	if err := os.Mkdir(b.Release, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range []string{"boot", "root.img", "secureboot"} { // the same files: nobody starts them
+		if err := os.Symlink(filepath.Join(signed, name), filepath.Join(b.Release, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	b.Sign(t, &foreign)
 	images := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))

@@ -165,8 +165,18 @@ func TestManagedImage(t *testing.T) {
 	if err != nil || len(r.Images) != 1 || r.Images[0].Region != azuretest.Location || !bytes.Equal(s.Blobs[theBlob].Bytes(), content) {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if again, err := p.Publish(t.Context(), d, o); err != nil || again.Uploaded != 0 {
-		t.Errorf("%+v, %v", again, err)
+	// What another run began is waited for, what failed is made again.
+	properties := s.Resources["Microsoft.Compute/images/"+o.Name]["properties"].(map[string]any)
+	for state, puts := range map[string]int{"Succeeded": 1, "Creating": 1, "Failed": 2} {
+		properties["provisioningState"], s.Calls["put"] = state, 1
+		again, err := p.Publish(t.Context(), d, o)
+		if err != nil || again.Uploaded != 0 || s.Calls["put"] != puts {
+			t.Errorf("%s: %+v, %v, %v", state, again, err, s.Calls)
+		}
+		properties = s.Resources["Microsoft.Compute/images/"+o.Name]["properties"].(map[string]any)
+		if properties["provisioningState"] != "Succeeded" {
+			t.Errorf("%s: left as %v", state, properties)
+		}
 	}
 	if _, err := p.Deprecate(t.Context(), o.Name, time.Now(), o.Place); err == nil || !strings.Contains(err.Error(), "a managed image has no end-of-life date; name a gallery") {
 		t.Error(err)

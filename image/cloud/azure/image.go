@@ -100,7 +100,10 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*pu
 		return nil, err
 	}
 	b := c.NewPageBlobClient(o.Name + ".vhd")
-	if found != nil && found.state != string(armcompute.GalleryProvisioningStateFailed) {
+	if found, err = p.settled(ctx, found, &o); err != nil {
+		return nil, err
+	}
+	if found != nil {
 		p.log("%s is there already", found.id)
 	} else {
 		if err := p.upload(ctx, c, b, d, &o, r); err != nil {
@@ -223,6 +226,26 @@ func (p *Publisher) find(ctx context.Context, o *Options) (*made, error) {
 		return nil, fmt.Errorf("azure: looking for version %s of %s in gallery %s: %w", o.Number, o.Definition, o.Gallery, short(err))
 	}
 	return versionOf(&v.GalleryImageVersion, o.Definition), nil
+}
+
+// settled waits for what another run began to make. What failed counts as not there: it is made again.
+func (p *Publisher) settled(ctx context.Context, m *made, o *Options) (*made, error) {
+	if m == nil {
+		return nil, nil
+	}
+	err := publish.Wait(ctx, func() (bool, error) {
+		if m == nil || m.state != "Creating" && m.state != "Updating" {
+			return true, nil
+		}
+		p.log("%s is being made", m.id)
+		var err error
+		m, err = p.find(ctx, o)
+		return false, err
+	})
+	if err != nil || m == nil || m.state == "Failed" {
+		return nil, err
+	}
+	return m, nil
 }
 
 func versionOf(v *armcompute.GalleryImageVersion, definition string) *made {

@@ -145,6 +145,11 @@ func (s *Server) resource(w http.ResponseWriter, r *http.Request, path string, b
 			return missing("ResourceNotFound", path)
 		}
 		answer(w, http.StatusOK, now)
+		if properties(now)["provisioningState"] == "Creating" {
+			if s.asked[path]++; s.asked[path] > 2 { // nobody has to wait for it
+				properties(now)["provisioningState"] = "Succeeded"
+			}
+		}
 		return nil
 	case http.MethodPut:
 		if f := s.check(path, in); f != nil {

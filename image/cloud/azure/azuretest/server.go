@@ -52,12 +52,13 @@ type Server struct {
 	n, pages   int
 	containers map[string]bool
 	ops        map[string]*op
+	asked      map[string]int // for what is being made, by path
 }
 
 // New starts a server that ends with the test.
 func New(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{Blobs: map[string]*Blob{}, Denied: map[string]bool{}, Calls: map[string]int{}, t: t, containers: map[string]bool{}, ops: map[string]*op{}}
+	s := &Server{Blobs: map[string]*Blob{}, Denied: map[string]bool{}, Calls: map[string]int{}, t: t, containers: map[string]bool{}, ops: map[string]*op{}, asked: map[string]int{}}
 	s.Resources = map[string]map[string]any{"Microsoft.Compute/galleries/" + Gallery: {
 		"name": Gallery, "location": Location, "properties": map[string]any{"sharingProfile": map[string]any{"permissions": "Groups"}},
 	}}

@@ -166,10 +166,16 @@ vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run '^Test(Image|ADamagedRoot|AForged)' $(E2E_ARGS) -vm
 
+# Microsoft's emulator of blob storage, for a test of what is uploaded to Azure. Where npm is missing, it is skipped.
+AZURITE := $(OUT)/azurite/node_modules/.bin/azurite-blob
+$(AZURITE):
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(OUT)/azurite azurite@3.35.0; \
+	  else echo 'npm is not installed; the test with Azurite is left out'; fi
+
 .PHONY: test-clouds
-test-clouds: programs | $(KEYS) $(KEYS)/repository/root.json ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
+test-clouds: programs | $(AZURITE) $(KEYS) $(KEYS)/repository/root.json ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
 	@$(SKERRY) release build --quiet --clouds --arch $(ARCH) --keys $(KEYS) -o $(RELEASE)
-	@SKERRY_TOOLS=1 $(AS_ROOT) go test -count=1 ./image/cloud/... ./pkg/platform ./pkg/lostnodes
+	@SKERRY_TOOLS=1 SKERRY_AZURITE=$$(ls $(abspath $(AZURITE)) 2>/dev/null) $(AS_ROOT) go test -count=1 ./image/cloud/... ./pkg/platform ./pkg/lostnodes
 	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
 	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm
 

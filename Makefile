@@ -75,8 +75,8 @@ image: release $(IMAGE) ## build a disk image of a server into out/skerry.img
 release-check: release # erofs-utils, veritysetup and sbverify look at the release
 	@SKERRY_RELEASE=$(abspath $(RELEASE)) SKERRY_KEYS=$(abspath $(KEYS)) go test -count=1 -run TestBuiltRelease ./image/compose
 
-lock: setup $(SKERRY) ## renew the pinned Debian packages
-	@$(SKERRY) release lock
+lock: setup $(SKERRY) ## renew the pinned Debian packages (ARCHES=amd64,arm64 for these alone)
+	@$(SKERRY) release lock $(if $(ARCHES),--arch $(ARCHES))
 
 reproducible: release ## build the release once more, staged apart, and compare every byte
 	@rm -rf $(OUT)/again $(OUT)/again.work; $(SKERRY) release build --quiet --arch $(ARCH) --keys $(KEYS) --work $(OUT)/again.work -o $(OUT)/again
@@ -166,16 +166,26 @@ vm: image ## the image in QEMU
 	@go test -count=1 -timeout 10m ./e2e/vm -args -vm
 	@$(E2E) -run '^Test(Image|ADamagedRoot|AForged)' $(E2E_ARGS) -vm
 
+# Microsoft's emulator of blob storage, for a test of what is uploaded to Azure. Where npm is missing, it is skipped.
+AZURITE := $(OUT)/azurite/node_modules/.bin/azurite-blob
+$(AZURITE):
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(OUT)/azurite azurite@3.35.0; \
+	  else echo 'npm is not installed; the test with Azurite is left out'; fi
+
 .PHONY: test-clouds
-test-clouds: programs | $(KEYS) $(KEYS)/repository/root.json ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
+test-clouds: programs | $(AZURITE) $(KEYS) $(KEYS)/repository/root.json ## formats, metadata services, publishing; the image for EC2 in QEMU, to Ready (needs root)
 	@$(SKERRY) release build --quiet --clouds --arch $(ARCH) --keys $(KEYS) -o $(RELEASE)
-	@SKERRY_TOOLS=1 $(AS_ROOT) go test -count=1 ./image/cloud/... ./pkg/platform ./pkg/lostnodes
+	@SKERRY_TOOLS=1 SKERRY_AZURITE=$$(ls $(abspath $(AZURITE)) 2>/dev/null) $(AS_ROOT) go test -count=1 ./image/cloud/... ./pkg/platform ./pkg/lostnodes
 	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
 	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm
 
-vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root (an hour; RUN=regexp)
+vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
-	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor)' $(E2E_ARGS) -update-vm
+	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
+
+.PHONY: vm-wifi
+vm-wifi: image programs ## join wireless networks in QEMU: WPA2, WPA3, wrong keys
+	@go test -count=1 -v -timeout 2h ./e2e -run '^TestWiFi$$' $(E2E_ARGS) -vm
 
 .PHONY: test-debug
 test-debug: programs $(VMDIR)/node.yaml | $(KEYS) $(KEYS)/repository/root.json ## a release with a shell: on the console and over SSH, and nowhere in other releases; in QEMU, to Ready
@@ -187,6 +197,11 @@ test-debug: programs $(VMDIR)/node.yaml | $(KEYS) $(KEYS)/repository/root.json #
 .PHONY: test-pxe
 test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'
+
+.PHONY: test-fleet
+test-fleet: programs image $(OUT)/release-arm64/manifest.json ## a fleet of four machines in QEMU: one cluster, updated by plans (needs root; an hour without KVM)
+	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
+	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e -run FleetOfMachines $(E2E_ARGS) -fleet-vm
 
 # Boards that QEMU can be, each from its own image: BOARD=arm64-uefi for one, UNTIL=stage2 to leave Kubernetes out of it. The
 # first time compiles Kubernetes for the other architectures.

@@ -34,6 +34,7 @@ type Board struct {
 	Kernel   Kernel     `yaml:"kernel" json:"kernel"`
 	Modules  Modules    `yaml:"modules" json:"modules"`
 	Firmware []Firmware `yaml:"firmware" json:"firmware,omitempty"`
+	WiFi     bool       `yaml:"wifi" json:"wifi,omitempty"` // its releases hold wpa_supplicant and the rules for radios; drivers and firmware are among the other modules and files
 	Boot     Boot       `yaml:"boot" json:"boot,omitzero"`
 	Disk     Disk       `yaml:"disk" json:"disk"`
 	QEMU     *QEMU      `yaml:"qemu" json:"qemu,omitempty"` // nil: no emulation of this machine exists

@@ -1,6 +1,7 @@
 package boards
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -52,6 +53,28 @@ func TestBoardsWithABase(t *testing.T) {
 	} {
 		if _, err := Decode("boards/x.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// A cloud's board for another architecture is the other base with the same platform.
+func TestCloudBoardsOfArchitectures(t *testing.T) {
+	for id, want := range map[string]struct{ base, arch, kernel string }{
+		"aws":       {"x86-uefi", "amd64", "linux-image-amd64"},
+		"aws-arm64": {"arm64-uefi", "arm64", "linux-image-arm64"},
+	} {
+		b, err := Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Base != want.base || b.Arch != want.arch || b.Kernel.Package != want.kernel || b.Platform != "aws" || b.Format != "raw" || b.Slots != UEFI || len(b.Firmware) != 0 {
+			t.Errorf("%s: %+v", id, b)
+		}
+		if !slices.Contains(b.Modules.Boot.Carry, "nvme") || !slices.Contains(b.Modules.Node.Carry, "ena") {
+			t.Errorf("%s: has no nvme in the initramfs, or no ena", id)
+		}
+		if last := b.Kernel.Args[len(b.Kernel.Args)-1]; !slices.Contains(b.Kernel.Args, "console=ttyS0,115200") || slices.ContainsFunc(b.Kernel.Args, func(a string) bool { return strings.Contains(a, "ttyAMA") }) || last != "nvme_core.io_timeout=4294967295" {
+			t.Errorf("%s: %q", id, b.Kernel.Args)
 		}
 	}
 }

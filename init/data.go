@@ -177,9 +177,11 @@ func (s *system) prepareData(ctx context.Context, p linux.Partition) (linux.Data
 	return linux.DataNew, s.makeData(ctx, p.Dev())
 }
 
+// makeData writes what a filesystem needs and no more: cards that take minutes to discard all their blocks are not rare, and the
+// first boot waits for this.
 func (s *system) makeData(ctx context.Context, dev string) error {
 	return s.run(ctx, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", linux.DataLabel,
-		"-E", "lazy_itable_init=1,lazy_journal_init=1", dev)
+		"-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", dev)
 }
 
 func probeData(p linux.Partition) (linux.DataState, error) {

@@ -69,7 +69,7 @@ func (s *system) mountVolume(ctx context.Context, v machine.Volume) error {
 		}
 		if blank {
 			s.console.sayf("mount volumes: making a filesystem on %s, which is empty", dev)
-			if err := s.run(ctx, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", dev); err != nil {
+			if err := s.run(ctx, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "nodiscard", dev); err != nil {
 				return err
 			}
 		}

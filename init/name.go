@@ -153,7 +153,7 @@ func startNetwork(ctx context.Context, s *system) error {
 func (s *system) keepNetwork(cfg machine.Network) {
 	s.network = &network.Manager{
 		Config: cfg, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
-		Patience: network.Patience, Log: s.console.sayf,
+		Patience: network.Patience, Log: s.console.sayf, Reaper: s.reaper, RunDir: runDir + "/wifi", LogDir: logDir,
 	}
 	s.behind(func(ctx context.Context) {
 		for ctx.Err() == nil {

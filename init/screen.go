@@ -62,8 +62,8 @@ func (s *system) allNotes() (out []string) {
 			out = append(out, text)
 		}
 	}
-	if s.network != nil && s.network.Note() != "" {
-		out = append(out, s.network.Note())
+	if s.network != nil {
+		out = append(out, s.network.Notes()...)
 	}
 	return out
 }

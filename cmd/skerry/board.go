@@ -94,6 +94,9 @@ func printBoard(out io.Writer, b *boards.Board) error {
 	for _, f := range b.Firmware {
 		row("firmware", "%s from %s", strings.Join(f.Files, " "), f.Package)
 	}
+	if b.WiFi {
+		row("wifi", "wpa_supplicant and the rules for radios are in its releases")
+	}
 	for _, f := range b.Boot.Files {
 		row("boot", "%s from %s of %s (%s)", strings.Join(f.Files, " "), f.Package, f.Suite, f.Area)
 	}

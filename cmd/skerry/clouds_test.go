@@ -13,10 +13,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
+	"github.com/skerry-os/skerry/image/cloud/azure/azuretest"
+	"github.com/skerry-os/skerry/image/cloud/gcp/gcptest"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
-// Every command of CLOUDS.md works, in the order it stands there. Amazon is a server of awstest, the registry a real one; the
+// Every command of CLOUDS.md works, in the order it stands there. The clouds are servers of awstest, azuretest and gcptest, the registry
+// a real one; the
 // release is there already, because building one takes minutes and a compiler.
 func TestCloudsPage(t *testing.T) {
 	text, err := os.ReadFile("../../image/cloud/CLOUDS.md")
@@ -27,8 +30,10 @@ func TestCloudsPage(t *testing.T) {
 	for _, id := range []string{"aws", "azure", "gcp", "openstack", "proxmox"} {
 		b.AddBoard(t, id)
 	}
-	for k, v := range awstest.New(t).Env() {
-		t.Setenv(k, v)
+	for _, cloud := range []map[string]string{awstest.New(t).Env(), azuretest.New(t).Env(), gcptest.New(t).Env()} {
+		for k, v := range cloud {
+			t.Setenv(k, v)
+		}
 	}
 	images := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(images.Close)
@@ -66,7 +71,7 @@ func TestCloudsPage(t *testing.T) {
 			t.Errorf("skerry %s: exit code %d\n%s%s", strings.TrimSpace(words), code, &stdout, &stderr)
 		}
 	}
-	if commands < 15 {
+	if commands < 22 {
 		t.Errorf("only %d commands were found", commands)
 	}
 }

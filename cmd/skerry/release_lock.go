@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,17 +16,20 @@ import (
 
 func newReleaseLockCmd() *cobra.Command {
 	var source string
-	var mirrors []string
+	var mirrors, arches []string
 	cmd := &cobra.Command{
 		Use:   "lock",
 		Short: "Pin the newest Debian packages in the source's lock file",
-		Args:  cobra.NoArgs,
+		Long: "Pin the newest Debian packages in the source's lock file. With --arch, those of other architectures stay as they are: for a\n" +
+			"mirror that has not got all of them together.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := filepath.Join(source, compose.LockName)
-			if _, err := os.Stat(file); err != nil {
+			had, err := os.ReadFile(file)
+			if err != nil {
 				return fmt.Errorf("%w: name the source folder with --source", err)
 			}
-			m, err := hostMirrors(cmd, mirrors)
+			old, err := debian.ParseLock(file, had)
 			if err != nil {
 				return err
 			}
@@ -32,10 +37,22 @@ func newReleaseLockCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := only(want, arches); err != nil {
+				return err
+			}
+			m, err := hostMirrors(cmd, mirrors)
+			if err != nil {
+				return err
+			}
 			say := func(s string) { _, _ = fmt.Fprintln(cmd.ErrOrStderr(), "lock:", s) }
 			lock, err := debian.Resolve(cmd.Context(), want, m, filepath.Join(cacheDir(), "apt"), say)
 			if err != nil {
 				return err
+			}
+			for arch, packages := range old.Arches {
+				if _, renewed := lock.Arches[arch]; !renewed && len(arches) > 0 {
+					lock.Arches[arch] = packages
+				}
 			}
 			data, err := lock.Marshal()
 			if err != nil {
@@ -49,8 +66,22 @@ func newReleaseLockCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&source, "source", ".", "the source folder")
+	cmd.Flags().StringSliceVar(&arches, "arch", nil, "architecture to renew the packages of; repeatable (default: all)")
 	mirrorFlag(cmd, &mirrors)
 	return cmd
+}
+
+// only leaves architectures in the list; none means all of it.
+func only(w *debian.Want, arches []string) error {
+	for _, a := range arches {
+		if !slices.Contains(w.Arches, a) {
+			return fmt.Errorf("--arch %q: is not one of %s", a, strings.Join(w.Arches, ", "))
+		}
+	}
+	if len(arches) > 0 {
+		w.Arches = slices.DeleteFunc(w.Arches, func(a string) bool { return !slices.Contains(arches, a) })
+	}
+	return nil
 }
 
 func mirrorFlag(cmd *cobra.Command, mirrors *[]string) {

@@ -22,6 +22,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
+	"github.com/skerry-os/skerry/image/cloud/azure/azuretest"
+	"github.com/skerry-os/skerry/image/cloud/gcp/gcptest"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
@@ -36,10 +38,10 @@ func TestMain(m *testing.M) {
 }
 
 // Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64;
-// $REGISTRY is an OCI registry; the AWS tools' settings lead to a server of awstest.
+// $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers of awstest, azuretest and gcptest.
 func TestScripts(t *testing.T) {
 	b := releasetest.New(t, 1<<20)
-	for _, id := range []string{"aws", "azure", "gcp", "openstack", "proxmox"} {
+	for _, id := range []string{"aws", "aws-arm64", "azure", "gcp", "openstack", "proxmox"} {
 		b.AddBoard(t, id)
 	}
 	signed := b.Release
@@ -49,6 +51,11 @@ func TestScripts(t *testing.T) {
 	if err := os.Mkdir(b.Release, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{"boot", "root.img", "secureboot"} { // the same files: nobody starts them
+		if err := os.Symlink(filepath.Join(signed, name), filepath.Join(b.Release, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	b.Sign(t, &foreign)
 	images := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(images.Close)
@@ -57,8 +64,10 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BENCH", filepath.Dir(signed))
 			env.Setenv("REGISTRY", strings.TrimPrefix(images.URL, "http://"))
-			for k, v := range awstest.New(t).Env() {
-				env.Setenv(k, v)
+			for _, cloud := range []map[string]string{awstest.New(t).Env(), azuretest.New(t).Env(), gcptest.New(t).Env()} {
+				for k, v := range cloud {
+					env.Setenv(k, v)
+				}
 			}
 			return nil
 		},

@@ -45,8 +45,7 @@ func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ct
 	slow := time.AfterFunc(slowStart, func() { gate.open(true) })
 	defer slow.Stop()
 	log.Info("skerryd", "version", version.Version(), "kubernetes", kubernetesVersion(), "role", role, "data", a.DataDir)
-	proxy := outbound.Take(outbound.Settings{HTTP: a.HTTPProxy, HTTPS: a.HTTPSProxy, No: a.NoProxy})
-	a.HTTPProxy, a.HTTPSProxy, a.NoProxy = proxy.HTTP, proxy.HTTPS, proxy.No
+	takeProxy(a)
 	if err := readToken(a); err != nil {
 		return settings.Usage(err)
 	}
@@ -89,6 +88,12 @@ func runNode(ctx context.Context, role string, a *machine.Agent, prepare func(ct
 		return again(socket)
 	}
 	return err
+}
+
+// takeProxy adds what the environment says to the settings of the way out.
+func takeProxy(a *machine.Agent) {
+	proxy := outbound.Take(outbound.Settings{HTTP: a.HTTPProxy, HTTPS: a.HTTPSProxy, No: a.NoProxy})
+	a.HTTPProxy, a.HTTPSProxy, a.NoProxy = proxy.HTTP, proxy.HTTPS, proxy.No
 }
 
 // again replaces this process by a new run of the same command. Kubernetes' components cannot start twice in one.

@@ -29,7 +29,7 @@ func stored(cmd *cobra.Command, run func(cmd *cobra.Command, s machine.Server, a
 	typed := machine.DefaultServer()
 	config := settings.BindSome(cmd.Flags(), &typed, func(name string) bool {
 		return name == "data-dir" || name == "node-name" || name == "with-node-id" || strings.HasPrefix(name, "datastore-") || strings.HasPrefix(name, "snapshot-") ||
-			name == "s3" || strings.HasPrefix(name, "s3-")
+			name == "s3" || strings.HasPrefix(name, "s3-") || name == "http-proxy" || name == "https-proxy" || name == "no-proxy"
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		file := *config
@@ -57,6 +57,7 @@ func stored(cmd *cobra.Command, run func(cmd *cobra.Command, s machine.Server, a
 }
 
 func openStored(s machine.Server) (*server.Stored, error) {
+	takeProxy(&s.Agent)
 	node, err := host.NodeName(s.Agent)
 	if err != nil {
 		return nil, err

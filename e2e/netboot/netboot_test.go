@@ -23,6 +23,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/e2e/lan"
 	"github.com/skerry-os/skerry/e2e/vm"
 )
 
@@ -34,10 +35,9 @@ var (
 // patience is for a busy machine without KVM.
 const patience = 20 * time.Minute
 
-const spaceEnv = "SKERRY_TEST_IN_NAMESPACE"
-
 // network is a bridge in a namespace of its own, and the server at it.
 type network struct {
+	*lan.LAN
 	t     *testing.T
 	out   string
 	state string
@@ -53,32 +53,15 @@ func newNetwork(t *testing.T) *network {
 	if !*run {
 		t.Skip("starts machines: add -netboot (or run make test-pxe)")
 	}
-	if os.Getenv(spaceEnv) != t.Name() {
-		out, err := filepath.Abs(*outDir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=0", "-netboot", "-out", out)
-		c.Env = append(os.Environ(), spaceEnv+"="+t.Name())
-		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		if err := c.Run(); err != nil {
-			t.Errorf("in the namespace: %v", err)
-		}
+	out, err := filepath.Abs(*outDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lan.New(t, "-netboot", "-out", out)
+	if l == nil {
 		return nil
 	}
-	n := &network{t: t, out: *outDir, state: t.TempDir(), fleet: t.TempDir()}
-	n.ip("link set lo up", "link add lan type bridge", "address add 10.11.12.1/24 dev lan", "link set lan up")
-	return n
-}
-
-func (n *network) ip(commands ...string) {
-	n.t.Helper()
-	for _, c := range commands {
-		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
-			n.t.Fatalf("ip %s: %v: %s", c, err, out)
-		}
-	}
+	return &network{LAN: l, t: t, out: *outDir, state: t.TempDir(), fleet: t.TempDir()}
 }
 
 func (n *network) skerry(args ...string) string {
@@ -155,13 +138,11 @@ func (n *network) machine(number int, change func(*vm.Options)) *guest {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	tap := fmt.Sprintf("tap%d", number)
-	n.ip("tuntap add "+tap+" mode tap", "link set "+tap+" master lan up")
 	empty := filepath.Join(n.t.TempDir(), "empty.img")
 	if err := errors.Join(os.WriteFile(empty, nil, 0o600), os.Truncate(empty, 8<<30)); err != nil {
 		n.t.Fatal(err)
 	}
-	o := vm.Options{Dir: n.t.TempDir(), Image: empty, Board: *b.QEMU, Tap: tap, MAC: mac(number), NetFirst: true}
+	o := vm.Options{Dir: n.t.TempDir(), Image: empty, Board: *b.QEMU, Tap: n.Tap(), MAC: mac(number), NetFirst: true}
 	if change != nil {
 		change(&o)
 	}
@@ -316,7 +297,7 @@ func TestBesideADHCPServer(t *testing.T) {
 // dhcpServer gives addresses at a card of its own on the bridge.
 func (n *network) dhcpServer() {
 	n.t.Helper()
-	n.ip("link add dhcp0 type veth peer name dhcp1", "link set dhcp1 master lan up", "address add 10.11.12.2/32 dev dhcp0", "link set dhcp0 up")
+	n.IP("link add dhcp0 type veth peer name dhcp1", "link set dhcp1 master lan up", "address add 10.11.12.2/32 dev dhcp0", "link set dhcp0 up")
 	for name, value := range map[string]string{"arp_ignore": "1", "arp_announce": "2", "rp_filter": "0"} { // two cards of one host on one network
 		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/"+name, []byte(value), 0); err != nil {
 			n.t.Fatal(err)

@@ -31,7 +31,7 @@ var (
 )
 
 // bare switches off whatever upstream's programs do not have.
-const bare = "coredns,ingress,servicelb,local-storage,metrics-server,network-policy,helm-controller"
+const bare = "coredns,ingress,servicelb,local-storage,metrics-server,network-policy,helm-controller,runtimes"
 
 // side is one of the clusters that are compared.
 type side struct {

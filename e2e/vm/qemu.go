@@ -56,13 +56,17 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	if fw.kernel != "" {
 		args = append(args, "-kernel", fw.kernel, "-dtb", fw.tree)
 	}
-	if o.Board.Disk == onboardSD {
+	switch {
+	case o.Board.Disk == onboardSD:
 		args = append(args, "-drive", "if=sd,format=qcow2,discard=unmap,file="+diskFile)
-	} else {
-		args = append(args,
-			"-drive", "if=none,id=disk,format=qcow2,discard=unmap,file="+diskFile,
-			"-device", o.Board.Disk+",drive=disk,bootindex=1",
-			"-device", "virtio-rng-pci")
+	case o.WriteLog != "":
+		args = append(args, "-blockdev", "driver=blklogwrites,node-name=disk,file.driver=qcow2,file.file.driver=file,file.file.filename="+diskFile+
+			",log.driver=file,log.filename="+escape(o.WriteLog))
+	default:
+		args = append(args, "-drive", "if=none,id=disk,format=qcow2,discard=unmap,file="+diskFile)
+	}
+	if o.Board.Disk != onboardSD {
+		args = append(args, "-device", o.Board.Disk+",drive=disk,bootindex=1", "-device", "virtio-rng-pci")
 	}
 	if o.Serial != "" {
 		args = append(args, "-smbios", "type=1,serial="+escape(o.Serial))
@@ -78,6 +82,9 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	}
 	if o.Stick != "" {
 		args = append(args, "-device", "qemu-xhci", "-drive", "if=none,id=stick,format=raw,readonly=on,file="+escape(o.Stick), "-device", "usb-storage,drive=stick")
+	}
+	if o.Board.Network == noNetwork {
+		return append(args, "-nic", "none")
 	}
 	net := ",id=net"
 	if o.Restrict {
@@ -113,6 +120,7 @@ const BIOS = "bios"
 const (
 	onboardSD = "sd"
 	onboard   = "onboard"
+	noNetwork = "none" // none that works there
 )
 
 // escape doubles commas, which separate a QEMU option's parts.

@@ -44,6 +44,7 @@ type Options struct {
 	TPM      bool      // a TPM 2.0 (swtpm)
 	TPMState string    // folder of another machine's TPM, to begin with its memory
 	Stick    string    // raw image of a USB stick that is plugged in; it is not written
+	WriteLog string    // file for all that the machine does to its disk, in order; see powercut.ReadLog
 	Accel    Accel     // "" = KVM where it really works, else emulation
 	Detach   bool      // the machine outlives this process
 }
@@ -130,6 +131,11 @@ func start(ctx context.Context, o Options, accel Accel, why string) (*VM, error)
 	}
 	if err := prepareFolder(ctx, o, img, fw); err != nil {
 		return nil, err
+	}
+	if o.WriteLog != "" { // QEMU wants it to be there
+		if err := os.WriteFile(o.WriteLog, nil, 0o600); err != nil {
+			return nil, err
+		}
 	}
 	forwards, err := pickPorts(o.Forwards)
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package cloud stores a disk in the formats that virtual machines and clouds take.
 //
 // Every format is written in one pass, by rising offsets, keeps holes out where it can, and gives the same bytes for the same
-// disk. What it takes to publish such a file is in the packages below this one, each with its cloud's SDK.
+// disk. What it takes to publish such a file is in the packages below this one, one for each cloud.
 package cloud
 
 import (

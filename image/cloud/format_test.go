@@ -164,11 +164,11 @@ func TestVHDFooter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := make([]byte, vhdFooter)
-		if n, err := f.ReadAt(b, size); err != nil || n != vhdFooter {
+		b := make([]byte, VHDFooterSize)
+		if n, err := f.ReadAt(b, size); err != nil || n != VHDFooterSize {
 			t.Fatal(err)
 		}
-		if st, err := f.Stat(); err != nil || st.Size() != size+vhdFooter {
+		if st, err := f.Stat(); err != nil || st.Size() != size+VHDFooterSize {
 			t.Errorf("the file has %d bytes", st.Size())
 		}
 		_ = f.Close()
@@ -272,4 +272,67 @@ func FuzzOpenVMDK(f *testing.F) {
 			_, _ = r.ReadAt(buf, off) // whatever it gives, it ends
 		}
 	})
+}
+
+// What goes into an archive for Google comes out of it, and nothing but disk.raw alone is taken for one.
+func TestUnpackTarGz(t *testing.T) {
+	const size = 100 << 20
+	data, err := os.ReadFile(sample(t, TarGz, size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(sample(t, Raw, size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpack := func(data []byte) ([]byte, error) {
+		f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		n, err := UnpackTarGz(bytes.NewReader(data), f)
+		if err != nil {
+			return nil, err
+		}
+		got, rerr := os.ReadFile(f.Name())
+		if rerr != nil || n != int64(len(got)) {
+			t.Fatalf("%d of %d bytes, %v", len(got), n, rerr)
+		}
+		return got, nil
+	}
+	if got, err := unpack(data); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another disk, or %v", err)
+	}
+	archive := func(names ...string) []byte {
+		var b bytes.Buffer
+		gz := gzip.NewWriter(&b)
+		w := tar.NewWriter(gz)
+		for _, n := range names {
+			if err := w.WriteHeader(&tar.Header{Name: n, Size: 5, Mode: 0o600}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write([]byte("bytes")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := gz.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	if got, err := unpack(archive("disk.raw")); err != nil || string(got) != "bytes" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for what, bad := range map[string][]byte{
+		"no archive": []byte("no archive"), "another name": archive("../disk.raw"), "two files": archive("disk.raw", "more"), "no file": archive(),
+		"cut off": data[:len(data)/2], "end cut off": data[:len(data)-20],
+	} {
+		if _, err := unpack(bad); err == nil {
+			t.Errorf("%s was taken", what)
+		}
+	}
 }

@@ -2,6 +2,8 @@ package cloud
 
 import (
 	"archive/tar"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -57,4 +59,37 @@ func (t *tarGz) Close() error {
 		return fmt.Errorf("tar.gz: %w", err)
 	}
 	return t.gz.Close()
+}
+
+// UnpackTarGz takes the disk out of such an archive, holes left out, and gives its size.
+func UnpackTarGz(r io.Reader, f File) (int64, error) {
+	gz, err := gzip.NewReader(r)
+	if err != nil {
+		return 0, fmt.Errorf("tar.gz: %w", err)
+	}
+	t := tar.NewReader(gz)
+	h, err := t.Next()
+	if err != nil {
+		return 0, fmt.Errorf("tar.gz: %w", err)
+	}
+	if h.Name != "disk.raw" || h.Typeflag != tar.TypeReg || h.Size > maxDisk {
+		return 0, fmt.Errorf("tar.gz: begins with %s; Google takes disk.raw and nothing else", h.Name)
+	}
+	b := make([]byte, len(nothing))
+	for at := int64(0); at < h.Size; {
+		n, err := io.ReadFull(t, b[:min(int64(len(b)), h.Size-at)])
+		if err != nil {
+			return 0, fmt.Errorf("tar.gz: disk.raw at %d: %w", at, err)
+		}
+		if !bytes.Equal(b[:n], nothing[:n]) {
+			if _, err := f.WriteAt(b[:n], at); err != nil {
+				return 0, err
+			}
+		}
+		at += int64(n)
+	}
+	if _, err := t.Next(); !errors.Is(err, io.EOF) {
+		return 0, errors.New("tar.gz: holds more than disk.raw, or is damaged at its end; Google takes nothing else")
+	}
+	return h.Size, f.Truncate(h.Size)
 }

@@ -8,8 +8,8 @@ import (
 // A fixed VHD is the disk and, behind it, 512 bytes that describe it. Azure takes whole MiB, and no other kind.
 // Layout: "Virtual Hard Disk Image Format Specification", version 1.0, Microsoft.
 const (
-	vhdFooter = 512
-	vhdMax    = 2040 << 30 // what the format can say
+	VHDFooterSize = 512
+	vhdMax        = 2040 << 30 // what the format can say
 )
 
 type vhd struct {
@@ -22,7 +22,7 @@ func newVHD(f File, size int64, id [16]byte) (*vhd, error) {
 	if size > vhdMax {
 		return nil, errors.New("vhd: a disk of more than 2040 GiB does not go into it")
 	}
-	return &vhd{f, size, footer(size, id)}, f.Truncate(size + vhdFooter)
+	return &vhd{f, size, VHDFooter(size, id)}, f.Truncate(size + VHDFooterSize)
 }
 
 func (v *vhd) Close() error {
@@ -30,10 +30,10 @@ func (v *vhd) Close() error {
 	return err
 }
 
-// footer describes a fixed disk of size bytes.
-func footer(size int64, id [16]byte) []byte {
+// VHDFooter describes a fixed disk of size bytes.
+func VHDFooter(size int64, id [16]byte) []byte {
 	be := binary.BigEndian
-	f := make([]byte, vhdFooter)
+	f := make([]byte, VHDFooterSize)
 	copy(f, "conectix")
 	be.PutUint32(f[8:], 2)             // features: the bit that is always set
 	be.PutUint32(f[12:], 0x00010000)   // version 1.0

@@ -22,6 +22,7 @@ type Additions struct {
 	Modules    []string // kernel modules to carry, besides those of the boards; a node config's modules loads them
 	KernelArgs []string // words for the kernel's command line, behind the board's
 	Archives   []string // container images in Docker's or OCI's archive format, imported when a node starts
+	WiFi       bool     // wpa_supplicant and the rules for radios, though no board of the release asks for them
 }
 
 var kernelArg = regexp.MustCompile(`^[A-Za-z0-9_.-]+(=[!-~]*)?$`)

@@ -63,6 +63,41 @@ func TestLockIsWhole(t *testing.T) {
 	}
 }
 
+// Boards of clouds are in a release that is asked for them, each in that of its architecture.
+func TestBoardsOfARelease(t *testing.T) {
+	for _, c := range []struct {
+		arch   string
+		clouds bool
+		with   string
+		none   string
+	}{
+		{"amd64", false, "x86-uefi", "aws"},
+		{"amd64", true, "x86-uefi aws azure gcp openstack proxmox", "aws-arm64"},
+		{"arm64", false, "arm64-uefi rpi4", "aws-arm64"},
+		{"arm64", true, "arm64-uefi rpi4 aws-arm64", "aws"},
+	} {
+		all, err := (&Options{Arch: c.arch, Clouds: c.clouds}).boards()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, b := range all {
+			ids = append(ids, b.ID)
+		}
+		for id := range strings.FieldsSeq(c.with) {
+			if !slices.Contains(ids, id) {
+				t.Errorf("%s, clouds %v: %v without %s", c.arch, c.clouds, ids, id)
+			}
+		}
+		if slices.Contains(ids, c.none) {
+			t.Errorf("%s, clouds %v: %v with %s", c.arch, c.clouds, ids, c.none)
+		}
+	}
+	if _, err := (&Options{Arch: "mips"}).boards(); err == nil {
+		t.Error("mips was taken")
+	}
+}
+
 // A release folder is there whole or not at all, replaces only a release, and leaves nothing beside it.
 func TestFolder(t *testing.T) {
 	top := t.TempDir()

@@ -25,6 +25,17 @@ var debianPrograms = map[string][]string{
 	"mount":     {"bin/mount", "bin/umount"},
 }
 
+// wifi is a part of releases: for those of a board that has it, and those whose builder asks for it.
+const wifi = "wifi"
+
+// wifiPrograms are debianPrograms of releases with WiFi.
+var wifiPrograms = map[string][]string{"wpasupplicant": {"sbin/wpa_supplicant"}}
+
+// regulatory has the rules for radios by country. Debian's kernels know Debian's signature of them.
+const regulatory = "wireless-regdb"
+
+var regulatoryFiles = map[string]string{"regulatory.db": "regulatory.db-debian", "regulatory.db.p7s": "regulatory.db.p7s-debian"}
+
 // packages is what a build has of Debian: the locked packages, unpacked as they are asked for.
 type packages struct {
 	ctx   context.Context
@@ -53,15 +64,31 @@ func (p *packages) dir(name string) (string, debian.Package, error) {
 	return dir, pkg, err
 }
 
-// addPrograms puts Debian's programs and their libraries into the tree.
-func (p *packages) addPrograms(t *rootfs.Tree) error {
+// hasPart says whether the list has packages of a part for the architecture.
+func (p *packages) hasPart(part string) (bool, error) {
+	own, err := Wanted()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(own.Packages, func(w debian.WantedItem) bool {
+		return w.Part == part && (len(w.Arches) == 0 || slices.Contains(w.Arches, p.arch))
+	}), nil
+}
+
+// addPrograms puts Debian's programs and their libraries into the tree, those of parts too.
+func (p *packages) addPrograms(t *rootfs.Tree, parts ...string) error {
 	l := &libraries{tree: t, triplet: triplet(p.arch), dirs: map[string]string{}, used: map[string]bool{}, done: map[string]bool{}}
 	own, err := Wanted()
 	if err != nil {
 		return err
 	}
 	for _, w := range own.Packages {
-		if w.Follow != nil || len(w.Arches) > 0 { // a board's kernel or firmware, or for building
+		switch {
+		case w.Part != "":
+			if !slices.Contains(parts, w.Part) || len(w.Arches) > 0 && !slices.Contains(w.Arches, p.arch) {
+				continue
+			}
+		case w.Follow != nil || len(w.Arches) > 0: // a board's kernel or firmware, or for building
 			continue
 		}
 		dir, pkg, err := p.dir(w.Name)
@@ -70,12 +97,16 @@ func (p *packages) addPrograms(t *rootfs.Tree) error {
 		}
 		l.dirs[dir] = pkg.Name
 	}
-	for _, name := range slices.Sorted(maps.Keys(debianPrograms)) {
+	programs := maps.Clone(debianPrograms)
+	if slices.Contains(parts, wifi) {
+		maps.Copy(programs, wifiPrograms)
+	}
+	for _, name := range slices.Sorted(maps.Keys(programs)) {
 		dir, _, err := p.dir(name)
 		if err != nil {
 			return err
 		}
-		for _, file := range debianPrograms[name] {
+		for _, file := range programs[name] {
 			if err := p.addProgram(t, l, name, dir, file); err != nil {
 				return err
 			}
@@ -132,6 +163,20 @@ func (p *packages) addFirmware(t *rootfs.Tree, b *boards.Board) error {
 		}
 	}
 	return nil
+}
+
+// addRegulatory puts the rules for radios into the tree, where the kernel asks for them.
+func (p *packages) addRegulatory(t *rootfs.Tree) error {
+	dir, _, err := p.dir(regulatory)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(regulatoryFiles)) {
+		if err := t.AddHost(path.Join("usr/lib/firmware", name), filepath.Join(dir, "lib/firmware", regulatoryFiles[name])); err != nil {
+			return err
+		}
+	}
+	return p.use(t, regulatory)
 }
 
 // addCertificates puts the CA certificates of the web into the tree as the one file that every program reads.

@@ -158,21 +158,30 @@ func Build(ctx context.Context, o Options) (*Summary, error) {
 	return s, nil
 }
 
-func newBuild(ctx context.Context, o Options) (*build, error) {
-	lock, err := Lock()
-	if err != nil {
-		return nil, err
+// boards are those that the release is for.
+func (o *Options) boards() ([]*boards.Board, error) {
+	if !slices.Contains(release.Arches, o.Arch) {
+		return nil, fmt.Errorf("architecture %q: is not one of %s", o.Arch, strings.Join(release.Arches, ", "))
 	}
 	all, err := boards.All()
 	if err != nil {
 		return nil, err
 	}
 	all = slices.DeleteFunc(all, func(b *boards.Board) bool { return b.Arch != o.Arch || b.Platform != "" && !o.Clouds })
-	if !slices.Contains(release.Arches, o.Arch) {
-		return nil, fmt.Errorf("architecture %q: is not one of %s", o.Arch, strings.Join(release.Arches, ", "))
-	}
 	if len(all) == 0 {
 		return nil, fmt.Errorf("architecture %s: no board has it yet", o.Arch)
+	}
+	return all, nil
+}
+
+func newBuild(ctx context.Context, o Options) (*build, error) {
+	lock, err := Lock()
+	if err != nil {
+		return nil, err
+	}
+	all, err := o.boards()
+	if err != nil {
+		return nil, err
 	}
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
 		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
@@ -195,6 +204,11 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 			ctx: ctx, lock: lock, arch: o.Arch, log: o.Log, used: map[string]debian.Package{},
 			store: &debian.Store{Dir: o.Cache, Mirrors: o.Mirrors, Retry: 5 * time.Second},
 		},
+	}
+	if b.wifi() {
+		if ok, err := b.packages.hasPart(wifi); err != nil || !ok {
+			return nil, errors.Join(err, fmt.Errorf("WiFi: image/compose/debian.yaml has its packages for other architectures than %s; add it there and run `make lock`", o.Arch))
+		}
 	}
 	return b, os.MkdirAll(b.work, 0o755)
 }

@@ -135,6 +135,17 @@ func checkRoot(t *testing.T, img string, m *release.Manifest) {
 	checkLinksAndLibraries(t, root, m.Arch)
 	checkModules(t, root, m)
 	checkShell(t, root, m)
+	for id := range m.Boards {
+		b, err := boards.Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"usr/sbin/wpa_supplicant", "usr/lib/firmware/regulatory.db", "usr/lib/firmware/regulatory.db.p7s"} {
+			if _, err := fs.Stat(root, name); b.WiFi && err != nil {
+				t.Errorf("board %s has WiFi: %v", id, err)
+			}
+		}
+	}
 	if m.Arch == runtime.GOARCH {
 		out, err := exec.Command(filepath.Join(top, "usr/bin/skerryd"), "version").CombinedOutput()
 		if err != nil || !strings.Contains(string(out), m.Version) {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/skerry-os/skerry/boards"
@@ -50,7 +51,14 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := t.AddLink("usr/sbin/modprobe", "init"); err != nil { // the kernel calls it when a driver asks for another
 		return nil, err
 	}
-	if err := b.packages.addPrograms(t); err != nil {
+	var parts []string
+	if b.wifi() {
+		parts = append(parts, wifi)
+		if err := b.packages.addRegulatory(t); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.packages.addPrograms(t, parts...); err != nil {
 		return nil, err
 	}
 	if err := b.packages.addCertificates(t); err != nil {
@@ -84,6 +92,9 @@ func (b *build) addBoards(t *rootfs.Tree) error {
 		name := kernelOf(board)
 		wanted[name] = append(append(wanted[name], board.Modules.Boot.All()...), board.Modules.Node.All()...)
 		wanted[name] = append(wanted[name], b.Modules...)
+		if b.WiFi {
+			wanted[name] = append(wanted[name], wifiModules...)
+		}
 		load := strings.Join(board.Modules.Node.Load, "\n") + "\n"
 		if err := t.AddBytes(path.Join("usr/share/skerry/boards", board.ID, "modules.load"), []byte(load), 0o644); err != nil {
 			return err
@@ -116,6 +127,14 @@ func (b *build) addBoards(t *rootfs.Tree) error {
 		}
 	}
 	return nil
+}
+
+// wifiModules are what drivers of most makers build upon, and the ciphers that it asks the kernel for.
+var wifiModules = []string{"mac80211", "ccm", "cmac", "gcm"}
+
+// wifi says whether the release holds what WiFi takes.
+func (b *build) wifi() bool {
+	return b.WiFi || slices.ContainsFunc(b.Boards, func(board *boards.Board) bool { return board.WiFi })
 }
 
 // kernelName is a kernel as boards name it.

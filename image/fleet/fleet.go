@@ -18,6 +18,7 @@
 //	  flannel-backend: vxlan
 //	gateway: 192.0.2.1                       # of the nodes with an address
 //	interface: eth0                          # that gets the address of a node without a mac
+//	wifi: {ssid: home, passphrase: "…", country: DE} # what nodes join; keys as in a node config, on the node's mac or interface, or wlan0
 //	config:                                  # what each node config says as well; any key of one but those made here
 //	  network: {nameservers: [192.0.2.1]}
 //	  ntp: {servers: [192.0.2.1]}
@@ -33,6 +34,7 @@
 //	    serial: "10000000c0ffee00"           # by which a card that fits every machine finds out which it is in, or by mac
 //	    mac: "02:00:00:00:00:01"             # this is also the card that gets the address
 //	    address: 192.0.2.10/24               # none: DHCP, or what config says
+//	    wifi: {}                             # another network than the one above, or as here none: a node with a cable
 //	    labels: [zone=north]
 //	    taints: [dedicated=gpu:NoSchedule]
 //	    config: {network: {}}                # over the config that is for all
@@ -78,6 +80,7 @@ type Fleet struct {
 	Cluster    Cluster           `yaml:"cluster"`
 	Gateway    string            `yaml:"gateway"`
 	Interface  string            `yaml:"interface"`
+	WiFi       Section           `yaml:"wifi"`
 	Config     Section           `yaml:"config"`
 	Secrets    Secrets           `yaml:"secrets"`
 	Nodes      []Node            `yaml:"nodes"`
@@ -115,6 +118,7 @@ type Node struct {
 	Address   string       `yaml:"address"` // with its prefix length
 	Gateway   string       `yaml:"gateway"`
 	Interface string       `yaml:"interface"`
+	WiFi      Section      `yaml:"wifi"`
 	Size      size.Bytes   `yaml:"size"` // of the image; 0 is the least its board needs
 	Labels    []string     `yaml:"labels"`
 	Taints    []string     `yaml:"taints"`
@@ -126,6 +130,11 @@ type Section struct{ node *yaml.Node }
 
 // UnmarshalYAML keeps the node.
 func (s *Section) UnmarshalYAML(n *yaml.Node) error { s.node = n; return nil }
+
+// any says whether the section says anything.
+func (s Section) any() bool {
+	return s.node != nil && s.node.Tag != "!!null" && (s.node.Kind != yaml.MappingNode || len(s.node.Content) > 0)
+}
 
 // Load reads and decodes a fleet's file.
 func Load(name string) (*Fleet, error) {
@@ -304,6 +313,12 @@ func (c *checker) nodes() {
 			seen.check(at("mac"), "mac", hw.String(), n.MAC, who)
 		}
 		c.address(i, n, who, seen)
+		if n.WiFi.any() && (value(n.Config.node, "network", "interfaces") != nil || value(f.Config.node, "network", "interfaces") != nil) {
+			c.add(at("wifi"), "%s: has wifi, and config.network.interfaces as well; write one of them", who)
+		}
+	}
+	if f.WiFi.any() && value(f.Config.node, "network", "interfaces") != nil {
+		c.add([]any{"wifi"}, "wifi: stands beside config.network.interfaces; write one of them")
 	}
 	switch {
 	case servers == 0:

@@ -161,8 +161,8 @@ func (f *Fleet) config(n *Node, token string) *yaml.Node {
 			set(root, place, extend(value(root, role, name), list), role, name)
 		}
 	}
-	if n.Address != "" {
-		set(root, place, f.iface(n, place), "network", "interfaces")
+	if wifi := f.wifi(n); n.Address != "" || wifi != nil {
+		set(root, place, f.iface(n, place, wifi), "network", "interfaces")
 	}
 	return root
 }
@@ -193,15 +193,45 @@ func (f *Fleet) serverConfig(root *yaml.Node, n *Node, first bool, server string
 	}
 }
 
-// iface is the list of one interface that an address means.
-func (f *Fleet) iface(n *Node, place *yaml.Node) *yaml.Node {
+// wifi is what a node joins: its own, or the fleet's unless it says what its interfaces are; nil for none. The country is the
+// fleet's unless the node says another.
+func (f *Fleet) wifi(n *Node) *yaml.Node {
+	switch {
+	case n.WiFi.any():
+		own := merge(n.WiFi.node, nil)
+		if n.WiFi.node.Kind != yaml.MappingNode {
+			own = n.WiFi.node // a fault that the decoder names
+		}
+		if c := value(f.WiFi.node, "country"); c != nil && value(own, "country") == nil {
+			set(own, own, c, "country")
+		}
+		return own
+	case n.WiFi.node != nil, !f.WiFi.any(), value(n.Config.node, "network", "interfaces") != nil:
+		return nil
+	}
+	return f.WiFi.node
+}
+
+// iface is the list of one interface that an address or a wireless network means.
+func (f *Fleet) iface(n *Node, place, wifi *yaml.Node) *yaml.Node {
 	one := &yaml.Node{Kind: yaml.MappingNode, Line: place.Line, Column: place.Column}
+	card := "eth0"
+	if wifi != nil {
+		card = "wlan0"
+	}
 	if n.MAC != "" {
 		set(one, place, text(n.MAC, value(place, "mac")), "mac")
 	} else {
-		set(one, place, text(cmp.Or(n.Interface, f.Interface, "eth0"), place), "name")
+		set(one, place, text(cmp.Or(n.Interface, f.Interface, card), place), "name")
+	}
+	if wifi != nil {
+		set(one, place, wifi, "wifi")
 	}
 	address := value(place, "address")
+	if n.Address == "" {
+		set(one, place, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: "true", Line: place.Line, Column: place.Column}, "dhcp4")
+		return &yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{one}, Line: place.Line, Column: place.Column}
+	}
 	set(one, place, &yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{text(n.Address, address)}, Line: address.Line, Column: address.Column}, "addresses")
 	if gw := cmp.Or(n.Gateway, f.Gateway); gw != "" {
 		from := value(place, "gateway")

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"sigs.k8s.io/knftables"
+	"sigs.k8s.io/yaml"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -256,6 +258,21 @@ func TestRuntimes(t *testing.T) {
 		if _, ok := alternatives[name]; !ok && name != "runc" {
 			t.Errorf("--default-runtime takes %s, which no node offers", name)
 		}
+	}
+	classes, err := os.ReadFile("../../overlays/server/usr/share/skerry/manifests/runtimes/runtimes.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	handlers := map[string]bool{}
+	for doc := range strings.SplitSeq(string(classes), "---\n") {
+		var c nodev1.RuntimeClass
+		if err := yaml.UnmarshalStrict([]byte(doc), &c); err != nil || c.Kind != "RuntimeClass" || c.Name != c.Handler {
+			t.Errorf("%q: %v", doc, err)
+		}
+		handlers[c.Handler] = true
+	}
+	if got, want := slices.Sorted(maps.Keys(handlers)), slices.Sorted(maps.Keys(alternatives)); !slices.Equal(got, want) {
+		t.Errorf("there are classes for %q, and nodes offer %q", got, want)
 	}
 	if len(machine.Runtimes) != len(alternatives)+1 {
 		t.Error("--default-runtime does not take all that a node offers")
@@ -518,6 +535,15 @@ func TestANodeIsPlaced(t *testing.T) {
 	if !n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
 		t.Error("the right addresses are not taken")
 	}
+	n.NodeExternalIPs = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
+	if !n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
+		t.Error("the right external address is not taken")
+	}
+	n.NodeExternalIPs[0] = netip.MustParseAddr("203.0.113.2")
+	if n.isPlaced(state("192.0.2.5", "2001:db8::5")) {
+		t.Error("another external address is taken for this machine's")
+	}
+	n.NodeExternalIPs = nil
 	for _, wrong := range [][]string{nil, {"192.0.2.5"}, {"192.0.2.6", "2001:db8::5"}, {"2001:db8::5", "192.0.2.5"}} {
 		if n.isPlaced(state(wrong...)) {
 			t.Errorf("%v is taken for this machine's addresses", wrong)

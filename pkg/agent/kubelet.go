@@ -33,6 +33,9 @@ func (l *layout) runKubelet(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}
+	if err := l.beCloud(ctx, server); err != nil || ctx.Err() != nil {
+		return err
+	}
 	resolv := l.resolvConf()
 	changed, err := resolv.update()
 	if err != nil {

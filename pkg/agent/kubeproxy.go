@@ -15,8 +15,6 @@ import (
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
-
-	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
 // runKubeProxy runs kube-proxy in this process. It has no way to stop: once ctx ends its watches do, and the rest of it waits
@@ -53,8 +51,7 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 		}
 		return nil
 	case news := <-own.news:
-		l.tellOfNode(ctx, news)
-		return fmt.Errorf("%s: %w", news.message, supervise.ErrAgain)
+		return l.again(ctx, news)
 	case <-ctx.Done():
 		return nil
 	}

@@ -33,7 +33,8 @@ type node struct {
 	*layout
 	started          time.Time
 	networked, ready *latch
-	placed           *latch // the Node object has this machine's addresses
+	placed           *latch    // the Node object has this machine's addresses
+	uid              types.UID // of the Node object
 
 	net     *podnet.Network
 	told    podnet.Announcement // what the Node object says of this node
@@ -131,6 +132,9 @@ func (n *node) runNetwork(ctx context.Context, ready func()) error {
 					slog.Warn("pods may not reach the world; trying again", "err", err)
 				}
 			}
+			if n.isDeleted(nodes()) {
+				return n.again(ctx, nodeNews{"NodeDeleted", "somebody deleted node " + n.NodeName + " from the cluster; it registers again"})
+			}
 			wait := networkCheck
 			if err := n.step(ctx, self, nodes()); err != nil {
 				if errors.Is(err, podnet.ErrUnsupported) && n.backend() == podnet.WireGuard {
@@ -197,7 +201,7 @@ func (n *node) watchNodes(ctx context.Context, changed func()) (list func() []*c
 		if !informer.HasSynced() {
 			return nil // half a list would take the other half's pods off the network
 		}
-		var out []*corev1.Node
+		out := []*corev1.Node{}
 		for _, o := range informer.GetStore().List() {
 			if node, ok := o.(*corev1.Node); ok {
 				out = append(out, node)
@@ -228,6 +232,20 @@ func (n *node) trim(object any) (any, error) {
 		}
 	}
 	return slim, nil
+}
+
+// isDeleted says whether this machine's Node was there and is not, or is another. Kubelet registers it at its start alone, so
+// everything must start anew.
+func (n *node) isDeleted(nodes []*corev1.Node) bool {
+	i := slices.IndexFunc(nodes, func(o *corev1.Node) bool { return o.Name == n.NodeName })
+	switch {
+	case n.uid == "" && i >= 0:
+		n.uid = nodes[i].UID
+		return false
+	case i >= 0:
+		return nodes[i].UID != n.uid
+	}
+	return n.uid != "" && nodes != nil
 }
 
 func followKernel(ctx context.Context, changed func()) {
@@ -411,15 +429,18 @@ func (n *node) runAddresses(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// isPlaced says whether the Node's internal addresses are this machine's.
+// isPlaced says whether the Node's addresses are this machine's.
 func (n *node) isPlaced(state *corev1.Node) bool {
-	var have []string
-	for _, a := range state.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			have = append(have, a.Address)
+	are := func(kind corev1.NodeAddressType, want []netip.Addr) bool {
+		var have []string
+		for _, a := range state.Status.Addresses {
+			if a.Type == kind {
+				have = append(have, a.Address)
+			}
 		}
+		return slices.Equal(have, strings.Fields(joinText(want, " ")))
 	}
-	return slices.Equal(have, strings.Fields(joinText(n.NodeIPs, " ")))
+	return are(corev1.NodeInternalIP, n.NodeIPs) && (!n.isCloud() || are(corev1.NodeExternalIP, n.NodeExternalIPs))
 }
 
 // isReady believes only this start's kubelet: after a quick restart the Node still says Ready from before. The first report of

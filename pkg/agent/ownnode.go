@@ -22,12 +22,15 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	utilnode "k8s.io/kubernetes/pkg/util/node"
+
+	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
 // ownNode stands between kube-proxy and the API where kube-proxy looks at its own Node. kube-proxy calls os.Exit when that is
 // deleted or has other addresses, and offers no way to be told otherwise. In a process that is a whole server this must not
 // happen in the middle of whatever else it does: so kube-proxy is not shown such a change. Instead everything is stopped in order
-// and started anew, which is what a deleted node needs anyway: kubelet registers its Node at its start alone.
+// and started anew: for other addresses because of what is told here, for a deleted Node because of whoever follows the pod
+// network, which runs without kube-proxy too.
 //
 // It is an authentication provider of client-go, the one public way from a kubeconfig to the requests that are made with it. It
 // asks for JSON, so that it can read the answers.
@@ -156,7 +159,6 @@ func (o *ownNode) filter(from io.Reader, to *json.Encoder) error {
 				continue
 			}
 		case "DELETED":
-			o.deleted()
 			continue
 		case "BOOKMARK":
 			if err := json.Unmarshal(e.Object, &node); err != nil {
@@ -194,16 +196,8 @@ func (o *ownNode) same(node *corev1.Node) bool {
 // gone says that the Node is not there although it was.
 func (o *ownNode) gone() bool {
 	o.mu.Lock()
-	known := o.known
-	o.mu.Unlock()
-	if known {
-		o.deleted()
-	}
-	return known
-}
-
-func (o *ownNode) deleted() {
-	o.tell(nodeNews{"NodeDeleted", "somebody deleted node " + o.name + " from the cluster; it registers again"})
+	defer o.mu.Unlock()
+	return o.known
 }
 
 func (o *ownNode) tell(n nodeNews) {
@@ -213,6 +207,12 @@ func (o *ownNode) tell(n nodeNews) {
 		o.told = true
 		o.news <- n
 	}
+}
+
+// again asks for everything to be started anew, and says why.
+func (l *layout) again(ctx context.Context, n nodeNews) error {
+	l.tellOfNode(ctx, n)
+	return fmt.Errorf("%s: %w", n.message, supervise.ErrAgain)
 }
 
 // tellOfNode makes an event of it, if the API takes one at once.

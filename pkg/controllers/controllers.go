@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
@@ -48,7 +49,7 @@ type Controller struct {
 type Kit struct {
 	Config    *rest.Config // of Client
 	Client    kubernetes.Interface
-	Informers informers.SharedInformerFactory // what is asked of it before Start is watched
+	Informers informers.SharedInformerFactory // what is asked of it before Loop is watched
 	Events    record.EventRecorder
 }
 
@@ -153,9 +154,60 @@ func Slim(object any) (any, error) {
 	return object, nil
 }
 
-// Start starts the informers and waits until they know the cluster. An error is the end of ctx.
-func (k *Kit) Start(ctx context.Context) error {
+// Loop is the work of a controller that, after every change, looks at everything anew.
+type Loop struct {
+	What   string                      // is done, for the log
+	On     []cache.SharedIndexInformer // of the Kit; others must be started
+	Settle time.Duration               // changes that come together are one pass
+	Retry  time.Duration               // until another pass after one with an error
+
+	// Same says that nothing has changed on a Node that a pass looks at: Nodes change every few seconds.
+	Same func(before, now *corev1.Node) bool
+
+	// Pass does what is to be done. It gives when to look again if nothing changes; 0 is never.
+	Pass func(ctx context.Context) (again time.Duration, err error)
+}
+
+// Loop makes passes until ctx ends, the first when the informers know the cluster.
+func (k *Kit) Loop(ctx context.Context, l Loop) error {
+	changed := make(chan struct{}, 1)
+	note := func(any) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	handler := cache.ResourceEventHandlerFuncs{AddFunc: note, DeleteFunc: note, UpdateFunc: func(before, now any) {
+		if old, ok := before.(*corev1.Node); !ok || !l.Same(old, now.(*corev1.Node)) {
+			note(now)
+		}
+	}}
+	var synced []cache.InformerSynced
+	for _, i := range l.On {
+		if _, err := i.AddEventHandler(handler); err != nil {
+			return err
+		}
+		synced = append(synced, i.HasSynced)
+	}
 	k.Informers.Start(ctx.Done())
-	k.Informers.WaitForCacheSync(ctx.Done())
-	return ctx.Err()
+	cache.WaitForCacheSync(ctx.Done(), synced...)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			next.Reset(l.Settle)
+		case <-next.C:
+			again, err := l.Pass(ctx)
+			if err != nil && ctx.Err() == nil {
+				slog.Warn(l.What+": trying again", "in", l.Retry.String(), "err", err)
+				again = l.Retry
+			}
+			if again > 0 {
+				next.Reset(again)
+			}
+		}
+	}
 }

@@ -30,6 +30,7 @@ type WantedItem struct {
 	Suite  string   `yaml:"suite"`  // such as bookworm-backports
 	Follow []string `yaml:"follow"` // of a meta package, lock the dependencies that start with one of these instead, and theirs
 	Arches []string `yaml:"arches"` // none means all
+	Part   string   `yaml:"part"`   // of a release, that not every release has; none is what all have
 }
 
 // ParseWant reads the list.
@@ -123,6 +124,15 @@ func newApt(w *Want, m Mirrors, dir, arch string) (*apt, error) {
 	if err := os.WriteFile(list, sources.Bytes(), 0o644); err != nil {
 		return nil, err
 	}
+	// What names no suite comes from the list's, though others have newer ones.
+	var pins bytes.Buffer
+	for _, suite := range []string{w.Suite, w.Suite + "-security"} {
+		fmt.Fprintf(&pins, "Package: *\nPin: release n=%s\nPin-Priority: 990\n\n", suite) // as much as -t gives to one that is named
+	}
+	preferences := filepath.Join(dir, "preferences")
+	if err := os.WriteFile(preferences, pins.Bytes(), 0o644); err != nil {
+		return nil, err
+	}
 	status := filepath.Join(dir, "status") // nothing is installed: a candidate is then the archive's
 	if err := os.WriteFile(status, nil, 0o644); err != nil {
 		return nil, err
@@ -130,7 +140,7 @@ func newApt(w *Want, m Mirrors, dir, arch string) (*apt, error) {
 	a := new(apt)
 	for _, o := range []string{
 		"Dir::State::Lists=" + filepath.Join(dir, "lists"), "Dir::Cache=" + filepath.Join(dir, "cache"), "Dir::State::status=" + status,
-		"Dir::Etc::sourcelist=" + list, "Dir::Etc::sourceparts=/dev/null", "Dir::Etc::preferences=/dev/null", "Dir::Etc::preferencesparts=/dev/null",
+		"Dir::Etc::sourcelist=" + list, "Dir::Etc::sourceparts=/dev/null", "Dir::Etc::preferences=" + preferences, "Dir::Etc::preferencesparts=/dev/null",
 		"APT::Architecture=" + deb, "APT::Architectures=" + deb, "APT::Default-Release=", "Acquire::Languages=none", "APT::Sandbox::User=",
 		"Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false", "APT::Update::Error-Mode=any",
 	} {

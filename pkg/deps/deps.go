@@ -11,15 +11,17 @@ const Layers = `
 leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance pkg/seed
-leaves:    pkg/gateway/proxy
+leaves:    pkg/gateway/proxy pkg/outbound/outboundtest
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
-formats:   image/cloud/aws image/cloud/aws/awstest
+formats:   image/cloud/publish
+formats:   image/cloud/aws image/cloud/aws/awstest image/cloud/gcp image/cloud/gcp/gcptest image/cloud/azure image/cloud/azure/azuretest
 formats:   image/netboot/tftp image/netboot/protocol
 data:      pkg/slot
 data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs
 data:      pkg/keys boards pkg/machine
-system:    pkg/linux pkg/network
+system:    pkg/linux pkg/network/wpa
+system:    pkg/network
 system:    pkg/platform
 data:      image/cloud/registry
 engine:    pkg/pki pkg/server/secrets
@@ -31,7 +33,7 @@ build:     image/netboot image/install
 update:    pkg/repository pkg/floor
 update:    pkg/update/record pkg/update/host
 update:    pkg/update
-tools:     e2e/vm e2e/nodes
+tools:     e2e/vm e2e/nodes e2e/lan
 tools:     e2e/gatewayapi
 engine:    pkg/cni pkg/datastore pkg/checkconfig
 engine:    pkg/csiglobals pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
@@ -72,6 +74,10 @@ image/disk     -> image              : a format knows no image
 pkg/...        -> github.com/aws     : cloud SDKs stay in image/cloud
 init           -> github.com/aws     : cloud SDKs stay in image/cloud
 cmd/skerryd    -> github.com/aws     : cloud SDKs stay in image/cloud
+pkg/...        -> github.com/Azure/azure-sdk-for-go : cloud SDKs stay in image/cloud
+init           -> github.com/Azure/azure-sdk-for-go : cloud SDKs stay in image/cloud
+cmd/skerryd    -> github.com/Azure/azure-sdk-for-go : cloud SDKs stay in image/cloud
+init           -> golang.org/x/oauth2 : cloud SDKs stay in image/cloud
 `
 
 // Calls lists system calls that end or reshape the machine, and the only packages that may make them.

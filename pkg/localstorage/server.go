@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -39,11 +38,6 @@ func Controller() controllers.Controller {
 	return controllers.Controller{Name: Name, Run: run, Clean: clean}
 }
 
-const (
-	settle = 20 * time.Millisecond // changes that come together are one pass
-	later  = 15 * time.Second      // and faults are tried again
-)
-
 type provisioner struct {
 	*controllers.Kit
 	claims  corelisters.PersistentVolumeClaimLister
@@ -56,49 +50,16 @@ type provisioner struct {
 func run(ctx context.Context, k *controllers.Kit) error {
 	core := k.Informers.Core().V1()
 	classes := k.Informers.Storage().V1().StorageClasses()
-	changed := make(chan struct{}, 1)
-	note := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { note() }, DeleteFunc: func(any) { note() },
-		UpdateFunc: func(before, now any) {
-			if old, ok := before.(*corev1.Node); ok && maps.Equal(old.Annotations, now.(*corev1.Node).Annotations) {
-				return // a heartbeat
-			}
-			note()
-		},
-	}
-	for _, i := range []cache.SharedIndexInformer{core.PersistentVolumeClaims().Informer(), core.PersistentVolumes().Informer(), core.Nodes().Informer(), classes.Informer()} {
-		if _, err := i.AddEventHandler(handler); err != nil {
-			return err
-		}
-	}
-	if err := k.Start(ctx); err != nil {
-		return err
-	}
 	p := &provisioner{
 		Kit: k, claims: core.PersistentVolumeClaims().Lister(), volumes: core.PersistentVolumes().Lister(), nodes: core.Nodes().Lister(),
 		classes: classes.Lister(), told: map[types.UID]string{},
 	}
-	next := time.NewTimer(0)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-			next.Reset(settle)
-		case <-next.C:
-			if err := p.pass(ctx); err != nil && ctx.Err() == nil {
-				slog.Warn("volumes: trying again", "in", later.String(), "err", err)
-				next.Reset(later)
-			}
-		}
-	}
+	return k.Loop(ctx, controllers.Loop{
+		What: "volumes", On: []cache.SharedIndexInformer{core.PersistentVolumeClaims().Informer(), core.PersistentVolumes().Informer(), core.Nodes().Informer(), classes.Informer()},
+		Settle: 20 * time.Millisecond, Retry: 15 * time.Second,
+		Same: func(before, now *corev1.Node) bool { return maps.Equal(before.Annotations, now.Annotations) },
+		Pass: func(ctx context.Context) (time.Duration, error) { return 0, p.pass(ctx) },
+	})
 }
 
 // pass goes over all claims and volumes and leaves each node asked for what is missing there.

@@ -35,7 +35,7 @@ type Datastore struct {
 	S3Region           string `yaml:"s3-region" also:"etcd-s3-region" help:"region of the bucket"`
 	S3Folder           string `yaml:"s3-folder" also:"etcd-s3-folder" help:"folder in the bucket"`
 	S3Insecure         bool   `yaml:"s3-insecure" also:"etcd-s3-insecure" help:"speak to the S3 server without TLS"`
-	S3Proxy            string `yaml:"s3-proxy" also:"etcd-s3-proxy" help:"proxy to reach the S3 server through, as http://HOST:PORT"`
+	S3Proxy            string `yaml:"s3-proxy" also:"etcd-s3-proxy" help:"proxy to reach the S3 server through, as http://HOST:PORT (default: http-proxy, https-proxy and no-proxy)"`
 	S3Timeout          string `yaml:"s3-timeout" also:"etcd-s3-timeout" help:"how long one operation on the S3 server may take"`
 	S3Retention        int    `yaml:"s3-retention" also:"etcd-s3-retention" help:"how many snapshots to keep on the S3 server (default: snapshot-retention)"`
 }

@@ -16,7 +16,7 @@ import (
 type Network struct {
 	Interfaces  []Interface `yaml:"interfaces" default:"DHCP and router advertisements on every wired one" help:"the network interfaces to use; others stay down"`
 	Nameservers []string    `yaml:"nameservers" help:"addresses of name servers, asked before those that DHCP and routers name"`
-	Proxy       Proxy       `yaml:"proxy" help:"the way out to the web, for image pulls and Helm charts"`
+	Proxy       Proxy       `yaml:"proxy" help:"the way out to the web, for image pulls, Helm charts and snapshots on S3"`
 	Search      []string    `yaml:"search" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$" help:"domains in which short names are looked up"`
 }
 
@@ -42,6 +42,7 @@ type Interface struct {
 	VLAN      *VLAN    `yaml:"vlan" help:"makes the interface: a VLAN of another one"`
 	Bond      *Bond    `yaml:"bond" help:"makes the interface: several cards as one"`
 	Bridge    *Bridge  `yaml:"bridge" help:"makes the interface: a switch in this machine"`
+	WiFi      *WiFi    `yaml:"wifi" help:"the wireless network that the card joins, or several; the release must hold wpa_supplicant and the card's driver"`
 }
 
 // Route leads to one network.
@@ -128,6 +129,7 @@ func (n *Network) problems(p *problems) {
 		if f.MTU != 0 && (f.MTU < 1280 || f.MTU > 65535) {
 			p.addf(at("mtu"), "%d is not an MTU; write 1280 to 65535", f.MTU)
 		}
+		f.wifiProblems(p, at)
 		f.addressProblems(p, at)
 		f.routeProblems(p, at)
 	}
@@ -247,8 +249,12 @@ func (n *Network) masterProblems(p *problems) {
 	for i := range n.Interfaces {
 		f := &n.Interfaces[i]
 		for _, name := range []string{f.Name, strings.ToLower(f.MAC)} {
-			if m := master[strings.ToLower(name)]; name != "" && m != "" && (f.DHCP4 || len(f.Addresses) > 0) {
+			m := master[strings.ToLower(name)]
+			if name != "" && m != "" && (f.DHCP4 || len(f.Addresses) > 0) {
 				p.addf([]any{"interfaces", i}, "is in %s, which is what has addresses; give them to %s", m, m)
+			}
+			if name != "" && m != "" && f.WiFi != nil {
+				p.addf([]any{"interfaces", i, "wifi"}, "is of a card in %s; access points take frames of the card's own address alone", m)
 			}
 		}
 		if f.Made() && reaches(on, f.Name, f.Name, map[string]bool{}) {

@@ -25,7 +25,7 @@ const (
 )
 
 // Components that --disable knows. "traefik" is K3s's word for its ingress and means ours.
-var Components = []string{"coredns", "helm-controller", "ingress", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik", "update-controller"}
+var Components = []string{"coredns", "helm-controller", "ingress", "local-storage", "metrics-server", "network-policy", "runtimes", "servicelb", "traefik", "update-controller"}
 
 // Agent holds the engine's settings that every node has. The yaml tag of a field is the key in a file and the name of the
 // flag; the help tag is the flag's text; the tag shared marks what a cluster's nodes have in common (see Shared), moved what a node config has elsewhere. Fields are string, int, bool or []string, so that Fields can offer all of them.
@@ -45,7 +45,7 @@ type Agent struct {
 	KubeletArg      []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
 	KubeProxyArg    []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
 	PrivateRegistry string   `yaml:"private-registry" help:"file that says how registries are reached: mirrors, rewrites, users, TLS; read again when it changes"`
-	HTTPProxy       string   `yaml:"http-proxy" help:"proxy for image pulls and Helm charts over http; the cluster itself never goes through it (default: $CONTAINERD_HTTP_PROXY, $HTTP_PROXY)"`
+	HTTPProxy       string   `yaml:"http-proxy" help:"proxy for image pulls, Helm charts and snapshots on S3 over http; the cluster itself never goes through it (default: $CONTAINERD_HTTP_PROXY, $HTTP_PROXY)"`
 	HTTPSProxy      string   `yaml:"https-proxy" help:"the same over https"`
 	NoProxy         string   `yaml:"no-proxy" help:"names, addresses and networks to reach directly, with commas between; this machine, the cluster and its nodes always are"`
 	LocalStorage    string   `yaml:"default-local-storage-path" help:"folder on this node for volumes of the class local-path (default: storage, in the data folder)"`
@@ -70,7 +70,7 @@ type Server struct {
 	DisableNetworkPolicy     bool     `yaml:"disable-network-policy" shared:"" help:"the same as disable: [network-policy]"`
 	DisableKubeProxy         bool     `yaml:"disable-kube-proxy" shared:"" help:"run no kube-proxy on any node, for a network of your own that leads to services itself"`
 	DisableHelmController    bool     `yaml:"disable-helm-controller" shared:"" help:"the same as disable: [helm-controller]; HelmChart objects that are there stay, and so does what they installed"`
-	Disable                  []string `yaml:"disable" shared:"" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, servicelb; repeatable"`
+	Disable                  []string `yaml:"disable" shared:"" help:"component not to run: coredns, ingress, local-storage, metrics-server, network-policy, runtimes, servicelb; repeatable"`
 	WriteKubeconfig          string   `yaml:"write-kubeconfig" help:"where to write the administrator's kubeconfig (default: skerry.yaml in /etc/skerry)"`
 	WriteKubeconfigMode      string   `yaml:"write-kubeconfig-mode" help:"permissions of that file, in octal"`
 	TLSSAN                   []string `yaml:"tls-san" help:"more names or addresses that the API's certificate is valid for; repeatable"`

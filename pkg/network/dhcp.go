@@ -108,6 +108,7 @@ type dhcp struct {
 	hostname string
 	ask      netip.Addr         // the address to ask for first, of an earlier lease; may be invalid
 	again    <-chan struct{}    // the cable was plugged in: the network may be another
+	back     string             // what that is, for the log
 	use      func(*lease) error // puts a lease into force; nil takes the last one back
 	log      func(format string, a ...any)
 }
@@ -140,7 +141,7 @@ func (d *dhcp) run(ctx context.Context) {
 			default:
 			}
 			if d.sleep(ctx, time.Until(got.renew)) {
-				d.log("%s: the cable was plugged in; asking whether %s is still right", d.iface, got.addr)
+				d.log("%s: %s; asking whether %s is still right", d.iface, d.back, got.addr)
 			}
 			continue
 		case errors.As(err, &nak), held != nil && !time.Now().Before(held.expires):

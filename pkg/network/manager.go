@@ -19,6 +19,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/supervise/process"
 )
 
 // Manager keeps the network up.
@@ -29,6 +30,11 @@ type Manager struct {
 	StateDir   string                        // remembers addresses and the config that worked last; "" for nowhere
 	Patience   time.Duration                 // for a config to reach a router before the last good one is used; 0: for ever
 	Log        func(format string, a ...any) // one line for the operator
+
+	// What WiFi needs.
+	Reaper *process.Reaper // starts wpa_supplicant
+	RunDir string          // for its configuration, which holds keys, and its sockets; made when needed
+	LogDir string          // for its log; "" for none
 
 	wg      sync.WaitGroup
 	mu      sync.Mutex
@@ -42,6 +48,12 @@ type Manager struct {
 	note   string               // why active is not wanted
 	apply  chan machine.Network // a new config for a running Manager
 	said   map[string]bool      // what was said of links that cannot be made, so that it is said once
+	radios map[string]radio     // of wireless cards, by interface name
+
+	supplicant struct { // of tests, on hosts without a radio
+		path, driver string
+		conf         func(w *machine.WiFi, ctrl string) []byte
+	}
 }
 
 type served struct {
@@ -58,7 +70,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	if m.apply == nil {
 		m.apply, m.wanted, m.active = make(chan machine.Network, 1), m.Config, m.Config
 	}
-	m.served, m.leases, m.heard, m.said = map[int]*served{}, map[string]*lease{}, map[int]heard{}, map[string]bool{}
+	m.served, m.leases, m.heard, m.said, m.radios = map[int]*served{}, map[string]*lease{}, map[int]heard{}, map[string]bool{}, map[string]radio{}
 	m.mu.Unlock()
 	for {
 		next, err := m.period(ctx)
@@ -108,6 +120,7 @@ func (m *Manager) keep(ctx context.Context) error {
 			m.Log("name servers that routers advertise are not heard: %v", err)
 		}
 	})
+	m.wg.Go(func() { m.missRadios(ctx) })
 	err = m.start(ctx)
 	for err == nil {
 		select {
@@ -191,11 +204,8 @@ func (m *Manager) serve(ctx context.Context, l netlink.Link) {
 	m.mu.Lock()
 	s := m.served[a.Index]
 	if s != nil {
-		if carrier && !s.carrier {
-			select {
-			case s.again <- struct{}{}:
-			default:
-			}
+		if carrier && !s.carrier && s.cfg.WiFi == nil { // a radio has a carrier before it has a key
+			s.ask()
 		}
 		s.carrier = carrier
 		m.mu.Unlock()
@@ -211,6 +221,9 @@ func (m *Manager) serve(ctx context.Context, l netlink.Link) {
 	s = &served{link: l, cfg: cfg, stop: stop, carrier: !cfg.Made() || carrier, again: make(chan struct{}, 1)}
 	master, member := masterOf(m.active, linkOf(l))
 	m.served[a.Index] = s
+	if cfg.WiFi != nil { // before it has addresses
+		m.radios[a.Name] = radio{link: a.Index}
+	}
 	m.mu.Unlock()
 
 	m.wg.Go(func() {
@@ -224,17 +237,43 @@ func (m *Manager) serve(ctx context.Context, l netlink.Link) {
 			m.Log("%s: %v", a.Name, err)
 		}
 		m.wake()
-		if cfg.DHCP4 {
-			d := &dhcp{iface: a.Name, hostname: m.Hostname, again: s.again, log: m.Log, ask: m.remembered(a.Name)}
-			d.use = func(got *lease) error { return m.use(l, cfg, got) }
+		d := &dhcp{iface: a.Name, hostname: m.Hostname, again: s.again, back: "the cable was plugged in", log: m.Log, ask: m.remembered(a.Name)}
+		d.use = func(got *lease) error { return m.use(l, cfg, got) }
+		switch {
+		case cfg.WiFi != nil:
+			d.back = "back in a wireless network"
+			first := true
+			m.joinWiFi(ctx, l, cfg, func() {
+				if err := m.configure(l, cfg); err != nil { // again: the radio may have been blocked before
+					m.Log("%s: %v", a.Name, err)
+				}
+				if first && cfg.DHCP4 {
+					m.wg.Go(func() { d.run(ctx) })
+				} else if !first {
+					s.ask()
+				}
+				first = false
+			})
+		case cfg.DHCP4:
+			if linkOf(l).WiFi {
+				m.Log("%s: has a radio, and the node config no wifi for it: it joins no network", a.Name)
+			}
 			d.run(ctx)
 		}
 	})
 }
 
+// ask makes DHCP ask whether its answer still holds.
+func (s *served) ask() {
+	select {
+	case s.again <- struct{}{}:
+	default:
+	}
+}
+
 func linkOf(l netlink.Link) Link {
 	a := l.Attrs()
-	out := Link{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Wired: wired("/sys", l)}
+	out := Link{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Wired: wired("/sys", l), WiFi: wireless("/sys", l)}
 	dir := filepath.Join("/sys/class/net", a.Name, "device")
 	if p, err := filepath.EvalSymlinks(dir); err == nil {
 		out.Path = strings.TrimPrefix(p, "/sys/devices/")
@@ -254,8 +293,22 @@ func wired(sys string, l netlink.Link) bool {
 	if _, err := os.Stat(filepath.Join(dir, "device")); err != nil {
 		return false
 	}
-	_, err := os.Stat(filepath.Join(dir, "phy80211"))
-	return errors.Is(err, fs.ErrNotExist)
+	return !radioOf(sys, l)
+}
+
+// wireless tells a card with a radio by what sysfs has for it.
+func wireless(sys string, l netlink.Link) bool {
+	return l.Type() == "device" && len(l.Attrs().HardwareAddr) == 6 && radioOf(sys, l)
+}
+
+// radioOf looks at two places: the name of the card's radio may come a moment after the card.
+func radioOf(sys string, l netlink.Link) bool {
+	dir := filepath.Join(sys, "class/net", l.Attrs().Name)
+	if _, err := os.Stat(filepath.Join(dir, "phy80211")); err == nil {
+		return true
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "uevent"))
+	return err == nil && slices.Contains(strings.Split(string(text), "\n"), "DEVTYPE=wlan")
 }
 
 // configure sets what does not need an answer from anybody.
@@ -477,16 +530,17 @@ type Address struct {
 	IP   netip.Addr
 }
 
-// Addresses lists the addresses of the links that are ours, IPv4 before IPv6. Pods' bridges are not.
+// Addresses lists the addresses of the links that are ours, IPv4 before IPv6. Pods' bridges are not; what a card has that is in no
+// wireless network nobody can reach.
 func (m *Manager) Addresses() ([]Address, error) {
 	list, err := netlink.LinkList()
 	if err != nil {
 		return nil, err
 	}
 	var out []Address
-	cfg := m.current()
+	cfg, off := m.current(), m.unconnected()
 	for _, l := range list {
-		if _, ours := setup(cfg, linkOf(l)); !ours {
+		if _, ours := setup(cfg, linkOf(l)); !ours || off[l.Attrs().Index] != nil {
 			continue
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)

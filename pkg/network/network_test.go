@@ -42,6 +42,8 @@ func TestSetup(t *testing.T) {
 		{"nothing said: not for bridges", machine.Network{}, bridge, machine.Interface{}, false},
 		{"by hardware address", byMAC, eth, byMAC.Interfaces[0], true},
 		{"a bridge that took the card's address", byMAC, bridge, machine.Interface{}, false},
+		{"WiFi by hardware address", byMAC, Link{Name: "wlan0", MAC: "52:54:00:12:34:56", WiFi: true}, byMAC.Interfaces[0], true},
+		{"nothing said: not for WiFi", machine.Network{}, Link{Name: "wlan0", WiFi: true}, machine.Interface{}, false},
 		{"by path", byPath, card, byPath.Interfaces[0], true},
 		{"by path, another slot", byPath, eth, machine.Interface{}, false},
 		{"by driver", byDriver, card, byDriver.Interfaces[0], true},

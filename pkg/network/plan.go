@@ -1,6 +1,7 @@
 // Package network brings up a machine's links and addresses: loopback, what the node config says of each interface, and
-// where it says nothing, DHCP on every wired one. It makes the VLANs, bonds and bridges that the config names. IPv6 router
-// advertisements are the kernel's work, on every interface brought up here; name servers in them are read here.
+// where it says nothing, DHCP on every wired one. It makes the VLANs, bonds and bridges that the config names, and runs
+// wpa_supplicant for cards that join a wireless network; such a card asks DHCP once it is in one. IPv6 router advertisements are
+// the kernel's work, on every interface brought up here; name servers in them are read here.
 //
 // It goes on in the background: cards that appear later, cables plugged in later and DHCP servers that answer later are all
 // served when they come.
@@ -25,7 +26,8 @@ type Link struct {
 	MAC    string // small letters
 	Path   string // of its device below /sys/devices; "" for none
 	Driver string // of its device
-	Wired  bool   // a card with a cable: not a bridge, tunnel or veth, and not Wi-Fi
+	Wired  bool   // a card with a cable: not a bridge, tunnel or veth, and not WiFi
+	WiFi   bool   // a card with a radio
 }
 
 // setup gives what to do with a link, and false for one that is not ours to touch.
@@ -48,7 +50,7 @@ func picks(i machine.Interface, l Link) bool {
 	switch {
 	case i.Name != "":
 		return i.Name == l.Name
-	case !l.Wired: // a bridge has the address of one of its cards
+	case !l.Wired && !l.WiFi: // a bridge has the address of one of its cards
 		return false
 	case i.MAC != "":
 		return sameMAC(i.MAC, l.MAC)

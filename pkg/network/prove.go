@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,14 +125,18 @@ func (m *Manager) works() error {
 	if err != nil {
 		return err
 	}
+	off := m.unconnected()
 	if len(list) == 0 {
+		for _, link := range slices.Sorted(maps.Keys(off)) {
+			return off[link]
+		}
 		return errors.New("no address")
 	}
 	routers, err := m.routers()
 	if err != nil {
 		return err
 	}
-	if len(routers) == 0 {
+	if routers = slices.DeleteFunc(routers, func(g gateway) bool { return off[g.link] != nil }); len(routers) == 0 {
 		return m.misses()
 	}
 	var silent []string

@@ -1,5 +1,5 @@
-// Package outbound is the way out through a proxy, for the parts of a node that fetch things from elsewhere: image pulls and Helm
-// charts. The Kubernetes parts in the same process must not see it, or webhooks, aggregated APIs and the nodes' own API would be
+// Package outbound is the way out through a proxy, for the parts of a node that fetch things from elsewhere: image pulls, Helm
+// charts and snapshots on S3. The Kubernetes parts in the same process must not see it, or webhooks, aggregated APIs and the nodes' own API would be
 // asked through it; so Take takes the usual variables out of the environment.
 package outbound
 

@@ -125,10 +125,14 @@ func (p Part) Size() int64 { return p.Len }
 
 // Cut is one way the disk may be left.
 type Cut struct {
-	What string // for messages, and the same for the same seed
-	Last string // the last mark before it
-	data []byte
+	What      string // for messages, and the same for the same seed
+	Last      string // the last mark before it
+	Operation int    // nothing later than this operation, counted from 1, is there
+	data      []byte
 }
+
+// Part gives the bytes of a range of the disk, not to be written to. They are valid until the visit returns.
+func (c Cut) Part(at, size int64) []byte { return c.data[at : at+size] }
 
 // Disk gives the disk after the cut; what is written to it is forgotten. It is valid until the visit returns.
 func (c Cut) Disk() *After { return &After{base: c.data, changed: map[int64][]byte{}} }
@@ -178,11 +182,11 @@ func (d *Disk) Cuts(seed uint64, tries int, visit func(Cut)) int {
 	img := append([]byte(nil), d.start...)
 	r := rand.New(rand.NewPCG(seed, 1))
 	count, last := 0, ""
-	show := func(what string) {
+	show := func(operation int, what string) {
 		count++
-		visit(Cut{What: what, Last: last, data: img})
+		visit(Cut{What: what, Last: last, Operation: operation, data: img})
 	}
-	show("before the first write")
+	show(0, "before the first write")
 	for i := 0; i < len(d.log); {
 		// One epoch: up to and with the next flush or mark.
 		j := i
@@ -193,18 +197,18 @@ func (d *Disk) Cuts(seed uint64, tries int, visit func(Cut)) int {
 		if len(writes) > 0 {
 			for k := range tries {
 				undo := d.some(img, writes, r)
-				show(fmt.Sprintf("operations %d to %d, some of them (way %d of seed %d)", i+1, j, k+1, seed))
+				show(j, fmt.Sprintf("operations %d to %d, some of them (way %d of seed %d)", i+1, j, k+1, seed))
 				undo()
 			}
 		}
 		for k, w := range writes {
 			copy(img[w.at:], w.data)
-			show(fmt.Sprintf("after operation %d", i+k+1))
+			show(i+k+1, fmt.Sprintf("after operation %d", i+k+1))
 		}
 		if j < len(d.log) {
 			if d.log[j].kind == 'm' {
 				last = d.log[j].note
-				show(fmt.Sprintf("after operation %d (%s)", j+1, last))
+				show(j+1, fmt.Sprintf("after operation %d (%s)", j+1, last))
 			}
 			j++
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -25,6 +24,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/skerry-os/skerry/pkg/outbound/outboundtest"
 )
 
 // upstream is a real registry with one image, which may want a user.
@@ -444,25 +445,7 @@ func TestProxy(t *testing.T) {
 		t.Error("containerd is led here for nothing")
 	}
 	u := newUpstream(t, true, "app")
-	var through []string
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		through = append(through, r.Method+" "+r.Host)
-		up, err := net.Dial("tcp", u.host())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		down, _, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		_, _ = io.WriteString(down, "HTTP/1.1 200 OK\r\n\r\n")
-		go func() { _, _ = io.Copy(up, down); _ = up.Close() }()
-		_, _ = io.Copy(down, up)
-		_ = down.Close()
-	}))
-	defer proxy.Close()
+	proxy := outboundtest.New(t, u.host())
 	address, err := url.Parse(proxy.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -471,7 +454,7 @@ func TestProxy(t *testing.T) {
 	b.write("configs:\n  \"*\": {tls: {insecure_skip_verify: true}}\n")
 	b.run()
 	b.want("registry.example.org/app:1")
-	if len(through) == 0 || through[0] != "CONNECT registry.example.org:443" {
+	if through := proxy.Asked(); len(through) == 0 || through[0] != "CONNECT registry.example.org:443" {
 		t.Errorf("through the proxy went %q", through)
 	}
 }

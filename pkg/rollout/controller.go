@@ -27,11 +27,6 @@ import (
 	"github.com/skerry-os/skerry/pkg/controllers"
 )
 
-const (
-	settle = 100 * time.Millisecond // changes that come together are one pass
-	later  = 15 * time.Second       // and faults are tried again
-)
-
 // Controller carries out UpdatePlans, and Plans of the system-upgrade-controller.
 func Controller() controllers.Controller { return controllers.Controller{Name: Name, Run: run} }
 
@@ -53,54 +48,11 @@ func run(ctx context.Context, k *controllers.Kit) error {
 	}
 	custom := dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0)
 	nodes, plans, upgrades := k.Informers.Core().V1().Nodes(), custom.ForResource(Plans), custom.ForResource(Upgrades)
-	changed := make(chan struct{}, 1)
-	note := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { note() }, DeleteFunc: func(any) { note() },
-		UpdateFunc: func(before, now any) {
-			old, isNode := before.(*corev1.Node)
-			if isNode && same(old, now.(*corev1.Node)) {
-				return // a heartbeat
-			}
-			note()
-		},
-	}
-	for _, i := range []cache.SharedIndexInformer{nodes.Informer(), plans.Informer(), upgrades.Informer()} {
-		if _, err := i.AddEventHandler(handler); err != nil {
-			return err
-		}
-	}
+	on := []cache.SharedIndexInformer{nodes.Informer(), plans.Informer(), upgrades.Informer()}
 	custom.Start(ctx.Done())
 	defer custom.Shutdown()
-	if err := k.Start(ctx); err != nil {
-		return err
-	}
-	custom.WaitForCacheSync(ctx.Done())
 	c := &controller{Kit: k, dynamic: dyn, nodes: nodes.Lister(), plans: plans.Lister(), upgrades: upgrades.Lister(), now: time.Now}
-	next := time.NewTimer(0)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-			next.Reset(settle)
-		case <-next.C:
-			again, err := c.pass(ctx)
-			if err != nil && ctx.Err() == nil {
-				slog.Warn("update plans: trying again", "in", later.String(), "err", err)
-				again = later
-			}
-			if again > 0 {
-				next.Reset(again)
-			}
-		}
-	}
+	return k.Loop(ctx, controllers.Loop{What: "update plans", On: on, Settle: 100 * time.Millisecond, Retry: 15 * time.Second, Same: same, Pass: c.pass})
 }
 
 // same says whether a plan would decide the same of both.

@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	extensionsopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	encryption "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/apiserver/pkg/util/openapi"
@@ -179,10 +180,8 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 
 // tune changes what upstream's flags do not reach.
 func (a *apiServer) tune(config *app.Config) {
-	chain := config.Aggregator.GenericConfig.BuildHandlerChainFunc
-	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return a.withOurs(chain(h, c), c.LoopbackClientConfig.BearerToken)
-	}
+	aggregator := config.Aggregator.GenericConfig
+	aggregator.BuildHandlerChainFunc = a.guarded(aggregator.BuildHandlerChainFunc)
 	generic := config.KubeAPIs.ControlPlane.Generic
 	generic.SkipOpenAPIInstallation = true // see specs
 	// The server of custom resources describes them itself. For its own API it needs few of the definitions that it is given.
@@ -199,28 +198,37 @@ func (a *apiServer) tune(config *app.Config) {
 	}
 }
 
-// withOurs answers what is Skerry's own, in front of Kubernetes' authentication: whoever asks there has no certificate yet.
-// token is the one that the server has for itself.
-func (a *apiServer) withOurs(kubernetes http.Handler, token string) http.Handler {
-	self := []byte("Bearer " + token)
-	ours := http.NewServeMux()
-	ours.Handle(join.KubeconfigPath, a.cfg.Join)
-	ours.Handle(join.Path, a.cfg.Join)
-	described := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		specs := a.specs.Load()
-		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), self) == 1 {
-			specs.ourselves(kubernetes).ServeHTTP(w, r)
-			return
+type chain = func(http.Handler, *genericapiserver.Config) http.Handler
+
+// guarded answers what is Skerry's own in front of Kubernetes' authentication, for whoever asks there has no certificate yet.
+// What needs the descriptions of APIs is held behind it: a stranger is refused at once, and neither keeps a connection nor has
+// descriptions made.
+func (a *apiServer) guarded(kubernetes chain) chain {
+	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		ours := http.NewServeMux()
+		ours.Handle(join.KubeconfigPath, a.cfg.Join)
+		ours.Handle(join.Path, a.cfg.Join)
+		ours.Handle("/", kubernetes(a.described(h), c))
+		return ours
+	}
+}
+
+func (a *apiServer) described(kubernetes http.Handler) http.Handler {
+	held := http.NewServeMux()
+	hold := func(path string, f func(*specs, *http.Request) http.Handler) {
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f(a.specs.Load(), r).ServeHTTP(w, r) })
+		held.Handle(path, h)
+		held.Handle(path+"/", h)
+	}
+	hold(openAPIV3, func(s *specs, r *http.Request) http.Handler {
+		if who, ok := request.UserFrom(r.Context()); ok && who.GetName() == user.APIServerUser {
+			return s.ourselves(kubernetes)
 		}
-		specs.clients(kubernetes).ServeHTTP(w, r)
+		return s.clients(kubernetes)
 	})
-	ours.Handle(openAPIV3, described)
-	ours.Handle(openAPIV3+"/", described)
-	policy := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.specs.Load().before(kubernetes).ServeHTTP(w, r) })
-	ours.Handle(policies, policy)
-	ours.Handle(policies+"/", policy)
-	ours.Handle("/", kubernetes)
-	return ours
+	hold(policies, func(s *specs, _ *http.Request) http.Handler { return s.before(kubernetes) })
+	held.Handle("/", kubernetes)
+	return held
 }
 
 // waitReady calls ready as soon as /readyz says ok. The server has some thirty checks and no signal for all of them at

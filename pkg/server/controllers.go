@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
@@ -64,7 +67,7 @@ func (c *controllerManager) run(ctx context.Context, ready func()) error {
 	}
 	made := csiglobals.Controllers()
 	defer made()
-	config.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &firstList{rt, made} })
+	config.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &starting{rt, ctx, made} })
 	ready()
 	if err := app.Run(ctx, config.Complete()); ctx.Err() == nil {
 		return err
@@ -72,16 +75,47 @@ func (c *controllerManager) run(ctx context.Context, ready func()) error {
 	return nil // a controller that is stopped while it starts calls that an error
 }
 
-// firstList calls made at the first question of the controllers' shared informers: upstream starts those when it has made all
+// starting is a client's view of the API while the controller manager starts.
+//
+// Upstream asks for the health of the API and gives up after ten seconds, which would be the end of the whole server: a slow disk
+// or an etcd that elects takes longer now and then. So the question is not answered before the API is healthy.
+//
+// It calls made at the first question of the controllers' shared informers: upstream starts those when it has made all
 // controllers. Before, their client asks for the health of the API alone.
-type firstList struct {
+type starting struct {
 	http.RoundTripper
+	ctx  context.Context //nolint:containedctx // of the service; requests have none of their own
 	made func()
 }
 
-func (f *firstList) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.HasSuffix(r.UserAgent(), "/shared-informers") && strings.HasPrefix(r.URL.Path, "/api") {
-		f.made()
+const healthEvery = time.Second
+
+func (s *starting) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path == "/healthz" {
+		return s.healthy(r)
 	}
-	return f.RoundTripper.RoundTrip(r)
+	if strings.HasSuffix(r.UserAgent(), "/shared-informers") && strings.HasPrefix(r.URL.Path, "/api") {
+		s.made()
+	}
+	return s.RoundTripper.RoundTrip(r)
+}
+
+func (s *starting) healthy(r *http.Request) (*http.Response, error) {
+	for said := false; ; said = true {
+		resp, err := s.RoundTripper.RoundTrip(r)
+		if s.ctx.Err() != nil || err == nil && resp.StatusCode == http.StatusOK {
+			return resp, err
+		}
+		if err == nil {
+			err = errors.New(resp.Status)
+			_ = resp.Body.Close() // it says no more than the API server's own log
+		}
+		if !said {
+			slog.Warn("kube-controller-manager: waiting until the API is healthy", "err", err)
+		}
+		select {
+		case <-time.After(healthEvery):
+		case <-s.ctx.Done():
+		}
+	}
 }

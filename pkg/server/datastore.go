@@ -17,6 +17,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/datastore/snapshot"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/outbound"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/version"
@@ -64,10 +65,20 @@ func OpenStored(c StoredConfig) (*Stored, error) {
 		Tell: tell,
 	}
 	if s.S3 {
+		networks, err := s.Networks()
+		if err != nil {
+			return nil, err
+		}
+		var own []netip.Addr
+		if c.NodeIP.IsValid() {
+			own = append(own, c.NodeIP)
+		}
+		never := outbound.Never(networks, s.ClusterDomain, own)
 		sc.S3 = &snapshot.S3{
 			Endpoint: s.S3Endpoint, EndpointCA: s.S3EndpointCA, SkipSSLVerify: s.S3SkipSSLVerify, Insecure: s.S3Insecure,
 			AccessKey: s.S3AccessKey, SecretKey: s.S3SecretKey, SessionToken: s.S3SessionToken,
 			Bucket: s.S3Bucket, Lookup: s.S3BucketLookupType, Region: s.S3Region, Folder: s.S3Folder, Proxy: s.S3Proxy,
+			Proxies: outbound.Settings{HTTP: s.HTTPProxy, HTTPS: s.HTTPSProxy, No: s.NoProxy}.Func(never),
 			Timeout: timeout, Retention: s.S3Retention,
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ import (
 // memberService removes a server's etcd member when its node is deleted: a member that is gone for good counts as one that is
 // down, and the cluster could lose one less. Nothing but a deletion that was seen makes it. All servers look for deletions; the one
 // with the lease acts on them, those of just before it had the lease, too: the last holder may be the one that went.
+//
+// What is removed is the member that the deleted Node named, see memberAnnotation: a machine that has joined again meanwhile has
+// another.
 func memberService(cfg Config, member *etcd.Store) supervise.Service {
 	return supervise.Service{Name: "etcd-members", Needs: []string{"kube-apiserver"}, Run: func(ctx context.Context, ready func()) error {
 		config, err := clientcmd.BuildConfigFromFlags("", cfg.Files.Admin)
@@ -38,7 +42,7 @@ func memberService(cfg Config, member *etcd.Store) supervise.Service {
 		defer stop()
 		ready()
 		err = leader.Run(ctx, client, "skerry-etcd-members", cfg.NodeName, func(ctx context.Context) error {
-			gone.each(ctx, func(name string) { removeMember(ctx, member, name) })
+			gone.each(ctx, func(name string, id uint64) { removeMember(ctx, member, name, id) })
 			return nil
 		})
 		if ctx.Err() != nil {
@@ -49,19 +53,23 @@ func memberService(cfg Config, member *etcd.Store) supervise.Service {
 }
 
 // heldFor is how long a deletion is worth something to a server that does not hold the lease: the holder may have been the one whose
-// node was deleted, and until the next takes over, nobody else acts on it. It is short, because a machine may come back under
-// the name.
+// node was deleted, and until the next takes over, nobody else acts on it.
 const heldFor = leader.Duration + time.Minute
 
 // deletions are the nodes that a server has seen deleted, and not come back.
 type deletions struct {
 	mu   sync.Mutex
-	at   map[string]time.Time
-	more chan struct{} // has one when there may be more to do
+	seen map[string]deletion // by the node's name
+	more chan struct{}       // has one when there may be more to do
+}
+
+type deletion struct {
+	at     time.Time
+	member uint64
 }
 
 func newDeletions() *deletions {
-	return &deletions{at: map[string]time.Time{}, more: make(chan struct{}, 1)}
+	return &deletions{seen: map[string]deletion{}, more: make(chan struct{}, 1)}
 }
 
 // watchDeleted watches until ctx ends; stop waits for that.
@@ -79,7 +87,7 @@ func watchDeleted(ctx context.Context, client kubernetes.Interface) (d *deletion
 				obj = unknown.Obj
 			}
 			if node, ok := obj.(*corev1.Node); ok {
-				d.gone(node.Name)
+				d.gone(node)
 			}
 		},
 	})
@@ -91,9 +99,14 @@ func watchDeleted(ctx context.Context, client kubernetes.Interface) (d *deletion
 	return d, func() { cancel(); factory.Shutdown() }, nil
 }
 
-func (d *deletions) gone(name string) {
+// gone takes no notice of a node that is no server: it names no member.
+func (d *deletions) gone(node *corev1.Node) {
+	member, err := strconv.ParseUint(node.Annotations[memberAnnotation], 16, 64)
+	if err != nil {
+		return
+	}
 	d.mu.Lock()
-	d.at[name] = time.Now()
+	d.seen[node.Name] = deletion{time.Now(), member}
 	d.mu.Unlock()
 	select {
 	case d.more <- struct{}{}:
@@ -104,27 +117,27 @@ func (d *deletions) gone(name string) {
 func (d *deletions) back(name string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.at, name)
+	delete(d.seen, name)
 }
 
 // take gives one that is not too old.
-func (d *deletions) take() (name string, ok bool) {
+func (d *deletions) take() (name string, member uint64, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for name, at := range d.at {
-		delete(d.at, name)
-		if time.Since(at) < heldFor {
-			return name, true
+	for name, of := range d.seen {
+		delete(d.seen, name)
+		if time.Since(of.at) < heldFor {
+			return name, of.member, true
 		}
 	}
-	return "", false
+	return "", 0, false
 }
 
 // each calls f for the deletions of late and those to come, until ctx ends.
-func (d *deletions) each(ctx context.Context, f func(name string)) {
+func (d *deletions) each(ctx context.Context, f func(name string, member uint64)) {
 	for {
-		for name, ok := d.take(); ok && ctx.Err() == nil; name, ok = d.take() {
-			f(name)
+		for name, member, ok := d.take(); ok && ctx.Err() == nil; name, member, ok = d.take() {
+			f(name, member)
 		}
 		select {
 		case <-ctx.Done():
@@ -135,11 +148,11 @@ func (d *deletions) each(ctx context.Context, f func(name string)) {
 }
 
 // removeMember tries for some minutes: etcd refuses while too few members are together.
-func removeMember(ctx context.Context, member *etcd.Store, name string) {
+func removeMember(ctx context.Context, member *etcd.Store, name string, id uint64) {
 	var err error
 	for range 60 {
 		try, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err = member.Remove(try, name)
+		err = member.Remove(try, name, id)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return

@@ -8,6 +8,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 )
 
 func ask(t *testing.T, h http.Handler, path string) string {
@@ -126,6 +130,47 @@ func TestAPolicyWaitsForTheDescriptions(t *testing.T) {
 			t.Errorf("who only reads policies got %q after %v", got, time.Since(start))
 		}
 	})
+}
+
+// Only who is let in waits: a stranger is refused at once, and has nothing made. The server itself is told apart from its clients.
+func TestAStrangerIsRefusedAtOnce(t *testing.T) {
+	const stranger, client = "", "somebody"
+	for _, c := range []struct {
+		who, method, path string
+		took              time.Duration
+		asked             bool
+	}{
+		{stranger, http.MethodGet, openAPIV3, 0, false},
+		{stranger, http.MethodGet, openAPIV3 + "/apis/apps/v1", 0, false},
+		{stranger, http.MethodPost, "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies", 0, false},
+		{stranger, http.MethodPut, "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies/a", 0, false},
+		{client, http.MethodGet, openAPIV3, specWait, true},
+		{client, http.MethodPost, "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies", specWait, true},
+		{client, http.MethodGet, "/api/v1/pods", 0, false},
+		{user.APIServerUser, http.MethodGet, openAPIV3, ownWait, false},
+	} {
+		t.Run(c.who+" "+c.method+" "+c.path, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &apiServer{cfg: Config{Join: says("join")}}
+				s, _ := stubbed()
+				a.specs.Store(s)
+				h := a.guarded(func(h http.Handler, _ *genericapiserver.Config) http.Handler {
+					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if c.who == stranger {
+							w.WriteHeader(http.StatusUnauthorized)
+							return
+						}
+						h.ServeHTTP(w, r.WithContext(request.WithUser(r.Context(), &user.DefaultInfo{Name: c.who})))
+					})
+				})(says("done"), nil)
+				start, w := time.Now(), httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), c.method, c.path, nil))
+				if took := time.Since(start); took != c.took || closed(s.asked) != c.asked || (w.Code == http.StatusOK) != (c.who != stranger) {
+					t.Errorf("answered %d after %v; descriptions wanted: %v", w.Code, took, closed(s.asked))
+				}
+			})
+		})
+	}
 }
 
 // Answers count for who asked after they were there, and nobody waits who has gone.

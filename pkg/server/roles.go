@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/supervise"
 )
 
@@ -28,8 +30,20 @@ func roleLabels(kind string) map[string]string {
 	return labels
 }
 
-// rolesService keeps the labels on this server's Node, also on one that is made anew.
-func rolesService(cfg Config, kind string) supervise.Service {
+// memberAnnotation says which of etcd's members a server is, as etcdctl writes it.
+const memberAnnotation = "skerry/etcd-member"
+
+// roleMarks are all that a server says of itself on its Node.
+func roleMarks(store datastore.Store) metav1.ObjectMeta {
+	marks := metav1.ObjectMeta{Labels: roleLabels(store.Kind())}
+	if member, ok := store.(*etcd.Store); ok {
+		marks.Annotations = map[string]string{memberAnnotation: strconv.FormatUint(member.ID(), 16)}
+	}
+	return marks
+}
+
+// rolesService keeps the marks on this server's Node, also on one that is made anew.
+func rolesService(cfg Config, store datastore.Store) supervise.Service {
 	return supervise.Service{Name: "node-roles", Needs: []string{"kube-apiserver"}, Run: func(ctx context.Context, ready func()) error {
 		ready()
 		config, err := clientcmd.BuildConfigFromFlags("", cfg.Files.Admin)
@@ -41,30 +55,25 @@ func rolesService(cfg Config, kind string) supervise.Service {
 		if err != nil {
 			return err
 		}
-		return keepLabels(ctx, client, cfg.NodeName, roleLabels(kind))
+		return keepMarks(ctx, client, cfg.NodeName, roleMarks(store))
 	}}
 }
 
-// keepLabels puts labels back onto a Node whenever they are not there, until ctx ends.
-func keepLabels(ctx context.Context, client kubernetes.Interface, name string, labels map[string]string) error {
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels}})
+// keepMarks puts labels and annotations back onto a Node whenever they are not there, until ctx ends.
+func keepMarks(ctx context.Context, client kubernetes.Interface, name string, marks metav1.ObjectMeta) error {
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": marks.Labels, "annotations": marks.Annotations}})
 	if err != nil {
 		return err
 	}
 	changed := make(chan struct{}, 1)
 	look := func(o any) {
 		n, ok := o.(*corev1.Node)
-		if !ok {
+		if !ok || n.Name != name || has(n.Labels, marks.Labels) && has(n.Annotations, marks.Annotations) {
 			return
 		}
-		for key, value := range labels {
-			if n.Name == name && n.Labels[key] != value {
-				select {
-				case changed <- struct{}{}:
-				default:
-				}
-				return
-			}
+		select {
+		case changed <- struct{}{}:
+		default:
 		}
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=" + name }))
@@ -89,4 +98,14 @@ func keepLabels(ctx context.Context, client kubernetes.Interface, name string, l
 			}
 		}
 	}
+}
+
+// has says whether all of want is there.
+func has(have, want map[string]string) bool {
+	for key, value := range want {
+		if have[key] != value {
+			return false
+		}
+	}
+	return true
 }

@@ -23,7 +23,8 @@ func TestRolesAreKept(t *testing.T) {
 	if len(want) != 2 || len(roleLabels(datastore.SQLite)) != 1 {
 		t.Fatalf("%v, %v", want, roleLabels(datastore.SQLite))
 	}
-	go func() { ended <- keepLabels(ctx, c, "own", want) }()
+	marks := metav1.ObjectMeta{Labels: want, Annotations: map[string]string{memberAnnotation: "8e9e05c52164694d"}}
+	go func() { ended <- keepMarks(ctx, c, "own", marks) }()
 	has := func(when string) {
 		t.Helper()
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -36,6 +37,9 @@ func TestRolesAreKept(t *testing.T) {
 				if n.Labels[key] != "true" {
 					missing = key
 				}
+			}
+			if n.Annotations[memberAnnotation] != marks.Annotations[memberAnnotation] {
+				missing = memberAnnotation
 			}
 			if missing == "" {
 				if n.Labels["zone"] != "north" {

@@ -83,7 +83,7 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		{Name: "first-node", Needs: []string{"kube-apiserver"}, Run: newFirstNode(cfg, stored.Store.Kind()).run},
 		{Name: "kube-controller-manager", Needs: []string{"first-node"}, Run: elected(cfg, "controller-manager", false, controllers.run), Grace: 20 * time.Second},
 		{Name: "kube-scheduler", Needs: []string{"kube-apiserver"}, Run: elected(cfg, "scheduler", true, scheduler.run)},
-		rolesService(cfg, stored.Store.Kind()),
+		rolesService(cfg, stored.Store),
 	}
 	if !cfg.Settings.DisableSnapshots {
 		snapshots, err := snapshotService(stored, cfg.Settings.SnapshotScheduleCron)

@@ -159,29 +159,36 @@ func isReady(n *corev1.Node) bool {
 	})
 }
 
-// addresses of nodes that fit a Service, in the order of its families: external ones if there is any, else internal ones.
+// addresses of nodes that fit a Service, in the order of its families: external ones if there is any, and behind them the internal
+// ones of their nodes, else all internal ones.
 func addresses(nodes []*corev1.Node, s *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, family := range s.Spec.IPFamilies {
-		external, internal := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+		external, behind, internal := map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}
 		for _, n := range nodes {
-			for _, a := range n.Status.Addresses {
-				ip, err := netip.ParseAddr(a.Address)
-				if err != nil || ip.Unmap().Is6() != (family == corev1.IPv6Protocol) {
-					continue
-				}
-				switch a.Type {
-				case corev1.NodeExternalIP:
-					external[ip.Unmap()] = true
-				case corev1.NodeInternalIP:
-					internal[ip.Unmap()] = true
-				}
+			outer, inner := of(n, corev1.NodeExternalIP, family), of(n, corev1.NodeInternalIP, family)
+			maps.Copy(external, outer)
+			if len(outer) > 0 {
+				maps.Copy(behind, inner)
 			}
+			maps.Copy(internal, inner)
 		}
 		if len(external) == 0 {
 			external = internal
 		}
+		maps.DeleteFunc(behind, func(a netip.Addr, _ bool) bool { return external[a] })
 		out = append(out, slices.SortedFunc(maps.Keys(external), netip.Addr.Compare)...)
+		out = append(out, slices.SortedFunc(maps.Keys(behind), netip.Addr.Compare)...)
+	}
+	return out
+}
+
+func of(n *corev1.Node, kind corev1.NodeAddressType, family corev1.IPFamily) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && ip.Unmap().Is6() == (family == corev1.IPv6Protocol) {
+			out[ip.Unmap()] = true
+		}
 	}
 	return out
 }

@@ -85,7 +85,10 @@ func TestPlan(t *testing.T) {
 			nil, map[string]string{"a": "2001:db8::1 192.0.2.1"},
 		},
 		"external addresses, if there are any": {
-			append(two, node("n3", true, external("198.51.100.3"))), []*corev1.Service{service("a", 1, nil, 80)}, nil, map[string]string{"a": "198.51.100.3"},
+			append(two, node("n3", true, external("198.51.100.3"))), []*corev1.Service{service("a", 1, nil, 80)}, nil, map[string]string{"a": "198.51.100.3 192.0.2.3"},
+		},
+		"an external address that is no other": {
+			[]*corev1.Node{node("n1", true, external("192.0.2.1"))}, []*corev1.Service{service("a", 1, nil, 80)}, nil, map[string]string{"a": "192.0.2.1"},
 		},
 		"no internal address when those with external ones are down": {
 			append(two, node("n3", false, external("198.51.100.3"))), []*corev1.Service{service("a", 1, nil, 80)}, nil, map[string]string{"a": ""},

@@ -10,7 +10,8 @@
 // allocateLoadBalancerNodePorts may be false.
 //
 // What is published: the addresses of the nodes that are Ready, external ones if any node has some, else internal ones, of
-// the Service's address families, as VIPs (ipMode: VIP, since kube-proxy is to take the packets). With externalTrafficPolicy
+// the Service's address families, as VIPs (ipMode: VIP, since kube-proxy is to take the packets). Behind external ones come the
+// internal ones of the same nodes: there the packets arrive whose address a router has translated. With externalTrafficPolicy
 // Local, only nodes with an endpoint. While no node is Ready, the last addresses stay: they are as good as none, and whoever
 // follows the status (DNS) is spared a storm. K3s's labels choose nodes:
 //
@@ -30,7 +31,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -65,9 +65,6 @@ func Controller(reserved ...int32) controllers.Controller {
 	}
 }
 
-// settle lets changes that come together, as at a start or when a node leaves, be one pass.
-const settle = 50 * time.Millisecond
-
 type balancer struct {
 	*controllers.Kit
 	services corelisters.ServiceLister
@@ -80,46 +77,12 @@ type balancer struct {
 func run(ctx context.Context, k *controllers.Kit, reserved []int32) error {
 	services, nodes := k.Informers.Core().V1().Services(), k.Informers.Core().V1().Nodes()
 	endpoints := k.Informers.Discovery().V1().EndpointSlices()
-	changed := make(chan struct{}, 1)
-	note := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { note() }, DeleteFunc: func(any) { note() },
-		UpdateFunc: func(before, now any) {
-			if old, ok := before.(*corev1.Node); ok && sameNode(old, now.(*corev1.Node)) {
-				return // a heartbeat
-			}
-			note()
-		},
-	}
-	for _, i := range []cache.SharedIndexInformer{services.Informer(), nodes.Informer(), endpoints.Informer()} {
-		if _, err := i.AddEventHandler(handler); err != nil {
-			return err
-		}
-	}
-	if err := k.Start(ctx); err != nil {
-		return err
-	}
 	b := &balancer{Kit: k, services: services.Lister(), nodes: nodes.Lister(), slices: endpoints.Lister(), reserved: reserved, told: map[string]string{}}
-	next := time.NewTimer(0)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-			next.Reset(settle)
-		case <-next.C:
-			if err := b.pass(ctx); err != nil && ctx.Err() == nil {
-				slog.Warn("load balancers: not all published; trying again", "err", err)
-				next.Reset(5 * time.Second)
-			}
-		}
-	}
+	return k.Loop(ctx, controllers.Loop{
+		What: "load balancers", On: []cache.SharedIndexInformer{services.Informer(), nodes.Informer(), endpoints.Informer()},
+		Settle: 50 * time.Millisecond, Retry: 5 * time.Second, Same: sameNode,
+		Pass: func(ctx context.Context) (time.Duration, error) { return 0, b.pass(ctx) },
+	})
 }
 
 // pass publishes what differs.

@@ -26,9 +26,9 @@ var (
 // unwanted packages are installers and what only they need.
 var unwanted = regexp.MustCompile(`^(c?debconf|gawk|mawk|original-awk|dpkg|tar|install-info|perl.*|debianutils|libdebian-installer4|libtextwrap1|libnewt.*|libslang2|readline-common|gcc-.*-base|base-files|init-system-helpers|lsb-base|.*-doc)$`)
 
-// debian gives the files of packages, as an image has them: one usr, links for every applet of busybox that no other package
-// brings, and the few accounts tests ask for.
-func (b *Builder) debian(ctx context.Context, names []string) (map[string]oci.File, error) {
+// Debian gives the files of packages and of those they need, as an image has them: one usr, links for every applet of busybox that
+// no other package brings, and the few accounts tests ask for. busybox-static and bash must be among them.
+func (b *Builder) Debian(ctx context.Context, names []string) (map[string]oci.File, error) {
 	all, err := closure(ctx, names)
 	if err != nil {
 		return nil, err

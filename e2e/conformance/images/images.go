@@ -91,16 +91,16 @@ func (b *Builder) images(ctx context.Context) ([]oci.Layered, error) {
 			return nil, err
 		}
 	}
-	base, err := b.debian(ctx, basePackages)
+	base, err := b.Debian(ctx, basePackages)
 	if err != nil {
 		return nil, err
 	}
-	web, err := b.debian(ctx, webPackages)
+	web, err := b.Debian(ctx, webPackages)
 	if err != nil {
 		return nil, err
 	}
 	maps.Copy(web, nginxFiles())
-	small, err := b.debian(ctx, busyPackages)
+	small, err := b.Debian(ctx, busyPackages)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -22,58 +21,22 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
+
+	"github.com/skerry-os/skerry/image/cloud/publish"
 )
 
-// Disk is a raw disk.
-type Disk struct {
-	io.ReaderAt
-	Size int64  // bytes
-	ID   string // the same for the same bytes
-}
-
-// Options say what is published and for whom.
+// Options say what is published, where and for whom. Share are accounts.
 type Options struct {
-	Name        string // of the image; the same in every region
-	Description string
-	Arch        string // as a release says it: amd64 or arm64
-	Region      string // where the blocks go; "" is the SDK's
-	Copies      []string
-	Accounts    []string // that may use it
-	Public      bool
-	Tags        map[string]string
-	UEFIData    string    // of UEFIData; "" for none
-	Deprecate   time.Time // zero: never
-	Parallel    int       // uploads at a time; 0 is 32
-	State       string    // file that remembers what is uploaded, so that an interrupted upload goes on
-	DryRun      bool      // look and say, change nothing
-	Progress    func(done, all int)
-	Log         func(format string, a ...any)
-}
+	publish.Options
+	Region string // where the blocks go; "" is the SDK's
+	Copies []string
 
-// Report says what was done. It is what --json prints.
-type Report struct {
-	Name     string   `json:"name"`
-	Account  string   `json:"account"`
-	DryRun   bool     `json:"dryRun"`
-	DiskSize int64    `json:"diskSize"`
-	Blocks   int      `json:"blocks"`   // of 512 KiB, that are not zeros
-	Uploaded int      `json:"uploaded"` // of them, by this run
-	Images   []Image  `json:"images"`
-	Public   bool     `json:"public"`
-	Accounts []string `json:"accounts"`
-	Seconds  float64  `json:"seconds"`
-}
-
-// Image is the image in one region.
-type Image struct {
-	Region   string `json:"region"`
-	Image    string `json:"image"`
-	Snapshot string `json:"snapshot"`
+	uefiData string // of Keys
 }
 
 // Tags that every image and snapshot of ours has.
 const (
-	tagDisk = "skerry:disk" // Disk.ID
+	tagDisk = "skerry:disk" // publish.Disk.ID
 	tagName = "Name"
 )
 

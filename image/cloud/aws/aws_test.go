@@ -18,12 +18,13 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/image/cloud/aws/awstest"
+	"github.com/skerry-os/skerry/image/cloud/publish"
 )
 
 const testSize = 90<<20 + 3<<19 // not whole blocks of a GiB, and an odd number of blocks
 
 // testDisk has blocks that are full, empty and half of each.
-func testDisk() ([]byte, Disk) {
+func testDisk() ([]byte, publish.Disk) {
 	b := make([]byte, testSize)
 	rng := rand.New(rand.NewPCG(5, 6))
 	for _, at := range []int{0, 1 << 20, 5<<20 + 77, 40 << 20, 41 << 20, testSize - 600} {
@@ -31,7 +32,7 @@ func testDisk() ([]byte, Disk) {
 			b[at+i] = byte(rng.Uint32())
 		}
 	}
-	return b, Disk{ReaderAt: bytes.NewReader(b), Size: testSize, ID: "disk-1"}
+	return b, publish.Disk{ReaderAt: bytes.NewReader(b), Size: testSize, ID: "disk-1"}
 }
 
 func bench(t *testing.T) (*awstest.Server, *Publisher, *[]string) {
@@ -57,10 +58,10 @@ func bench(t *testing.T) (*awstest.Server, *Publisher, *[]string) {
 
 func options(t *testing.T) Options {
 	t.Helper()
-	return Options{
+	return Options{Options: publish.Options{
 		Name: "skerry-1.2.3", Description: "Skerry 1.2.3", Arch: "amd64", Parallel: 8, State: filepath.Join(t.TempDir(), "state.json"),
-		Tags: map[string]string{"team": "north"}, UEFIData: "QU1aTlVFRkk=",
-	}
+		Labels: map[string]string{"team": "north"}, Keys: []publish.Variable{platformKey()},
+	}}
 }
 
 // Through dropped connections, lost answers and throttling, what arrives is the disk, and only blocks that are not zeros
@@ -70,7 +71,7 @@ func TestPublish(t *testing.T) {
 	s.Faults = true
 	content, d := testDisk()
 	o := options(t)
-	o.Copies, o.Accounts, o.Deprecate = []string{"us-east-1", "eu-central-1"}, []string{"210987654321"}, time.Date(2027, 1, 2, 0, 0, 0, 0, time.UTC)
+	o.Copies, o.Share, o.Deprecate = []string{"us-east-1", "eu-central-1"}, []string{"210987654321"}, time.Date(2027, 1, 2, 0, 0, 0, 0, time.UTC)
 	var steps int
 	o.Progress = func(done, all int) { steps++ }
 	r, err := p.Publish(t.Context(), d, o)
@@ -85,14 +86,18 @@ func TestPublish(t *testing.T) {
 			t.Errorf("%s: another disk arrived", i.Region)
 		}
 		image, snap := s.Images[i.Region][i.Image], s.Snapshots[i.Region][i.Snapshot]
-		if image.State != "available" || image.Deprecated != "2027-01-02T00:00:00Z" || !reflect.DeepEqual(image.Shared, o.Accounts) || !reflect.DeepEqual(snap.Shared, o.Accounts) ||
+		if image.State != "available" || image.Deprecated != "2027-01-02T00:00:00Z" || !reflect.DeepEqual(image.Shared, o.Share) || !reflect.DeepEqual(snap.Shared, o.Share) ||
 			image.Tags["team"] != "north" || image.Tags["Name"] != o.Name {
 			t.Errorf("%s: %+v, snapshot shared with %v", i.Region, image, snap.Shared)
 		}
 	}
+	uefi, err := UEFIData(o.Keys)
+	if err != nil {
+		t.Fatal(err)
+	}
 	form := s.Images["eu-central-1"][r.Images[0].Image].Form
 	for k, v := range map[string]string{
-		"BootMode": "uefi", "TpmSupport": "v2.0", "ImdsSupport": "v2.0", "EnaSupport": "true", "Architecture": "x86_64", "VirtualizationType": "hvm", "UefiData": "QU1aTlVFRkk=",
+		"BootMode": "uefi", "TpmSupport": "v2.0", "ImdsSupport": "v2.0", "EnaSupport": "true", "Architecture": "x86_64", "VirtualizationType": "hvm", "UefiData": uefi,
 		"RootDeviceName": "/dev/xvda", "BlockDeviceMapping.1.Ebs.VolumeType": "gp3", "BlockDeviceMapping.1.Ebs.DeleteOnTermination": "true",
 	} {
 		if form.Get(k) != v {
@@ -170,6 +175,24 @@ func TestMissingRights(t *testing.T) {
 	}
 }
 
+// Graviton has UEFI and ENA as x86-64 has, and no NitroTPM that an AMI asks for.
+func TestArchitectures(t *testing.T) {
+	for arch, want := range map[string][2]string{"amd64": {"x86_64", "v2.0"}, "arm64": {"arm64", ""}} {
+		s, p, _ := bench(t)
+		_, d := testDisk()
+		o := options(t)
+		o.Arch = arch
+		r, err := p.Publish(t.Context(), d, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		form := s.Images["eu-central-1"][r.Images[0].Image].Form
+		if got := [2]string{form.Get("Architecture"), form.Get("TpmSupport")}; got != want || form.Get("BootMode") != "uefi" || form.Get("EnaSupport") != "true" || form.Get("UefiData") == "" {
+			t.Errorf("%s: %v, %v", arch, got, form)
+		}
+	}
+}
+
 func TestDryRunChangesNothing(t *testing.T) {
 	s, p, _ := bench(t)
 	_, d := testDisk()
@@ -183,8 +206,8 @@ func TestDryRunChangesNothing(t *testing.T) {
 	if _, err := p.Publish(t.Context(), d, o); err == nil || !strings.Contains(err.Error(), "aws ec2 disable-image-block-public-access --region eu-central-1") {
 		t.Error(err)
 	}
-	for _, bad := range []Options{{Name: "x", Arch: "amd64"}, {Name: "skerry", Arch: "arm"}} {
-		if _, err := p.Publish(t.Context(), d, bad); err == nil {
+	for _, bad := range []publish.Options{{Name: "x", Arch: "amd64"}, {Name: "skerry", Arch: "arm"}} {
+		if _, err := p.Publish(t.Context(), d, Options{Options: bad}); err == nil {
 			t.Errorf("%+v was taken", bad)
 		}
 	}
@@ -201,11 +224,17 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// The variables are read back by the form's description: magic, checksum, version, zlib, fields.
-func TestUEFIData(t *testing.T) {
+// platformKey is an enrolment file whose signature and data nobody looks at.
+func platformKey() publish.Variable {
 	auth := make([]byte, 16+40)
 	auth[0], auth[16] = 0xea, 40
-	text, err := UEFIData([]Variable{{"PK", append(bytes.Clone(auth), "platform"...)}, {"db", append(bytes.Clone(auth), "allowed"...)}})
+	return publish.Variable{Name: "PK", Auth: append(auth, "platform"...)}
+}
+
+// The variables are read back by the form's description: magic, checksum, version, zlib, fields.
+func TestUEFIData(t *testing.T) {
+	auth := platformKey().Auth[:56]
+	text, err := UEFIData([]publish.Variable{platformKey(), {Name: "db", Auth: append(bytes.Clone(auth), "allowed"...)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,8 +271,8 @@ func TestUEFIData(t *testing.T) {
 	if !reflect.DeepEqual(got, want) || r.Len() != 0 {
 		t.Errorf("%q", got)
 	}
-	for _, bad := range []Variable{{"MOK", auth}, {"PK", auth[:10]}, {"PK", auth}} {
-		if _, err := UEFIData([]Variable{bad}); err == nil {
+	for _, bad := range []publish.Variable{{Name: "MOK", Auth: auth}, {Name: "PK", Auth: auth[:10]}, {Name: "PK", Auth: auth}} {
+		if _, err := UEFIData([]publish.Variable{bad}); err == nil {
 			t.Errorf("%s of %d bytes was taken", bad.Name, len(bad.Auth))
 		}
 	}

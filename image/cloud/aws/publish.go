@@ -1,7 +1,6 @@
 package aws
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -16,6 +15,8 @@ import (
 	ebstypes "github.com/aws/aws-sdk-go-v2/service/ebs/types"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/skerry-os/skerry/image/cloud/publish"
 )
 
 // nowhere is a snapshot that nobody has: asking for it shows whether one may, and does nothing.
@@ -26,22 +27,28 @@ var architectures = map[string]types.ArchitectureValues{"amd64": types.Architect
 
 // Publish makes an image of the disk in the publisher's region and in those it is copied to. An image of this name that holds
 // the same disk is there already and is used; one that holds another is an error.
-func (p *Publisher) Publish(ctx context.Context, d Disk, o Options) (*Report, error) {
+func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*publish.Report, error) {
 	begin := time.Now()
 	o.Parallel = cmp.Or(o.Parallel, 32)
 	o.Copies = slices.DeleteFunc(slices.Clone(o.Copies), func(r string) bool { return r == p.Region() })
-	o.Tags = maps.Clone(o.Tags)
-	if o.Tags == nil {
-		o.Tags = map[string]string{}
+	o.Labels = maps.Clone(o.Labels)
+	if o.Labels == nil {
+		o.Labels = map[string]string{}
 	}
-	o.Tags[tagDisk], o.Tags[tagName] = d.ID, cmp.Or(o.Tags[tagName], o.Name)
+	o.Labels[tagDisk], o.Labels[tagName] = d.ID, cmp.Or(o.Labels[tagName], o.Name)
 	if _, known := architectures[o.Arch]; !known {
 		return nil, fmt.Errorf("aws: EC2 has no machines of architecture %s", o.Arch)
 	}
 	if len(o.Name) < 3 || len(o.Name) > 128 {
 		return nil, fmt.Errorf("aws: image name %q: has not 3 to 128 characters", o.Name)
 	}
-	r := &Report{Name: o.Name, Account: p.account, DryRun: o.DryRun, DiskSize: d.Size, Public: o.Public, Accounts: o.Accounts, Images: []Image{}}
+	if len(o.Keys) > 0 {
+		var err error
+		if o.uefiData, err = UEFIData(o.Keys); err != nil {
+			return nil, err
+		}
+	}
+	r := &publish.Report{Name: o.Name, Account: p.account, DryRun: o.DryRun, DiskSize: d.Size, BlockSize: blockSize, Public: o.Public, Accounts: o.Share, Images: []publish.Image{}}
 	if err := p.preflight(ctx, &o); err != nil {
 		return nil, err
 	}
@@ -54,13 +61,13 @@ func (p *Publisher) Publish(ctx context.Context, d Disk, o Options) (*Report, er
 			p.Region(), o.Name, sdk.ToString(there.ImageId), p.Region(), o.Name)
 	}
 	if o.DryRun {
-		if err := countBlocks(ctx, d, r); err != nil {
+		if err := publish.Runs(ctx, d, blockSize, blockSize, func(int64, int64, []byte) error { r.Blocks++; return nil }); err != nil {
 			return nil, err
 		}
 		r.Seconds = time.Since(begin).Seconds()
 		return r, nil
 	}
-	first := Image{Region: p.Region()}
+	first := publish.Image{Region: p.Region()}
 	if there != nil {
 		p.log("%s: image %s is there already", p.Region(), sdk.ToString(there.ImageId))
 		first.Image, first.Snapshot = sdk.ToString(there.ImageId), snapshotOf(there)
@@ -103,11 +110,11 @@ func (p *Publisher) preflight(ctx context.Context, o *Options) error {
 	r.check("ebs:PutSnapshotBlock", put(ctx, direct, nowhere, 0, zeroBlock, [32]byte{}))
 	_, err = direct.CompleteSnapshot(ctx, &ebs.CompleteSnapshotInput{SnapshotId: sdk.String(nowhere), ChangedBlocksCount: sdk.Int32(0), ChecksumAlgorithm: ebstypes.ChecksumAlgorithmChecksumAlgorithmSha256})
 	r.check("ebs:CompleteSnapshot", err)
-	in := p.registration(nowhere, Disk{Size: 1 << 30}, o)
+	in := p.registration(nowhere, publish.Disk{Size: 1 << 30}, o)
 	in.DryRun = yes
 	_, err = home.RegisterImage(ctx, in)
 	r.check("ec2:RegisterImage", err)
-	_, err = home.CreateTags(ctx, &ec2.CreateTagsInput{DryRun: yes, Resources: []string{nowhere}, Tags: tags(o.Tags)})
+	_, err = home.CreateTags(ctx, &ec2.CreateTagsInput{DryRun: yes, Resources: []string{nowhere}, Tags: tags(o.Labels)})
 	r.check("ec2:CreateTags", err)
 	for _, region := range append([]string{p.Region()}, o.Copies...) {
 		there := p.ec2(region)
@@ -115,7 +122,7 @@ func (p *Publisher) preflight(ctx context.Context, o *Options) error {
 			_, err = there.CopyImage(ctx, &ec2.CopyImageInput{DryRun: yes, Name: &o.Name, SourceImageId: sdk.String("ami-00000000000000000"), SourceRegion: sdk.String(p.Region())})
 			r.check("ec2:CopyImage", err)
 		}
-		if o.Public || len(o.Accounts) > 0 {
+		if o.Public || len(o.Share) > 0 {
 			_, err = there.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{DryRun: yes, ImageId: sdk.String("ami-00000000000000000"), LaunchPermission: launch(o)})
 			r.check("ec2:ModifyImageAttribute", err)
 			_, err = there.ModifySnapshotAttribute(ctx, &ec2.ModifySnapshotAttributeInput{DryRun: yes, SnapshotId: sdk.String(nowhere), CreateVolumePermission: volumes(o)})
@@ -136,28 +143,10 @@ func (p *Publisher) preflight(ctx context.Context, o *Options) error {
 	return p.missing(&r)
 }
 
-// countBlocks says what an upload would carry.
-func countBlocks(ctx context.Context, d Disk, r *Report) error {
-	b := make([]byte, blockSize)
-	for at := int64(0); at < d.Size; at += blockSize {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n := min(blockSize, d.Size-at)
-		if _, err := d.ReadAt(b[:n], at); err != nil {
-			return fmt.Errorf("reading the disk at %d: %w", at, err)
-		}
-		if !bytes.Equal(b[:n], zeroBlock[:n]) {
-			r.Blocks++
-		}
-	}
-	return nil
-}
-
 // rootDevice is what EC2 calls the first disk; the machine sees an NVMe device.
 const rootDevice = "/dev/xvda"
 
-func (p *Publisher) registration(snapshot string, d Disk, o *Options) *ec2.RegisterImageInput {
+func (p *Publisher) registration(snapshot string, d publish.Disk, o *Options) *ec2.RegisterImageInput {
 	in := &ec2.RegisterImageInput{
 		Name: &o.Name, Description: sdk.String(o.Description), Architecture: architectures[o.Arch],
 		BootMode: types.BootModeValuesUefi, EnaSupport: sdk.Bool(true), SriovNetSupport: sdk.String("simple"), VirtualizationType: sdk.String("hvm"),
@@ -165,10 +154,10 @@ func (p *Publisher) registration(snapshot string, d Disk, o *Options) *ec2.Regis
 		BlockDeviceMappings: []types.BlockDeviceMapping{{DeviceName: sdk.String(rootDevice), Ebs: &types.EbsBlockDevice{
 			SnapshotId: &snapshot, VolumeType: types.VolumeTypeGp3, VolumeSize: sdk.Int32(int32(max(8, (d.Size+1<<30-1)>>30))), DeleteOnTermination: sdk.Bool(true),
 		}}},
-		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeImage, Tags: tags(o.Tags)}},
+		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeImage, Tags: tags(o.Labels)}},
 	}
-	if o.UEFIData != "" {
-		in.UefiData = &o.UEFIData
+	if o.uefiData != "" {
+		in.UefiData = &o.uefiData
 	}
 	if o.Arch == "amd64" {
 		in.TpmSupport = types.TpmSupportValuesV20
@@ -176,7 +165,7 @@ func (p *Publisher) registration(snapshot string, d Disk, o *Options) *ec2.Regis
 	return in
 }
 
-func (p *Publisher) register(ctx context.Context, snapshot string, d Disk, o *Options) (string, error) {
+func (p *Publisher) register(ctx context.Context, snapshot string, d publish.Disk, o *Options) (string, error) {
 	out, err := p.ec2(p.Region()).RegisterImage(ctx, p.registration(snapshot, d, o))
 	if code(err) == "InvalidAMIName.Duplicate" { // an answer was lost, and the request repeated
 		if there, ferr := p.find(ctx, p.Region(), o.Name); ferr == nil && there != nil && tag(there.Tags, tagDisk) == d.ID {
@@ -209,8 +198,8 @@ func (p *Publisher) find(ctx context.Context, region, name string) (*types.Image
 }
 
 // copy brings the image to another region.
-func (p *Publisher) copy(ctx context.Context, from Image, region, disk string, o *Options) (Image, error) {
-	to := Image{Region: region}
+func (p *Publisher) copy(ctx context.Context, from publish.Image, region, disk string, o *Options) (publish.Image, error) {
+	to := publish.Image{Region: region}
 	there, err := p.find(ctx, region, o.Name)
 	switch {
 	case err != nil:
@@ -223,7 +212,7 @@ func (p *Publisher) copy(ctx context.Context, from Image, region, disk string, o
 	default:
 		out, err := p.ec2(region).CopyImage(ctx, &ec2.CopyImageInput{
 			Name: &o.Name, Description: sdk.String(o.Description), SourceImageId: &from.Image, SourceRegion: &from.Region, CopyImageTags: sdk.Bool(true),
-			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tags(o.Tags)}}, ClientToken: sdk.String(from.Image + "-" + region),
+			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tags(o.Labels)}}, ClientToken: sdk.String(from.Image + "-" + region),
 		})
 		if err != nil {
 			return to, fmt.Errorf("aws: copying to %s: %w", region, short(err))
@@ -235,7 +224,7 @@ func (p *Publisher) copy(ctx context.Context, from Image, region, disk string, o
 }
 
 // finish waits until an image can be used, and sets who may use it and until when.
-func (p *Publisher) finish(ctx context.Context, i Image, o *Options) (Image, error) {
+func (p *Publisher) finish(ctx context.Context, i publish.Image, o *Options) (publish.Image, error) {
 	client := p.ec2(i.Region)
 	err := p.wait(ctx, "image "+i.Image+" in "+i.Region, func() (bool, error) {
 		out, err := client.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{i.Image}})
@@ -255,7 +244,7 @@ func (p *Publisher) finish(ctx context.Context, i Image, o *Options) (Image, err
 	if err != nil {
 		return i, err
 	}
-	if o.Public || len(o.Accounts) > 0 {
+	if o.Public || len(o.Share) > 0 {
 		// The snapshot first: an image that others see is one they can copy, too.
 		if _, err := client.ModifySnapshotAttribute(ctx, &ec2.ModifySnapshotAttributeInput{SnapshotId: &i.Snapshot, Attribute: types.SnapshotAttributeNameCreateVolumePermission, CreateVolumePermission: volumes(o)}); err != nil {
 			return i, fmt.Errorf("aws: %s: sharing snapshot %s: %w", i.Region, i.Snapshot, short(err))
@@ -279,13 +268,13 @@ func (p *Publisher) deprecate(ctx context.Context, region, image string, at time
 }
 
 // Deprecate sets the day from which on the image is no longer listed for others, in each region.
-func (p *Publisher) Deprecate(ctx context.Context, name string, at time.Time, regions []string) ([]Image, error) {
-	return p.each(ctx, name, regions, func(i Image) error { return p.deprecate(ctx, i.Region, i.Image, at) })
+func (p *Publisher) Deprecate(ctx context.Context, name string, at time.Time, regions []string) ([]publish.Image, error) {
+	return p.each(ctx, name, regions, func(i publish.Image) error { return p.deprecate(ctx, i.Region, i.Image, at) })
 }
 
 // Delete removes the image and its snapshot, in each region.
-func (p *Publisher) Delete(ctx context.Context, name string, regions []string) ([]Image, error) {
-	return p.each(ctx, name, regions, func(i Image) error {
+func (p *Publisher) Delete(ctx context.Context, name string, regions []string) ([]publish.Image, error) {
+	return p.each(ctx, name, regions, func(i publish.Image) error {
 		client := p.ec2(i.Region)
 		if _, err := client.DeregisterImage(ctx, &ec2.DeregisterImageInput{ImageId: &i.Image}); err != nil && !gone(err) {
 			return fmt.Errorf("aws: %s: deregistering image %s: %w", i.Region, i.Image, short(err))
@@ -302,16 +291,16 @@ func (p *Publisher) Delete(ctx context.Context, name string, regions []string) (
 }
 
 // each does something with the image of every region. Regions without it are an error only if none has it.
-func (p *Publisher) each(ctx context.Context, name string, regions []string, do func(Image) error) ([]Image, error) {
+func (p *Publisher) each(ctx context.Context, name string, regions []string, do func(publish.Image) error) ([]publish.Image, error) {
 	if len(regions) == 0 {
 		regions = []string{p.Region()}
 	}
-	done := []Image{}
+	done := []publish.Image{}
 	var errs []error
 	for _, region := range regions {
 		there, err := p.find(ctx, region, name)
 		if err == nil && there != nil {
-			i := Image{Region: region, Image: sdk.ToString(there.ImageId), Snapshot: snapshotOf(there)}
+			i := publish.Image{Region: region, Image: sdk.ToString(there.ImageId), Snapshot: snapshotOf(there)}
 			if err = do(i); err == nil {
 				done = append(done, i)
 			}
@@ -341,7 +330,7 @@ func launch(o *Options) *types.LaunchPermissionModifications {
 	if o.Public {
 		m.Add = append(m.Add, types.LaunchPermission{Group: types.PermissionGroupAll})
 	}
-	for _, a := range o.Accounts {
+	for _, a := range o.Share {
 		m.Add = append(m.Add, types.LaunchPermission{UserId: sdk.String(a)})
 	}
 	return m
@@ -352,7 +341,7 @@ func volumes(o *Options) *types.CreateVolumePermissionModifications {
 	if o.Public {
 		m.Add = append(m.Add, types.CreateVolumePermission{Group: types.PermissionGroupAll})
 	}
-	for _, a := range o.Accounts {
+	for _, a := range o.Share {
 		m.Add = append(m.Add, types.CreateVolumePermission{UserId: sdk.String(a)})
 	}
 	return m

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"sync"
@@ -22,6 +21,7 @@ import (
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/skerry-os/skerry/image/cloud/publish"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 )
 
@@ -47,7 +47,7 @@ type upload struct {
 
 // snapshot brings the disk's blocks that are not zeros into a snapshot, as many at a time as asked for. An upload that was
 // interrupted goes on where it was, as long as the snapshot is still open.
-func (p *Publisher) snapshot(ctx context.Context, d Disk, o *Options, r *Report) (string, error) {
+func (p *Publisher) snapshot(ctx context.Context, d publish.Disk, o *Options, r *publish.Report) (string, error) {
 	client := p.ebs(p.Region())
 	u, err := p.openUpload(ctx, client, d, o)
 	if err != nil {
@@ -56,25 +56,17 @@ func (p *Publisher) snapshot(ctx context.Context, d Disk, o *Options, r *Report)
 	if u.Complete {
 		return u.Snapshot, nil
 	}
-	all := int((d.Size + blockSize - 1) / blockSize)
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(o.Parallel)
 	total := sha256.New()
-	var passed int // blocks looked at
-	for i := 0; i < all && gctx.Err() == nil; i++ {
-		b := make([]byte, blockSize)
-		if n, err := d.ReadAt(b, int64(i)*blockSize); err != nil && (!errors.Is(err, io.EOF) || n == 0) {
-			_ = group.Wait()
-			return "", fmt.Errorf("reading the disk at %d: %w", int64(i)*blockSize, err)
-		}
-		if passed = i + 1; bytes.Equal(b, zeroBlock) {
-			continue
-		}
+	err = publish.Runs(gctx, d, blockSize, blockSize, func(offset, done int64, b []byte) error {
+		i := int(offset / blockSize)
+		b = append(b, zeroBlock[len(b):]...) // the last one of a disk may be shorter
 		sum := sha256.Sum256(b)
 		total.Write(sum[:])
 		r.Blocks++
 		if u.has(i) {
-			continue
+			return nil
 		}
 		r.Uploaded++
 		group.Go(func() error {
@@ -84,10 +76,13 @@ func (p *Publisher) snapshot(ctx context.Context, d Disk, o *Options, r *Report)
 			return u.did(i)
 		})
 		if o.Progress != nil {
-			o.Progress(passed, all)
+			o.Progress(int(done/blockSize), int(d.Size/blockSize))
 		}
+		return nil
+	})
+	if werr := group.Wait(); werr != nil {
+		err = werr
 	}
-	err = group.Wait()
 	if err != nil || ctx.Err() != nil {
 		if serr := u.save(); serr == nil && u.file != "" {
 			p.log("what is uploaded is remembered in %s; the same command goes on from there", u.file)
@@ -136,7 +131,7 @@ func put(ctx context.Context, client *ebs.Client, snapshot string, index int, b 
 }
 
 // openUpload goes on with the snapshot in the state file, or starts one.
-func (p *Publisher) openUpload(ctx context.Context, client *ebs.Client, d Disk, o *Options) (*upload, error) {
+func (p *Publisher) openUpload(ctx context.Context, client *ebs.Client, d publish.Disk, o *Options) (*upload, error) {
 	u := &upload{file: o.State}
 	if data, err := os.ReadFile(o.State); err == nil {
 		if err := json.Unmarshal(data, u); err != nil {
@@ -150,7 +145,7 @@ func (p *Publisher) openUpload(ctx context.Context, client *ebs.Client, d Disk, 
 		return nil, err
 	}
 	tags := []ebstypes.Tag{}
-	for k, v := range o.Tags {
+	for k, v := range o.Labels {
 		tags = append(tags, ebstypes.Tag{Key: sdk.String(k), Value: sdk.String(v)})
 	}
 	token := sha256.Sum256(fmt.Appendf(nil, "%s %s %d", d.ID, o.Name, time.Now().UnixNano()))
@@ -213,22 +208,10 @@ func (u *upload) write() error {
 	return atomicfile.Write(u.file, append(data, '\n'), 0o600)
 }
 
-// wait asks until something is done, at first every second.
+// wait asks until something is done.
 func (p *Publisher) wait(ctx context.Context, what string, done func() (bool, error)) error {
-	every := time.Second
-	for {
-		ok, err := done()
-		switch {
-		case err != nil:
-			return fmt.Errorf("aws: waiting for %s: %w", what, short(err))
-		case ok:
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("aws: waiting for %s: %w", what, context.Cause(ctx))
-		case <-time.After(every):
-		}
-		every = min(every*3/2, 15*time.Second)
+	if err := publish.Wait(ctx, done); err != nil {
+		return fmt.Errorf("aws: waiting for %s: %w", what, short(err))
 	}
+	return nil
 }

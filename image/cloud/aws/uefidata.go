@@ -5,17 +5,11 @@ import (
 	"compress/zlib"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
-)
 
-// Variable is a Secure Boot variable to be there when an instance first starts: what the enrolment file (.auth) of the release
-// holds, which is a time, a signature and then the variable's data.
-type Variable struct {
-	Name string // PK, KEK or db
-	Auth []byte
-}
+	"github.com/skerry-os/skerry/image/cloud/publish"
+)
 
 // Vendors of the variables, as EFI writes GUIDs: the first three fields little-endian.
 var (
@@ -30,7 +24,7 @@ const attributes = 0x27
 // UEFIData encodes variables as RegisterImage takes them. The form is that of github.com/awslabs/python-uefivars: base64 of
 // the magic, the CRC-32C of what follows, version 0, and a zlib stream of the variables. (Its preset dictionary only makes
 // the text shorter; a stream without one is read too.)
-func UEFIData(vars []Variable) (string, error) {
+func UEFIData(vars []publish.Variable) (string, error) {
 	le := binary.LittleEndian
 	raw := le.AppendUint64(nil, uint64(len(vars)))
 	bytesOf := func(b []byte) { raw = append(le.AppendUint64(raw, uint64(len(b))), b...) }
@@ -39,9 +33,9 @@ func UEFIData(vars []Variable) (string, error) {
 		if !known {
 			return "", fmt.Errorf("UEFI variable %s: is not one of PK, KEK, db", v.Name)
 		}
-		when, data, err := enrolment(v.Auth)
+		when, data, err := v.Enrolment()
 		if err != nil {
-			return "", fmt.Errorf("UEFI variable %s: %w", v.Name, err)
+			return "", err
 		}
 		bytesOf([]byte(v.Name))
 		bytesOf(data)
@@ -63,16 +57,4 @@ func UEFIData(vars []Variable) (string, error) {
 	}
 	head := le.AppendUint32([]byte("AMZNUEFI"), crc32.Checksum(body.Bytes(), crc32.MakeTable(crc32.Castagnoli)))
 	return base64.StdEncoding.EncodeToString(append(head, body.Bytes()...)), nil
-}
-
-// enrolment takes an EFI_VARIABLE_AUTHENTICATION_2 apart: 16 bytes of time, a WIN_CERTIFICATE that begins with its length, data.
-func enrolment(auth []byte) (when, data []byte, err error) {
-	if len(auth) < 20 {
-		return nil, nil, errors.New("its enrolment file is cut off")
-	}
-	n := int64(binary.LittleEndian.Uint32(auth[16:]))
-	if n < 24 || 16+n >= int64(len(auth)) {
-		return nil, nil, errors.New("its enrolment file has no data behind the signature")
-	}
-	return auth[:16], auth[16+n:], nil
 }

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -86,6 +87,7 @@ var ErrReset = errors.New("etcd: all other servers are forgotten; start without 
 // Store is the member as a datastore.Store.
 type Store struct {
 	Config
+	id    atomic.Uint64
 	hurry int // looks at the alarms so many times as often, in tests
 }
 
@@ -166,6 +168,7 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer shut(e)
+	s.id.Store(uint64(e.Server.MemberID()))
 	if err := os.Chmod(s.socket(), 0o600); err != nil {
 		return err
 	}

@@ -165,7 +165,7 @@ func TestCluster(t *testing.T) {
 	if info, err := os.Stat(a.store.socket()); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v", info, err)
 	}
-	stranger := *a.store
+	stranger := New(a.store.Config)
 	stranger.TLS.ClientPair = stranger.TLS.PeerPair // signed by the authority that is for members among themselves
 	if c, err := stranger.others(b.store.clientURL()); err == nil {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
@@ -191,9 +191,18 @@ func TestCluster(t *testing.T) {
 		t.Errorf("members with a replaced one: %v, %v", names, err)
 	}
 
+	// A node by its name that named the member of the old disk is deleted.
+	if was := c.store.ID(); was == 0 || was == again.store.ID() {
+		t.Errorf("members have the numbers %x and %x", was, again.store.ID())
+	}
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3", c.store.ID()) })
+	if names, err := a.store.Members(t.Context()); err != nil || len(names) != 3 {
+		t.Errorf("members after the old one was removed once more: %v, %v", names, err)
+	}
+
 	// Its node is deleted.
 	// etcd removes nobody until the others have been together for some seconds.
-	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3") })
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3", again.store.ID()) })
 	select {
 	case err := <-again.out:
 		again.stop = nil
@@ -206,7 +215,7 @@ func TestCluster(t *testing.T) {
 	again.start().ready() // it still knows whom to join
 	again.end()
 	// etcd removes nobody until the others have been together for some seconds.
-	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3") })
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, "node-3", again.store.ID()) })
 
 	file := filepath.Join(t.TempDir(), "snapshot")
 	rev, err := a.store.Snapshot(t.Context(), file)
@@ -265,7 +274,7 @@ func TestCluster(t *testing.T) {
 	if got := b.get("/registry/b"); got != "later" {
 		t.Errorf("at the one that joined again: %q", got)
 	}
-	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, b.store.Name) })
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, b.store.Name, b.store.ID()) })
 	if err := <-b.out; err == nil {
 		t.Error("a member that was removed ends as if it had been asked to")
 	}

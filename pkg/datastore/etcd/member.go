@@ -173,23 +173,21 @@ func (s *Store) Members(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-// Remove takes the member of a node that was deleted out of the cluster. It never removes the last one.
-func (s *Store) Remove(ctx context.Context, name string) error {
+// ID is the member's among the others; 0 before it has started. One that joins again has another.
+func (s *Store) ID() uint64 { return s.id.Load() }
+
+// Remove takes the member of a node that was deleted out of the cluster: this one, and not what has joined under the name since.
+// It never removes the last one.
+func (s *Store) Remove(ctx context.Context, name string, id uint64) error {
 	return s.with(ctx, func(ctx context.Context, c *clientv3.Client) error {
 		list, err := c.MemberList(ctx)
-		if err != nil {
+		if err != nil || !slices.ContainsFunc(list.Members, func(m *etcdserverpb.Member) bool { return m.ID == id }) {
 			return err
 		}
-		for _, m := range list.Members {
-			if m.Name != name {
-				continue
-			}
-			if len(list.Members) == 1 {
-				return fmt.Errorf("%s is the last server; it stays", name)
-			}
-			_, err := c.MemberRemove(ctx, m.ID)
-			return err
+		if len(list.Members) == 1 {
+			return fmt.Errorf("%s is the last server; it stays", name)
 		}
-		return nil
+		_, err = c.MemberRemove(ctx, id)
+		return err
 	})
 }

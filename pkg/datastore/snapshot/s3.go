@@ -27,8 +27,9 @@ type S3 struct {
 	SessionToken         string
 	Bucket, Lookup       string
 	Region, Folder       string
-	Insecure             bool   // plain HTTP
-	Proxy                string // a URL; "" is the environment's
+	Insecure             bool                             // plain HTTP
+	Proxy                string                           // a URL; "" is what Proxies says
+	Proxies              func(*url.URL) (*url.URL, error) // nil: none
 	Timeout              time.Duration
 	Retention            int
 }
@@ -56,7 +57,10 @@ func newBucket(c S3) (*bucket, error) {
 			}
 		}
 	}
-	transport.Proxy = http.ProxyFromEnvironment
+	transport.Proxy = nil
+	if c.Proxies != nil {
+		transport.Proxy = func(r *http.Request) (*url.URL, error) { return c.Proxies(r.URL) }
+	}
 	if c.Proxy != "" {
 		proxy, err := url.Parse(c.Proxy)
 		if err != nil {

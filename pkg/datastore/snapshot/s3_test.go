@@ -5,10 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/pem"
-	"io"
-	"net"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +18,8 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+
+	"github.com/skerry-os/skerry/pkg/outbound/outboundtest"
 )
 
 const (
@@ -55,33 +57,16 @@ func TestS3Proxy(t *testing.T) {
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var asked []string
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r.Method+" "+r.Host)
-		up, err := net.Dial("tcp", server.Listener.Addr().String())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		down, _, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		_, _ = io.WriteString(down, "HTTP/1.1 200 OK\r\n\r\n")
-		go func() { _, _ = io.Copy(up, down); _ = up.Close() }()
-		_, _ = io.Copy(down, up)
-		_ = down.Close()
-	}))
-	defer proxy.Close()
+	proxy := outboundtest.New(t, server.Listener.Addr().String())
 	b, err := newBucket(S3{
 		Endpoint: "s3.example.com", EndpointCA: ca, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucketKey, Lookup: "path", Region: "us-east-1",
-		Timeout: 20 * time.Second, Proxy: proxy.URL,
+		Timeout: 20 * time.Second, Proxy: proxy.URL, Proxies: func(*url.URL) (*url.URL, error) { return nil, errors.New("the proxy for everything is asked") },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.list(t.Context()); err != nil || len(asked) == 0 || asked[0] != "CONNECT s3.example.com:443" {
+	_, err = b.list(t.Context())
+	if asked := proxy.Asked(); err != nil || len(asked) == 0 || asked[0] != "CONNECT s3.example.com:443" {
 		t.Errorf("through the proxy went %q: %v", asked, err)
 	}
 }

@@ -49,7 +49,7 @@ func Volume(t testing.TB, files map[string][]byte) []byte {
 
 // open is the firmware's own FAT driver; it finds what any reader does.
 func open(d Disk) *fat.Editor {
-	e, err := fat.Edit(d, VolumeSize, when)
+	e, err := fat.Edit(d, d.Size(), when)
 	if err != nil {
 		panic(fmt.Sprintf("the firmware cannot read its volume: %v", err))
 	}
@@ -95,7 +95,7 @@ func (UEFI) Selector(d Disk, b Boot) slot.Selector {
 	if left.counts != "" {
 		vars[Counts] = Variable(left.counts)
 	}
-	return slot.UEFI{Vars: vars, ESP: slot.Volume{Device: d, Size: VolumeSize}}
+	return slot.UEFI{Vars: vars, ESP: slot.Volume{Device: d, Size: d.Size()}}
 }
 
 // loader is what it leaves: the entry it started, and the last one that it counted, which may not have loaded.

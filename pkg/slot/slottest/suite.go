@@ -16,6 +16,7 @@ type Disk interface {
 	ReadAt([]byte, int64) (int, error)
 	WriteAt([]byte, int64) (int, error)
 	Sync() error
+	Size() int64 // bytes
 }
 
 // Machine is a kind of firmware: a Selector for the OS that runs, and what the firmware does at power on.

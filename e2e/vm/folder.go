@@ -157,7 +157,8 @@ func processStart(pid int) (uint64, error) {
 	if len(fields) < 20 {
 		return 0, fmt.Errorf("%s: has %d fields after the name, fewer than 20", name, len(fields))
 	}
-	if string(fields[0]) == "Z" {
+	// The first thread may have ended while others still hold the process's files.
+	if threads := string(fields[17]); string(fields[0]) == "Z" && (threads == "0" || threads == "1") {
 		return 0, fmt.Errorf("%s: the process has ended", name)
 	}
 	return strconv.ParseUint(string(fields[19]), 10, 64)

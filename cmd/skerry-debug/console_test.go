@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -18,6 +19,8 @@ import (
 const onConsole = "SKERRY_TEST_CONSOLE"
 
 func TestMain(m *testing.M) {
+	// Whoever runs the tests may not want to hear of a hang-up (nohup), and children would not either. On a machine they do.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	if args := strings.Split(os.Getenv(onConsole), " "); len(args) == 3 {
 		if err := console(args[0], args[1], args[2]); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error() + "\n")

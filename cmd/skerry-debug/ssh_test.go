@@ -333,8 +333,7 @@ func TestTerminal(t *testing.T) {
 	if err := s.WindowChange(44, 120); err != nil {
 		t.Fatal(err)
 	}
-	type_("stty size\n")
-	out.await(t, "44 120")
+	out.awaitTyping(t, type_, "stty size\n", "44 120") // what is typed may overtake the change
 	type_("echo be''gins; sleep 1000\n")
 	out.await(t, "begins")
 	type_("\x03") // the terminal makes it a signal for what is in front, and drops what was typed and not read

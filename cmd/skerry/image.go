@@ -219,6 +219,9 @@ func newImageInspectCmd() *cobra.Command {
 				return nil
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: every byte is right: %s, release %s, manifest %.8s, node config %.8s\n", args[0], p.Board, p.Version, p.Manifest, p.Config)
+			if err == nil && p.Debug {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", args[0], machine.DebugNotice)
+			}
 			return err
 		},
 	}

@@ -46,10 +46,12 @@ func TestProcessOutlivesItsFirstThread(t *testing.T) {
 	_ = cmd.Wait()
 }
 
-// init runs in the first thread.
-func init() {
+// Variables are initialised in the first thread.
+var _ = endFirstThread()
+
+func endFirstThread() bool {
 	if os.Getenv("SKERRY_TEST_THREADS") == "" {
-		return
+		return false
 	}
 	go func() {
 		_, _ = os.Stdin.Read(make([]byte, 1))
@@ -57,4 +59,5 @@ func init() {
 	}()
 	_, _ = os.Stdout.WriteString("x")
 	_, _, _ = syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0) // ends this thread alone
+	return true
 }

@@ -171,6 +171,7 @@ func modprobe(args []string) int {
 	}
 	loader, err := kmod.NewLoader(filepath.Join(modulesDir, unix.ByteSliceToString(un.Release[:])))
 	if err != nil {
+		toKernelLog("modprobe: " + err.Error())
 		return 1
 	}
 	code := 0
@@ -179,10 +180,23 @@ func modprobe(args []string) int {
 			continue
 		}
 		if err := loader.Load(a, ""); err != nil {
-			code = 1 // the kernel asks for much that nobody has; saying so each time would drown the rest
+			code = 1
+			if !errors.Is(err, kmod.ErrUnknown) { // the kernel asks for much that nobody has; saying so each time would drown the rest
+				toKernelLog("modprobe " + a + ": " + err.Error())
+			}
 		}
 	}
 	return code
+}
+
+// toKernelLog is for the kernel's helpers, which nobody reads the output of.
+func toKernelLog(text string) {
+	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	_, _ = f.WriteString("<3>skerry: " + joinLines(text) + "\n")
+	_ = f.Close()
 }
 
 const watchdogEnv = "SKERRY_WATCHDOG_FD"

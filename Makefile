@@ -110,6 +110,7 @@ STAGE := .ci/stage
 test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
 	@$(STAGE) 'check: format, vet, lint, import rules, other architectures (the first time compiles Kubernetes: 15 minutes on two cores)' $(MAKE) check
 	@$(STAGE) 'quick: unit tests' $(MAKE) quick SKERRY_TOOLS=1
+	@$(STAGE) 'fuzz: a thousand inputs of its own to each reader of foreign bytes' $(MAKE) fuzz FUZZTIME=1000x
 	@$(STAGE) 'release: kernel, root, component images, signed' $(MAKE) release
 	@$(STAGE) 'release: what other programs say of it' $(MAKE) release-check
 	@$(STAGE) 'release: the same bytes a second time' $(MAKE) reproducible
@@ -225,7 +226,7 @@ powercut: ## cut the power at every write of an update; SEED=n repeats one, TRIE
 	@go test -count=1 -v -timeout 60m -run 'PowerCut' ./pkg/update -args -seed $(SEED) -tries $(or $(TRIES),100)
 
 FUZZTIME ?= 1m
-fuzz: ## feed every reader of foreign bytes with garbage; FUZZTIME=10m for longer
+fuzz: ## feed every reader of foreign bytes with garbage; FUZZTIME=10m for longer, 1000x for a number
 	@for p in $$(grep -rl --include=*_test.go '^func Fuzz' cmd init image boards pkg | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -rhoE --include=*_test.go '^func Fuzz[A-Za-z0-9]+' $$p/*_test.go | sed 's/func //'); do \
 	    echo "== $$p $$f"; go test -run XXX -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) ./$$p || exit 1; done; done

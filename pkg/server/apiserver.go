@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net"
@@ -202,13 +203,25 @@ type chain = func(http.Handler, *genericapiserver.Config) http.Handler
 
 // guarded answers what is Skerry's own in front of Kubernetes' authentication, for whoever asks there has no certificate yet.
 // What needs the descriptions of APIs is held behind it: a stranger is refused at once, and neither keeps a connection nor has
-// descriptions made.
+// descriptions made. The server's own look, which may be held for good, is held in front: behind it there are a limit for
+// requests, and an end of the server that waits for them.
 func (a *apiServer) guarded(kubernetes chain) chain {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		inside := kubernetes(a.described(h), c)
+		self := []byte("Bearer " + c.LoopbackClientConfig.BearerToken)
+		own := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), self) == 1 {
+				a.specs.Load().ourselves(inside).ServeHTTP(w, r)
+				return
+			}
+			inside.ServeHTTP(w, r)
+		})
 		ours := http.NewServeMux()
 		ours.Handle(join.KubeconfigPath, a.cfg.Join)
 		ours.Handle(join.Path, a.cfg.Join)
-		ours.Handle("/", kubernetes(a.described(h), c))
+		ours.Handle(openAPIV3, own)
+		ours.Handle(openAPIV3+"/", own)
+		ours.Handle("/", inside)
 		return ours
 	}
 }
@@ -222,7 +235,7 @@ func (a *apiServer) described(kubernetes http.Handler) http.Handler {
 	}
 	hold(openAPIV3, func(s *specs, r *http.Request) http.Handler {
 		if who, ok := request.UserFrom(r.Context()); ok && who.GetName() == user.APIServerUser {
-			return s.ourselves(kubernetes)
+			return kubernetes // has waited
 		}
 		return s.clients(kubernetes)
 	})

@@ -134,7 +134,7 @@ func TestSSHFollowsTheConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(program, []byte("#!/bin/sh\necho \"began: $*\"\ntrap 'echo ends; exit 0' TERM\nwhile :; do sleep 0.02; done\n"), 0o755); err != nil {
+	if err := os.WriteFile(program, []byte("#!/bin/sh\ntrap 'echo ends; exit 0' TERM\necho \"began: $*\"\nwhile :; do sleep 0.02; done\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	finish := func() {

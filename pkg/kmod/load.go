@@ -12,8 +12,9 @@ import (
 
 // Loader loads modules of one kernel into the running one, each once. Several goroutines may use it.
 type Loader struct {
-	index *Index
-	dir   string
+	index  *Index
+	dir    string
+	insert func(file, params string) error
 
 	mu    sync.Mutex
 	tried map[string]*outcome
@@ -31,14 +32,15 @@ func NewLoader(dir string) (*Loader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	return &Loader{index: x, dir: dir, tried: map[string]*outcome{}}, nil
+	return &Loader{index: x, dir: dir, insert: insert, tried: map[string]*outcome{}}, nil
 }
 
 // Index is what the loader loads from.
 func (l *Loader) Index() *Index { return l.index }
 
 // Load loads what a name or alias resolves to, what it needs first. What is loaded or built in is no error. Parameters go
-// to the module of that very name.
+// to the module of that very name. A softdep that fails is no error: many are for processors that this machine may not have. Of
+// modules that share an alias one is enough.
 func (l *Loader) Load(name, params string) error {
 	return l.load([]string{name}, map[string]string{Normal(name): params})
 }
@@ -77,17 +79,47 @@ func (l *Loader) load(names []string, params map[string]string) error {
 			}
 			room <- struct{}{}
 			defer func() { <-room }()
-			if err := insert(filepath.Join(l.dir, m.File), params[m.Name]); err != nil {
+			if err := l.insert(filepath.Join(l.dir, m.File), params[m.Name]); err != nil {
 				o.err = fmt.Errorf("module %s: %w", m.Name, err)
 			}
 		}()
 	}
+	for _, o := range ends {
+		<-o.done
+	}
 	errs := []error{err}
-	for _, m := range mods {
-		<-ends[m.Name].done
-		errs = append(errs, ends[m.Name].err)
+	for _, name := range names {
+		errs = append(errs, l.failed(name, ends))
 	}
 	return errors.Join(errs...)
+}
+
+// failed says why none of the modules with this name or alias is loaded; nil if one is, or if there is none.
+func (l *Loader) failed(name string, ends map[string]*outcome) error {
+	var errs []error
+	mods, _ := l.index.Lookup(name)
+	for _, m := range mods {
+		err := l.hard(m, ends, map[string]bool{})
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// hard is what went wrong with a module and all it depends on.
+func (l *Loader) hard(name string, ends map[string]*outcome, seen map[string]bool) error {
+	o := ends[name]
+	if o == nil || seen[name] {
+		return nil
+	}
+	seen[name] = true
+	var errs []error
+	for _, d := range l.index.Modules[name].Depends {
+		errs = append(errs, l.hard(d, ends, seen))
+	}
+	return errors.Join(append(errs, o.err)...)
 }
 
 // needs names the modules that must be loaded before m: those it depends on, and its softdeps.

@@ -76,13 +76,16 @@ func TestStepsInterrupted(t *testing.T) {
 	}
 }
 
-// Both pages are in an order that can work: what a step needs stands above it.
+// The pages can work: every step has something to do, a name of its own, and if it must succeed the time that slow cards need.
 func TestSequences(t *testing.T) {
-	for _, steps := range [][]step{stage1, stage2} {
+	for _, steps := range [][]step{stage1, stageNet, stage2} {
 		seen := map[string]bool{}
 		for _, st := range steps {
 			if st.do == nil || st.limit <= 0 || seen[st.name] || strings.ContainsAny(st.name, ":;") {
 				t.Errorf("%q: has no work, no limit, or a name that is taken or cannot be told from what follows it", st.name)
+			}
+			if st.must && st.limit < time.Minute {
+				t.Errorf("%q: restarts the machine after %v", st.name, st.limit)
 			}
 			seen[st.name] = true
 		}

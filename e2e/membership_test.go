@@ -150,12 +150,26 @@ func TestNodesDeleted(t *testing.T) {
 	says(a, "the cluster's settings have changed")
 	s.ReadyInAPI(s, a)
 
-	// A node that was removed for good does not come back by itself.
+	// A node that was removed for good does not come back by itself, and what it holds opens nothing.
+	opens := func(use string) error {
+		_, err := s.Try("", "--kubeconfig", filepath.Join(a.DataDir(), "agent", use+".kubeconfig"), "--server", s.URL(), "get", "services")
+		return err
+	}
+	for _, use := range []string{"kubelet", "kube-proxy"} {
+		if err := opens(use); err != nil {
+			t.Errorf("the certificate of %s before the removal: %v", use, err)
+		}
+	}
 	if code, out := s.Skerryd("node", "remove", "a1", "--data-dir", s.DataDir()); code != 0 {
 		t.Fatalf("remove: %d %s", code, out)
 	}
 	if code := a.Exited(); code == 0 || !strings.Contains(a.Log(), "node a1 was removed from the cluster") {
 		t.Errorf("a removed node: %d\n%s", code, a.Tail(2000))
+	}
+	for _, use := range []string{"kubelet", "kube-proxy"} {
+		if err := opens(use); err == nil || !strings.Contains(err.Error(), "Unauthorized") {
+			t.Errorf("the certificate of %s after the removal: %v", use, err)
+		}
 	}
 	s.Stop()
 }

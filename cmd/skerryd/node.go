@@ -93,7 +93,7 @@ func newNodeApproveCmd() *cobra.Command {
 func newNodeRemoveCmd() *cobra.Command {
 	var o onServer
 	cmd := &cobra.Command{
-		Use: "remove NAME", Short: "Take a node out of the cluster; its certificate is not renewed any more", Example: "  skerryd node remove north-7", Args: cobra.ExactArgs(1),
+		Use: "remove NAME", Short: "Take a node out of the cluster; its certificates open nothing any more", Example: "  skerryd node remove north-7", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := o.client()
 			if err != nil {

@@ -135,7 +135,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		return nil, err
 	}
 	members := membership.New(membersConfig(s, name, self, ips, files, secret))
-	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Files: files, Secrets: secret, Join: members.Handler()})
+	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Files: files, Secrets: secret, Join: members.Handler(), Removed: members.Removed})
 	if err != nil {
 		return nil, settings.Usage(err)
 	}

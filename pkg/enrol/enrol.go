@@ -270,12 +270,15 @@ func Renew(ctx context.Context, c Config, s *State, servers []string) (*State, e
 
 // Keep renews what s holds for as long as ctx runs, and calls renewed after each time. It asks every minute what the cluster's
 // nodes share, and returns an error with supervise.ErrAgain when the node must start anew with what it has learned: other settings,
-// or other authorities.
+// or other authorities. Any other error is a server's word that the node was removed from the cluster.
 func Keep(ctx context.Context, c Config, s *State, servers func() []string, renewed func(*State) error) error {
 	started := s
 	pause := time.Duration(0)
 	for {
 		now, err := c.news(ctx, s, servers(), attempt)
+		if removed(err) {
+			return err
+		}
 		if err != nil && ctx.Err() == nil {
 			slog.Debug("the cluster's news are not known", "err", err) // that no server works is said elsewhere
 		}

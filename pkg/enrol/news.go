@@ -38,8 +38,7 @@ func (c Config) refresh(ctx context.Context, s *State) (*State, error) {
 	ctx, cancel := context.WithTimeout(ctx, quick)
 	defer cancel()
 	now, err := c.news(ctx, s, servers, quick)
-	var no *join.Refusal
-	if errors.As(err, &no) && no.Status == http.StatusForbidden && !no.Wait {
+	if removed(err) {
 		return nil, err
 	}
 	if now == nil {
@@ -49,6 +48,12 @@ func (c Config) refresh(ctx context.Context, s *State) (*State, error) {
 		slog.Info("learned at the start", "news", why)
 	}
 	return now, nil
+}
+
+// removed says whether err is a server's word that the node is not one of its cluster any more.
+func removed(err error) bool {
+	var no *join.Refusal
+	return errors.As(err, &no) && no.Status == http.StatusForbidden && !no.Wait
 }
 
 // news asks the servers what the cluster shares, until one answers, and keeps what is new; nil if nothing is. New authorities are

@@ -63,7 +63,7 @@ func (f *Files) SignNode(now time.Time, lifetime time.Duration, name string, ips
 	for use, l := range map[string]leaf{
 		KubeletClient:  {cn: NodeUser + name, org: "system:nodes"},
 		KubeletServing: {cn: NodeUser + name, org: "system:nodes", server: true, sans: c.ownNames()},
-		KubeProxy:      {cn: "system:kube-proxy"},
+		KubeProxy:      {cn: "system:kube-proxy", org: NodeGroup + name},
 	} {
 		parsed, err := x509.ParsePKIXPublicKey(public[use])
 		key, ok := parsed.(*ecdsa.PublicKey)
@@ -95,6 +95,9 @@ func (c Config) ownNames() []string {
 
 // NodeUser begins the name that a node's certificates carry.
 const NodeUser = "system:node:"
+
+// NodeGroup begins the name of a group that says whose a certificate is where the user's name does not.
+const NodeGroup = "skerry.io:node:"
 
 // NodeFiles writes what a node without a control plane has, and gives the paths. pairs are certificates with their keys. What
 // is there already stays as it is, so that nobody reads it again in vain.

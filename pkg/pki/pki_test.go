@@ -255,7 +255,7 @@ func TestANodesCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		pairOf(n.Kubelet): "CN=system:node:south-1,O=system:nodes", pairOf(n.KubeProxy): "CN=system:kube-proxy", n.KubeletPair: "CN=system:node:south-1,O=system:nodes",
+		pairOf(n.Kubelet): "CN=system:node:south-1,O=system:nodes", pairOf(n.KubeProxy): "CN=system:kube-proxy,O=skerry.io:node:south-1", n.KubeletPair: "CN=system:node:south-1,O=system:nodes",
 	} {
 		p, err := readPair(name)
 		if err != nil {

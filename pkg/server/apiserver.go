@@ -183,6 +183,7 @@ func (a *apiServer) run(ctx context.Context, ready func()) error {
 func (a *apiServer) tune(config *app.Config) {
 	aggregator := config.Aggregator.GenericConfig
 	aggregator.BuildHandlerChainFunc = a.guarded(aggregator.BuildHandlerChainFunc)
+	aggregator.Authentication.Authenticator = remaining{aggregator.Authentication.Authenticator, a.cfg.Removed}
 	generic := config.KubeAPIs.ControlPlane.Generic
 	generic.SkipOpenAPIInstallation = true // see specs
 	// The server of custom resources describes them itself. For its own API it needs few of the definitions that it is given.

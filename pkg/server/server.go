@@ -39,7 +39,8 @@ type Config struct {
 	NodeIPs  []netip.Addr // the first is the one that other nodes and pods are told
 	Files    *pki.Files
 	Secrets  *secrets.Files
-	Join     http.Handler // answers at pkg/join's paths, in front of the API's authentication
+	Join     http.Handler           // answers at pkg/join's paths, in front of the API's authentication
+	Removed  func(node string) bool // its certificates open nothing
 }
 
 // ServiceIP is the address of the service "kubernetes": the first of the service network.

@@ -213,11 +213,46 @@ func TestSettingsAreFollowed(t *testing.T) {
 	if got, err := enrol.Ensure(t.Context(), d); err != nil || got.Node != "o" {
 		t.Errorf("with no server: %v %v", got, err)
 	}
+}
+
+// A node that was removed ends, whether it starts, or runs and nobody has shown it that its Node is gone; every server hears of it,
+// and again when it has joined anew.
+func TestRemovedNodesEnd(t *testing.T) {
+	b := newBench(t, 0, nil)
+	c := b.node("o", "m", own)
+	s := b.joins(c)
+	stop, err := b.followRemoved(t.Context(), b.client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	heard := func(want bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); b.Removed("o") != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the server never hears that removed is %v", want)
+			}
+		}
+	}
+	heard(false)
 	if err := RemoveNode(t.Context(), b.client, "o"); err != nil {
 		t.Fatal(err)
 	}
-	d.Server = "https://" + b.addr
-	if _, err := enrol.Ensure(t.Context(), d); err == nil || !strings.Contains(err.Error(), "node o was removed from the cluster") {
-		t.Errorf("a removed node starts: %v", err)
+	heard(true)
+	if b.Removed("s1") {
+		t.Error("another node is taken for removed")
 	}
+	const says = "node o was removed from the cluster"
+	if _, err := enrol.Ensure(t.Context(), c); err == nil || !strings.Contains(err.Error(), says) {
+		t.Errorf("it starts: %v", err)
+	}
+	err = enrol.Keep(t.Context(), c, s, func() []string { return []string{b.addr} }, func(*enrol.State) error { return nil })
+	if err == nil || errors.Is(err, supervise.ErrAgain) || !strings.Contains(err.Error(), says) {
+		t.Errorf("it runs on: %v", err)
+	}
+	if err := os.Remove(enrol.File(c.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	b.joins(c)
+	heard(false)
 }

@@ -235,7 +235,7 @@ func ApproveNode(ctx context.Context, client kubernetes.Interface, node string) 
 	return out, err
 }
 
-// RemoveNode takes a node out of the cluster: its certificate is not renewed any more, and its Node object goes.
+// RemoveNode takes a node out of the cluster: its certificates open nothing any more and are not renewed, and its Node object goes.
 func RemoveNode(ctx context.Context, client kubernetes.Interface, node string) error {
 	err := change(ctx, client, node, func(r *Record, fresh bool) (bool, error) {
 		if fresh {

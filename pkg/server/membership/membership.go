@@ -51,14 +51,15 @@ type Config struct {
 type Members struct {
 	cfg Config
 
-	mu     sync.Mutex
-	client kubernetes.Interface
-	told   map[string]time.Time // refusals that there are events of
-	expiry map[string]time.Time // and what ends
+	mu      sync.Mutex
+	client  kubernetes.Interface
+	told    map[string]time.Time // refusals that there are events of
+	expiry  map[string]time.Time // and what ends
+	removed map[string]bool      // nodes, by name
 }
 
 // New makes a Members.
-func New(cfg Config) *Members { return &Members{cfg: cfg} }
+func New(cfg Config) *Members { return &Members{cfg: cfg, removed: map[string]bool{}} }
 
 // Client talks to the API that a kubeconfig leads to.
 func Client(kubeconfig string) (kubernetes.Interface, error) {

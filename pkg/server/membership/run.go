@@ -24,6 +24,11 @@ func (m *Members) Service() supervise.Service {
 		if err != nil {
 			return err
 		}
+		stop, err := m.followRemoved(ctx, client)
+		if err != nil {
+			return err
+		}
+		defer stop()
 		registered, seeded := false, false
 		var looked time.Time
 		for {

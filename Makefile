@@ -233,7 +233,7 @@ fuzz: ## feed every reader of foreign bytes with garbage; FUZZTIME=10m for longe
 
 NEW ?= $(OUT)/next
 delta: ## say what travels from release OLD to release NEW
-	@go test -count=1 -v -run Numbers ./pkg/delta -args -old '$(abspath $(or $(OLD),$(RELEASE)))/root.img' -new '$(abspath $(NEW))/root.img'
+	@go test -count=1 -v -run Numbers ./pkg/delta -args -old '$(abspath $(or $(OLD),$(RELEASE)))' -new '$(abspath $(NEW))'
 
 bench: image ## print the tables of sizes and times, upstream's own programs beside ours (needs root; half an hour)
 	@go test -count=1 -v -run Compare ./pkg/gateway/proxy -args -compare

@@ -81,6 +81,7 @@ func newUpdatePublishCmd() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%s: %w", dir, err)
 			}
+			o.Say = func(line string) { _, _ = fmt.Fprintln(cmd.ErrOrStderr(), line) }
 			n, err := repository.Publish(f.repo, roles, rel, files, o)
 			if err != nil {
 				return err
@@ -99,6 +100,7 @@ func newUpdatePublishCmd() *cobra.Command {
 	cmd.Flags().StringVar(&o.Minimum, "minimum", "", "the oldest version that can be updated to this one at once")
 	cmd.Flags().BoolVar(&o.Stone, "stepping-stone", false, "older machines must run this one before any newer")
 	cmd.Flags().StringVar(&waves, "waves", "", "shares of the machines and when they may have it, as 5%,24h=30%,72h=100% (default: all at once)")
+	cmd.Flags().IntVar(&o.Patches, "patches", 3, "from how many of the releases before it machines get patches: a tenth of what travels else; each takes half a minute here")
 	_ = cmd.MarkFlagRequired("release")
 	return cmd
 }

@@ -50,6 +50,15 @@ func (f Found) Open() io.Reader {
 	return io.MultiReader(parts...)
 }
 
+// ReadAt is io.ReaderAt's.
+func (f Found) ReadAt(b []byte, at int64) (int, error) {
+	n, err := io.ReadFull(f.OpenAt(at), b)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
 // OpenAt reads the file's bytes from an offset on.
 func (f Found) OpenAt(at int64) io.Reader {
 	var parts []io.Reader

@@ -82,6 +82,29 @@ func (b *Bench) AddBoard(t testing.TB, id string) {
 	b.Sign(t, &m)
 }
 
+// Relinked makes the release one of another version that differs from it as two builds of one program do: in a byte here and there,
+// and so in every block of the root.
+func (b *Bench) Relinked(t testing.TB, version string) *Bench {
+	t.Helper()
+	next := &Bench{Keys: b.Keys, Release: filepath.Join(t.TempDir(), "release"), Config: b.Config, Set: b.Set}
+	check(t, os.CopyFS(next.Release, os.DirFS(b.Release)))
+	m := *b.Signed.Manifest()
+	m.Version = version
+	data, err := os.ReadFile(filepath.Join(b.Release, m.Root.Path))
+	check(t, err)
+	data = data[:m.Root.DataSize]
+	for i := 8192; i < len(data); i += 1000 {
+		data[i]++
+	}
+	next.rootOf(t, &m, data)
+	m.Boards = maps.Clone(m.Boards)
+	for id := range m.Boards {
+		m.Boards[id] = next.kernel(t, &m, id)
+	}
+	next.Sign(t, &m)
+	return next
+}
+
 // kernel makes what a board boots.
 func (b *Bench) kernel(t testing.TB, m *release.Manifest, board string) release.Board {
 	t.Helper()
@@ -182,6 +205,11 @@ func (b *Bench) root(t testing.TB, m *release.Manifest, size int) {
 		data, err = os.ReadFile(img)
 		check(t, err)
 	}
+	b.rootOf(t, m, data)
+}
+
+func (b *Bench) rootOf(t testing.TB, m *release.Manifest, data []byte) {
+	t.Helper()
 	salt := noise(32)
 	tree, err := verity.Build(bytes.NewReader(data), int64(len(data)), salt)
 	check(t, err)

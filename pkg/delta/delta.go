@@ -1,9 +1,10 @@
-// Package delta finds out which blocks of a new root a machine has already, so that only the others travel.
+// Package delta makes little travel of a new root: from a release that the publisher knew, a patch (Diff, Patch); from any other, those
+// blocks that a machine does not have (Index, Plan).
 //
 // A root is EROFS with its hash tree: everything in it lies on blocks of 4 KiB, and a file that grows shifts what follows by
 // whole blocks. So the index is a digest of each such block; a block that is anywhere in either slot need not be fetched. No
 // chunk ends have to be searched in the content, and none is larger than what changed. (pkg/update/UPDATES.md has the figures,
-// with those of content-defined chunks and of a zstd patch.)
+// with those of content-defined chunks and of zstd's patches.)
 //
 // A digest here is the first 16 bytes of a SHA-256: what a machine must not be fooled by is the whole root, which is held
 // against its own digest, its hash tree and its signature after it was written.
@@ -119,6 +120,16 @@ const (
 type Plan struct {
 	Sources []Source
 	Fetches int64 // blocks to be fetched
+}
+
+// FetchesIn counts the blocks to be fetched from one up to, and without, another.
+func (p *Plan) FetchesIn(from, to int64) (n int64) {
+	for _, s := range p.Sources[from:to] {
+		if s.From == Fetch {
+			n++
+		}
+	}
+	return n
 }
 
 // NewPlan looks for the blocks of x in target, the slot that is written in rising order, and other, the slot that runs. Either

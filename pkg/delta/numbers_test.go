@@ -3,34 +3,41 @@ package delta_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skerry-os/skerry/pkg/delta"
 )
 
 var (
-	oldRoot = flag.String("old", "", "root.img of the release a machine runs")
-	newRoot = flag.String("new", "", "root.img of the release it gets")
+	oldRelease = flag.String("old", "", "folder of the release a machine runs")
+	newRelease = flag.String("new", "", "folder of the release it gets")
 )
 
-// What travels between two real roots: as blocks, as content-defined chunks, as a zstd patch, and whole.
+// What travels between two real releases: roots as blocks, as content-defined chunks, as patches, and whole; kernel images as patches.
 func TestNumbers(t *testing.T) {
-	if *oldRoot == "" || *newRoot == "" {
+	if *oldRelease == "" || *newRelease == "" {
 		t.Skip("compares two releases: make delta OLD=out/release NEW=out/next")
 	}
-	a, err := os.ReadFile(*oldRoot)
-	if err != nil {
-		t.Fatal(err)
+	read := func(name string) (before, after []byte) {
+		t.Helper()
+		var errs [2]error
+		before, errs[0] = os.ReadFile(filepath.Join(*oldRelease, name))
+		after, errs[1] = os.ReadFile(filepath.Join(*newRelease, name))
+		if err := errors.Join(errs[:]...); err != nil {
+			t.Fatal(err)
+		}
+		return before, after
 	}
-	b, err := os.ReadFile(*newRoot)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, b := read("root.img")
 	x, err := delta.Build(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
@@ -39,21 +46,46 @@ func TestNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	say := func(what string, n int64, note string) {
-		t.Logf("%-44s %7.1f MB %5.1f %%  %s", what, float64(n)/1e6, 100*float64(n)/float64(len(b)), note)
+	index := int64(len(x.Marshal()))
+	say := func(what string, n int64, of []byte, note string) {
+		t.Logf("%-44s %7.1f MB %5.1f %%  %s", what, float64(n)/1e6, 100*float64(n)/float64(len(of)), note)
 	}
-	say("whole root", int64(len(b)), "")
-	say("blocks of 4 KiB, with the index", p.Fetches*delta.BlockSize+int64(len(x.Marshal())), "what updates use")
+	patched := func(what string, more int64, a, b []byte) int64 {
+		start := time.Now()
+		patch := diff(t, a, b)
+		made := time.Since(start)
+		start = time.Now()
+		if got := apply(t, patch, a, int64(len(b))); !bytes.Equal(got, b) {
+			t.Fatalf("%s: makes another file", what)
+		}
+		n := int64(len(patch)) + more
+		say(what, n, b, fmt.Sprintf("from one release; made in %.1f s, applied in %.1f s", made.Seconds(), time.Since(start).Seconds()))
+		return n
+	}
+	say("whole root", int64(len(b)), b, "")
+	say("blocks of 4 KiB, with the index", p.Fetches*delta.BlockSize+index, b, "from any release")
 	for _, bits := range []int{14, 16} {
 		n, index := chunks(a, b, bits)
-		say("content-defined chunks, with their index", n+index, "average "+map[int]string{14: "16 KiB", 16: "64 KiB"}[bits])
+		say("content-defined chunks, with their index", n+index, b, "average "+map[int]string{14: "16 KiB", 16: "64 KiB"}[bits])
 	}
-	for _, level := range []string{"-3"} {
-		if n, err := patch(t, level); err == nil {
-			say("zstd "+level+" --patch-from", n, "one file for each pair of releases")
-		} else {
-			t.Logf("zstd: %v", err)
+	if n, err := zstdPatch(t, filepath.Join(*oldRelease, "root.img"), filepath.Join(*newRelease, "root.img")); err == nil {
+		say("zstd -3 --patch-from", n, b, "from one release, which must be in memory")
+	} else {
+		t.Logf("zstd: %v", err)
+	}
+	root := patched("patch, with the index", index, a, b)
+	kernels, err := filepath.Glob(filepath.Join(*newRelease, "boot", "*-*.efi"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range kernels {
+		if strings.HasPrefix(filepath.Base(name), "systemd-") {
+			continue
 		}
+		k, now := read(filepath.Join("boot", filepath.Base(name)))
+		n := patched("patch of "+filepath.Base(name), 0, k, now)
+		all := slices.Concat(b, now)
+		say("all that travels to such a board", root+n, all, "of root and kernel image")
 	}
 }
 
@@ -95,9 +127,9 @@ func chunks(a, b []byte, bits int) (missing, index int64) {
 	return missing, index
 }
 
-func patch(t *testing.T, level string) (int64, error) {
+func zstdPatch(t *testing.T, before, after string) (int64, error) {
 	out := filepath.Join(t.TempDir(), "patch")
-	if text, err := exec.Command("zstd", "-q", level, "--long=27", "--patch-from="+*oldRoot, *newRoot, "-o", out).CombinedOutput(); err != nil {
+	if text, err := exec.Command("zstd", "-q", "-3", "--long=27", "--patch-from="+before, after, "-o", out).CombinedOutput(); err != nil {
 		return 0, &exec.Error{Name: strings.TrimSpace(string(text)), Err: err}
 	}
 	fi, err := os.Stat(out)

@@ -204,7 +204,7 @@ func (k *Catalog) Package(ctx context.Context, o Offer, verify func(manifest, si
 
 // Root reads size bytes of the root at an offset. What comes is not checked yet.
 func (p *Package) Root(ctx context.Context, at, size int64) (io.ReadCloser, error) {
-	f, name, err := p.catalog.file(p.Offer, "root.img")
+	f, name, err := p.catalog.file(p.Offer, rootName)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +230,7 @@ func (p *Package) Kernel(ctx context.Context, board string) (io.ReadCloser, rele
 	if !ok {
 		return nil, release.File{}, fmt.Errorf("release %s: has nothing for board %s", p.Offer.Version, board)
 	}
-	f, name, err := p.catalog.file(p.Offer, board+".efi")
+	f, name, err := p.catalog.file(p.Offer, board+kernelSuffix)
 	if err != nil {
 		return nil, release.File{}, err
 	}
@@ -239,6 +239,58 @@ func (p *Package) Kernel(ctx context.Context, board string) (io.ReadCloser, rele
 	}
 	r, err := p.catalog.client.Source.Open(ctx, name, 0, f.Size)
 	return r, b.Boot, err
+}
+
+// Patch makes a file of the release out of one that a machine has. What comes is not checked yet.
+type Patch struct {
+	*delta.Patch
+	open func(ctx context.Context, at, size int64) (io.ReadCloser, error)
+}
+
+// RootPatch finds the patch from a root of an older release, by its digest. That there is none is fs.ErrNotExist.
+func (p *Package) RootPatch(ctx context.Context, from string) (*Patch, error) {
+	return p.patch(ctx, rootName, from, p.Release.Manifest().Root.Size)
+}
+
+// KernelPatch finds the patch from a kernel image of an older release, by its digest. That there is none is fs.ErrNotExist.
+func (p *Package) KernelPatch(ctx context.Context, board, from string) (*Patch, error) {
+	return p.patch(ctx, board+kernelSuffix, from, p.Release.Manifest().Boards[board].Boot.Size)
+}
+
+func (p *Package) patch(ctx context.Context, name, from string, size int64) (*Patch, error) {
+	name = delta.PatchName(name, from)
+	f, at, err := p.catalog.file(p.Offer, name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	x := &Patch{open: func(ctx context.Context, from, size int64) (io.ReadCloser, error) {
+		return p.catalog.client.Source.Open(ctx, at, from, size)
+	}}
+	head, err := x.read(ctx, delta.Span{Size: delta.PatchHead(size)})
+	if err != nil {
+		return nil, err
+	}
+	if x.Patch, err = delta.ParsePatch(head, size); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if end := x.Frame(x.Frames() - 1); end.At+end.Size != f.Size {
+		return nil, fmt.Errorf("%s: ends at %d; is %d bytes", name, end.At+end.Size, f.Size)
+	}
+	return x, nil
+}
+
+// Read fetches a frame.
+func (x *Patch) Read(ctx context.Context, n int) ([]byte, error) { return x.read(ctx, x.Frame(n)) }
+
+func (x *Patch) read(ctx context.Context, s delta.Span) ([]byte, error) {
+	r, err := x.open(ctx, s.At, s.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b := make([]byte, s.Size)
+	_, err = io.ReadFull(r, b)
+	return b, err
 }
 
 // Source is where a repository's files are.

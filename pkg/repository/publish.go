@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -21,6 +22,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/delta"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/size"
 )
 
 // DefaultChannel is the channel of machines and releases that name none.
@@ -28,6 +30,12 @@ const DefaultChannel = "stable"
 
 // CompressedName is the whole root for machines that have none of it.
 const CompressedName = "root.img.zst"
+
+// How a root and the kernel image of a board are called in a repository.
+const (
+	rootName     = "root.img"
+	kernelSuffix = ".efi"
+)
 
 // Wave says when a share of the machines may have a release.
 type Wave struct {
@@ -53,6 +61,8 @@ type PublishOptions struct {
 	Minimum   string
 	Stone     bool
 	Waves     []Wave
+	Patches   int                      // from how many of the releases before it machines get patches
+	Say       func(string)             // progress, a line each; may be nil
 	Lifetimes map[string]time.Duration // by role; the rest from Lifetimes
 	Now       time.Time
 }
@@ -104,11 +114,11 @@ func Publish(dir string, r *Roles, rel *release.Release, files fs.FS, o PublishO
 		return nil, err
 	}
 	for _, id := range n.Boards {
-		if err := withFile(files, m.Boards[id].Boot, func(src io.Reader) error { return put(id+".efi", src, nil) }); err != nil {
+		if err := withFile(files, m.Boards[id].Boot, func(src io.Reader) error { return put(id+kernelSuffix, src, nil) }); err != nil {
 			return nil, err
 		}
 	}
-	if err := withFile(files, m.Root.File, func(src io.Reader) error { return put("root.img", src, nil) }); err != nil {
+	if err := withFile(files, m.Root.File, func(src io.Reader) error { return put(rootName, src, nil) }); err != nil {
 		return nil, err
 	}
 	if err := withFile(files, m.Root.File, func(src io.Reader) error {
@@ -127,7 +137,87 @@ func Publish(dir string, r *Roles, rel *release.Release, files fs.FS, o PublishO
 	}); err != nil {
 		return nil, err
 	}
+	for _, old := range state.before(n, o.Patches) {
+		if err := patches(state, old, m, put, o.Say); err != nil {
+			return nil, fmt.Errorf("patches from release %s: %w", old, err)
+		}
+	}
 	return n, state.sign(r, o)
+}
+
+// before lists the versions of the newest releases that machines may run who are offered n.
+func (s *state) before(n *Notice, most int) []string {
+	var out []string
+	for name, t := range s.targets.Signed.Targets {
+		var old Notice
+		if path.Base(name) != release.ManifestName || t.Custom == nil || json.Unmarshal(*t.Custom, &old) != nil {
+			continue
+		}
+		if old.Arch == n.Arch && old.Channel == n.Channel && release.CompareVersions(old.Version, n.Version) < 0 &&
+			(n.Minimum == "" || release.CompareVersions(old.Version, n.Minimum) >= 0) {
+			out = append(out, old.Version)
+		}
+	}
+	slices.SortFunc(out, func(a, b string) int { return release.CompareVersions(b, a) })
+	return out[:min(most, len(out))]
+}
+
+// patches makes those from an older release in the repository to the root and the kernel images of a new one. What is not there
+// any more has none; one that saves little is not kept.
+func patches(s *state, version string, m *release.Manifest, put func(string, io.Reader, *Notice) error, say func(string)) error {
+	names := []string{rootName}
+	for _, id := range m.BoardIDs() {
+		names = append(names, id+kernelSuffix)
+	}
+	total := 0
+	for _, name := range names {
+		before, sum, err := s.content(path.Join(m.Arch, version, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		after, _, err := s.content(path.Join(m.Arch, m.Version, name))
+		if err != nil {
+			return err
+		}
+		if len(before) == 0 || len(before) > delta.MaxPatched || len(after) > delta.MaxPatched {
+			continue
+		}
+		var b bytes.Buffer
+		if err := delta.Diff(&b, before, after); err != nil {
+			return err
+		}
+		if b.Len() > len(after)/2 {
+			continue
+		}
+		total += b.Len()
+		if err := put(delta.PatchName(name, sum), &b, nil); err != nil {
+			return err
+		}
+	}
+	if say != nil {
+		say(fmt.Sprintf("patches from release %s: %v", version, size.Bytes(total).Rounded()))
+	}
+	return nil
+}
+
+// content reads a target that the repository has, and gives its digest.
+func (s *state) content(name string) ([]byte, string, error) {
+	t, ok := s.targets.Signed.Targets[name]
+	if !ok {
+		return nil, "", fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+	}
+	sum := hex.EncodeToString(t.Hashes["sha256"])
+	data, err := os.ReadFile(filepath.Join(s.dir, "targets", filepath.FromSlash(path.Dir(name)), sum+"."+path.Base(name)))
+	if err != nil {
+		return nil, "", err
+	}
+	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != sum {
+		return nil, "", fmt.Errorf("%s: is damaged: its sha256 is not %.8s", name, sum)
+	}
+	return data, sum, nil
 }
 
 func compress(w io.Writer, src io.Reader) error {

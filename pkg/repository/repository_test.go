@@ -422,3 +422,57 @@ func open(t *testing.T, name string) *os.File {
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
+
+// Patches are made from the newest releases of the channel that may go over to the new one, as many as was said, and from what the
+// repository still has.
+func TestPatchesOf(t *testing.T) {
+	b := newBench(t)
+	var files []string
+	publish := func(v string, o repository.PublishOptions) map[string]bool {
+		t.Helper()
+		b.Bench = b.Relinked(t, v)
+		sum := b.Signed.Manifest().Root.SHA256
+		files = append(files, filepath.Join(b.dir, "targets", "amd64", v, sum+".root.img"))
+		var said []string
+		o.Say = func(line string) { said = append(said, line) }
+		b.publish(o)
+		found, err := filepath.Glob(filepath.Join(b.dir, "targets", "amd64", v, "*.patch"))
+		check(t, err)
+		if (len(found) > 0) != strings.Contains(strings.Join(said, "\n"), "patches from release ") {
+			t.Errorf("%d patches: says %q", len(found), said)
+		}
+		out := map[string]bool{}
+		for _, name := range found {
+			_, name, _ = strings.Cut(filepath.Base(name), ".")
+			out[name] = true
+		}
+		return out
+	}
+	digest := func(n int) string { return filepath.Base(files[n])[:16] }
+	want := func(got map[string]bool, roots ...int) {
+		t.Helper()
+		if len(got) != 2*len(roots) {
+			t.Errorf("%d patches: %v; want %d of roots and as many of kernels", len(got), got, len(roots))
+		}
+		for _, n := range roots {
+			if !got["root.img."+digest(n)+".patch"] {
+				t.Errorf("none from release %d: %v", n, got)
+			}
+		}
+	}
+	want(publish("1.0.0", repository.PublishOptions{Patches: 3}))
+	want(publish("1.1.0", repository.PublishOptions{}))
+	want(publish("1.2.0", repository.PublishOptions{Patches: 3}), 0, 1)
+	want(publish("1.3.0", repository.PublishOptions{Patches: 2}), 1, 2)
+	want(publish("1.4.0", repository.PublishOptions{Patches: 3, Minimum: "1.3.0"}), 3)
+	want(publish("1.5.0", repository.PublishOptions{Patches: 3, Channel: "edge"}))
+	check(t, os.Remove(files[4]))
+	if got := publish("1.6.0", repository.PublishOptions{Patches: 2}); got["root.img."+digest(4)+".patch"] || !got["root.img."+digest(3)+".patch"] {
+		t.Errorf("after one root was deleted: %v", got)
+	}
+	check(t, os.WriteFile(files[3], []byte("something else"), 0o644))
+	b.Bench = b.Relinked(t, "1.7.0")
+	if _, err := repository.Publish(b.dir, b.roles, b.Signed, os.DirFS(b.Release), repository.PublishOptions{Now: now, Patches: 4}); err == nil || !strings.Contains(err.Error(), "root.img: is damaged") {
+		t.Errorf("from a damaged root: %v", err)
+	}
+}

@@ -74,6 +74,8 @@ type Selector interface {
 	Clear(id ID) error
 	// Stage brings the kernel of id to where the firmware finds it and reads it back. id does not boot yet.
 	Stage(id ID, kernel io.Reader, size int64) error
+	// Kernel is the kernel image that id boots, or would boot; ErrEmpty if there is none. It can be read until id is cleared.
+	Kernel(id ID) (image io.ReaderAt, size int64, err error)
 	// TryOnce makes the next boot use id, and those after it unless Keep is called the kept one: at once, or after as many
 	// tries as the firmware counts. The restart that follows passes rebootArg to the firmware.
 	TryOnce(id ID) (rebootArg string, err error)

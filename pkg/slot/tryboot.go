@@ -187,6 +187,15 @@ func (p Pi) Stage(id ID, kernel io.Reader, size int64) error {
 	return stage(e, piStaged, kernel, size)
 }
 
+// Kernel is boot.img on the slot's boot partition.
+func (p Pi) Kernel(id ID) (io.ReaderAt, int64, error) {
+	e, err := p.Boot[id].edit()
+	if err != nil {
+		return nil, 0, err
+	}
+	return kernelIn(e, id, PiKernel)
+}
+
 // TryOnce names the slot's partition for one boot.
 func (p Pi) TryOnce(id ID) (rebootArg string, err error) {
 	if err := p.other(id); err != nil {

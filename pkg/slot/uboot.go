@@ -272,6 +272,15 @@ func (u UBoot) Stage(id ID, kernel io.Reader, size int64) error {
 	return stage(e, stagedPath(id), kernel, size)
 }
 
+// Kernel is os-a.efi or os-b.efi.
+func (u UBoot) Kernel(id ID) (io.ReaderAt, int64, error) {
+	e, err := u.Boot.edit()
+	if err != nil {
+		return nil, 0, err
+	}
+	return kernelIn(e, id, kernelPath(id))
+}
+
 // TryOnce names the kernel and sets the count.
 func (u UBoot) TryOnce(id ID) (rebootArg string, err error) {
 	e, v, err := u.open()

@@ -171,6 +171,16 @@ func (u UEFI) Stage(id ID, kernel io.Reader, size int64) error {
 	return stage(e, stagedPath(id), kernel, size)
 }
 
+// Kernel is the slot's entry, with or without counters.
+func (u UEFI) Kernel(id ID) (io.ReaderAt, int64, error) {
+	e, err := u.ESP.edit()
+	if err != nil {
+		return nil, 0, err
+	}
+	_, withCounters, _ := entries(e, id)
+	return kernelIn(e, id, append([]string{kernelPath(id)}, withCounters...)...)
+}
+
 // TryOnce gives the slot's entry its counters and then tells the loader to choose it while they last.
 func (u UEFI) TryOnce(id ID) (rebootArg string, err error) {
 	e, err := u.ESP.edit()

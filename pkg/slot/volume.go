@@ -45,6 +45,16 @@ func readText(e *fat.Editor, name string) (string, error) {
 	return string(data), err
 }
 
+// kernelIn gives the first of the files that is there.
+func kernelIn(e *fat.Editor, id ID, names ...string) (io.ReaderAt, int64, error) {
+	for _, name := range names {
+		if f, ok := e.Find(name); ok {
+			return f, f.Size, nil
+		}
+	}
+	return nil, 0, fmt.Errorf("slot %s: %w", id, ErrEmpty)
+}
+
 // stage writes a slot's kernel under a name that the firmware does not look for.
 func stage(e *fat.Editor, name string, kernel io.Reader, size int64) error {
 	if room := e.Free(); e.Takes(size) > room {

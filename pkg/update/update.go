@@ -225,6 +225,10 @@ func (u *Updater) install(ctx context.Context, id slot.ID, p *repository.Package
 		return "", fmt.Errorf("slot %s: %w", id, err)
 	}
 	w := &writer{ctx: ctx, p: p, dev: dev, other: u.Roots[u.Booted], now: u.Now}
+	running := u.running()
+	if running != nil {
+		w.from = running.Root.SHA256
+	}
 	err := w.root()
 	r.Fetched = w.fetched
 	if err != nil {
@@ -233,7 +237,9 @@ func (u *Updater) install(ctx context.Context, id slot.ID, p *repository.Package
 	if err := checkRoot(dev, m); err != nil {
 		return "", fmt.Errorf("slot %s: reading back: %w", id, err)
 	}
-	if err := u.kernel(ctx, id, p, r); err != nil {
+	err = u.kernel(id, w, running)
+	r.Fetched = w.fetched
+	if err != nil {
 		return "", err
 	}
 	tail, err := p.Release.Tail()
@@ -329,22 +335,82 @@ func (u *Updater) Rollback(ctx context.Context) error {
 	return u.Restart(arg)
 }
 
-// kernel brings the board's kernel image to where the firmware reads.
-func (u *Updater) kernel(ctx context.Context, id slot.ID, p *repository.Package, r *record.Record) error {
-	return retry(ctx, func() error {
-		src, f, err := p.Kernel(ctx, u.Board)
+// running is the manifest of the release that runs; nil if it cannot be read, which an update does not need.
+func (u *Updater) running() *release.Manifest {
+	dev := u.Roots[u.Booted]
+	if dev == nil {
+		return nil
+	}
+	rel, err := release.ReadTail(dev, dev.Size(), u.Trusted)
+	if err != nil {
+		return nil
+	}
+	return rel.Manifest()
+}
+
+// kernel brings the board's kernel image to where the firmware reads: by a patch from the one that runs, or whole.
+func (u *Updater) kernel(id slot.ID, w *writer, running *release.Manifest) error {
+	stage := func(src io.Reader, f release.File) error {
+		return u.Selector.Stage(id, &checked{r: src, left: f.Size, want: f.SHA256, h: sha256.New()}, f.Size)
+	}
+	if src := u.patchedKernel(w, running); src != nil {
+		if err := stage(src, w.p.Release.Manifest().Boards[u.Board].Boot); err == nil || w.ctx.Err() != nil {
+			return err
+		}
+	}
+	return retry(w.ctx, func() error {
+		src, f, err := w.p.Kernel(w.ctx, u.Board)
 		if err != nil {
 			return err
 		}
 		defer src.Close()
-		n := &checked{r: src, left: f.Size, want: f.SHA256, h: sha256.New()}
-		err = u.Selector.Stage(id, n, f.Size)
-		r.Fetched += f.Size - n.left
+		n := &counting{r: src}
+		err = stage(n, f)
+		w.fetched += n.n
 		if err != nil {
 			return fmt.Errorf("kernel image: %w", err)
 		}
 		return nil
 	})
+}
+
+// patchedKernel reads the new kernel image as a patch makes it; nil if there is none.
+func (u *Updater) patchedKernel(w *writer, running *release.Manifest) io.Reader {
+	if running == nil {
+		return nil
+	}
+	patch, err := w.p.KernelPatch(w.ctx, u.Board, running.Boards[u.Board].Boot.SHA256)
+	if err != nil {
+		return nil
+	}
+	old, _, err := u.Selector.Kernel(u.Booted)
+	if err != nil {
+		return nil
+	}
+	return &patchedReader{frame: func(n int) ([]byte, error) { return w.frame(patch, n, old) }, frames: patch.Frames()}
+}
+
+// patchedReader makes a file frame by frame.
+type patchedReader struct {
+	frame        func(int) ([]byte, error)
+	next, frames int
+	ready        []byte
+}
+
+func (p *patchedReader) Read(b []byte) (int, error) {
+	for len(p.ready) == 0 {
+		if p.next == p.frames {
+			return 0, io.EOF
+		}
+		var err error
+		if p.ready, err = p.frame(p.next); err != nil {
+			return 0, err
+		}
+		p.next++
+	}
+	n := copy(b, p.ready)
+	p.ready = p.ready[n:]
+	return n, nil
 }
 
 // checked ends with an error instead of the last bytes if the content is not the right one.

@@ -51,6 +51,7 @@ type writer struct {
 	p       *repository.Package
 	dev     Device
 	other   Device
+	from    string // digest of the root in other; "" if it is not known
 	now     func() time.Time
 	fetched int64
 	dirty   int64
@@ -68,6 +69,14 @@ func (w *writer) root() error {
 	plan, err := delta.NewPlan(x, w.dev, other, min(w.dev.Size(), w.reach()), otherSize)
 	if err != nil {
 		return err
+	}
+	switch done, err := w.patched(plan); {
+	case err != nil:
+		return err
+	case done:
+		if plan, err = delta.NewPlan(x, w.dev, other, min(w.dev.Size(), w.reach()), otherSize); err != nil {
+			return err
+		}
 	}
 	if plan.Fetches*10 > int64(len(x.Blocks))*9 {
 		// Nearly all of it: the compressed file is smaller. If the connection breaks, blocks do for the rest.
@@ -113,6 +122,51 @@ func (w *writer) root() error {
 
 // reach is how far into a slot it is worth to look: roots of one line of releases are about as large, and partitions are larger.
 func (w *writer) reach() int64 { return w.p.Index.Size + w.p.Index.Size/4 }
+
+// patched makes what it can of the root out of the one that runs, where a patch is less than the blocks. Whatever fails leaves
+// the rest to the blocks, but for a slot that cannot be written.
+func (w *writer) patched(plan *delta.Plan) (done bool, err error) {
+	if w.other == nil || w.from == "" || plan.Fetches == 0 {
+		return false, nil
+	}
+	patch, err := w.p.RootPatch(w.ctx, w.from)
+	if err != nil {
+		return false, context.Cause(w.ctx)
+	}
+	for n := range patch.Frames() {
+		makes := patch.Makes(n)
+		first := makes.At / block
+		if plan.FetchesIn(first, (makes.At+makes.Size)/block)*block <= patch.Frame(n).Size {
+			continue
+		}
+		b, err := w.frame(patch, n, w.other)
+		if err == nil && !w.right(b, first) {
+			err = errContent
+		}
+		if err != nil {
+			return done, context.Cause(w.ctx)
+		}
+		if err := w.put(b, first); err != nil {
+			return done, err
+		}
+		done = true
+	}
+	return done, nil
+}
+
+// frame makes a frame's part of a new file out of the old one.
+func (w *writer) frame(patch *repository.Patch, n int, old io.ReaderAt) (b []byte, err error) {
+	var frame []byte
+	err = retry(w.ctx, func() error {
+		frame, err = patch.Read(w.ctx, n)
+		w.fetched += int64(len(frame))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return patch.Apply(n, frame, old)
+}
 
 // put writes blocks that were checked.
 func (w *writer) put(b []byte, at int64) error {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"testing"
 
 	"github.com/skerry-os/skerry/pkg/powercut"
@@ -82,10 +83,38 @@ func (b *bench) runs(got Boot, id slot.ID, trial bool) {
 	}
 }
 
+// kernel holds what the selector gives as the slot's kernel against what it must be; nil for none.
+func (b *bench) kernel(s slot.Selector, id slot.ID, want []byte) {
+	b.Helper()
+	r, size, err := s.Kernel(id)
+	if want == nil {
+		if !errors.Is(err, slot.ErrEmpty) {
+			b.Fatalf("the kernel of slot %s, which has none: %v", id, err)
+		}
+		return
+	}
+	b.check(err)
+	got := make([]byte, size)
+	if n, err := r.ReadAt(got, 0); n != len(got) {
+		b.Fatalf("the kernel of slot %s: %d of %d bytes: %v", id, n, size, err)
+	}
+	part := make([]byte, 5000)
+	if _, err := r.ReadAt(part, 4321); err != nil || !bytes.Equal(part, got[4321:9321]) {
+		b.Fatalf("the kernel of slot %s: a part of it is another: %v", id, err)
+	}
+	if n, err := r.ReadAt(part, size-7); n != 7 || !errors.Is(err, io.EOF) {
+		b.Fatalf("the kernel of slot %s: at its end %d bytes: %v", id, n, err)
+	}
+	if !bytes.Equal(got, want) {
+		b.Fatalf("the kernel of slot %s is another", id)
+	}
+}
+
 // stage puts a new kernel into slot id.
 func (b *bench) stage(s slot.Selector, id slot.ID) {
 	b.Helper()
 	b.check(s.Clear(id))
+	b.kernel(s, id, nil)
 	b.check(s.Stage(id, bytes.NewReader(fresh), int64(len(fresh))))
 }
 
@@ -99,6 +128,8 @@ func Run(t *testing.T, m Machine) {
 	}
 	t.Run("keep", func(t *testing.T) {
 		b, s := start(t)
+		b.kernel(s, slot.A, Kernel(slot.A))
+		b.kernel(s, slot.B, Kernel(slot.B))
 		b.stage(s, slot.B)
 		again, _ := b.boot("")
 		b.runs(again, slot.A, false) // staged is not tried
@@ -109,6 +140,7 @@ func Run(t *testing.T, m Machine) {
 		if got.Kernel != string(fresh) {
 			t.Error("another kernel than the staged one was started")
 		}
+		b.kernel(s, slot.B, fresh)
 		if id, err := s.Kept(); id != slot.A || err != nil {
 			t.Errorf("kept is %s, %v, during a trial of b", id, err)
 		}

@@ -196,7 +196,7 @@ test-debug: programs $(VMDIR)/node.yaml | $(KEYS) $(KEYS)/repository/root.json #
 	@$(E2E) -run '^TestDebug' $(E2E_ARGS) -vm
 
 .PHONY: test-pxe
-test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
+test-pxe: setup programs release $(OUT)/release-arm64/manifest.json ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'
 
 .PHONY: test-fleet

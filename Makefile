@@ -218,8 +218,8 @@ $(OUT)/boards/%.img: $(VMDIR)/node.yaml | $(SKERRY)
 	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(VMDIR)/node.yaml -o $@
 
 .PHONY: test-boards
-test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards in QEMU (hours; BOARD=id, UNTIL=stage2)
-	@go test -count=1 -v -timeout 4h ./e2e -run 'TestBoard' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
+test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards in QEMU, as servers and as agents (needs root; hours; BOARD=id, UNTIL=stage2, RUN=regexp)
+	@$(AS_ROOT) go test -count=1 -v -timeout 4h ./e2e -run '$(or $(RUN),TestBoard)' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
 
 SEED ?= 1
 powercut: ## cut the power at every write of an update; SEED=n repeats one, TRIES=n looks at more

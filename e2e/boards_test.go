@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/e2e/lan"
 	"github.com/skerry-os/skerry/e2e/vm"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/slot"
@@ -71,6 +73,56 @@ func TestBoardStarts(t *testing.T) {
 		c.start()
 		c.works()
 		say("a pod works")
+	})
+}
+
+// Every board whose emulator has a network joins, as an agent, a server that is another machine: this one. Both run a pod.
+func TestBoardJoins(t *testing.T) {
+	if *onBoard == "" {
+		t.Skip("boots images of boards in QEMU: run make test-boards")
+	}
+	if *upTo != "ready" {
+		t.Skip("joins a cluster: with -board-until ready")
+	}
+	out, err := filepath.Abs(*outDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lan.New(t, "-board", *onBoard, "-out", out)
+	if l == nil {
+		return
+	}
+	e := engineHere(t)
+	e.flags = []string{"--node-ip", lan.Address, "--disable", "ingress", "--disable", "local-storage", "--disable", "metrics-server"}
+	e.start()
+	c := e.cluster()
+	at := 30
+	eachBoard(t, func(t *testing.T, b *boards.Board, o vm.Options) {
+		if o.Board.Network == "none" {
+			t.Skip("no network that works there")
+		}
+		at++
+		config := filepath.Join(t.TempDir(), "node.yaml")
+		text := fmt.Sprintf("apiVersion: skerry/v1alpha1\nkind: NodeConfig\nrole: agent\nhostname: %s\ncluster: {server: \"https://%s:6443\", token: %s}\n"+
+			"network: {interfaces: [{name: eth0, addresses: [10.11.12.%d/24], gateway: %[2]s}]}\nntp: {servers: []}\n", b.ID, lan.Address, e.token, at)
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o.Image = filepath.Join(t.TempDir(), "card.img")
+		folder := map[string]string{"amd64": "release", "arm64": "release-arm64", "arm": "release-arm"}[b.Arch]
+		run(t, built(t, "bin/skerry"), "image", "build", "-q", "--board", b.ID, "--release", built(t, folder), "--config", config, "-o", o.Image)
+		o.Tap, o.Restrict, o.Forwards = l.Tap(), false, nil
+		began := time.Now()
+		n := power(t, o)
+		n.expect(slowly, `skerry: start node`)
+		c.T = t
+		c.eventually(2*slowly, is("True"), "get", "node", b.ID, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		t.Logf("%s: Ready %v after power on", b.ID, time.Since(began).Round(time.Second))
+		c.do(`{apiVersion: v1, kind: Pod, metadata: {name: on-`+b.ID+`, namespace: default}, spec: {nodeName: `+b.ID+`, containers: [{name: c, image: "skerry.local/addons:1", imagePullPolicy: Never,
+  args: [coredns, -dns.port, "5353"]}]}}`, "apply", "-f", "-")
+		c.eventually(2*slowly, is("true"), "get", "pod", "on-"+b.ID, "-o", "jsonpath={.status.containerStatuses[0].ready}")
+		c.eventually(slowly, contains("with CoreDNS"), "exec", "on-"+b.ID, "--", "/skerry-addons", "coredns", "-version")
+		t.Logf("%s: a pod answers %v after power on", b.ID, time.Since(began).Round(time.Second))
 	})
 }
 

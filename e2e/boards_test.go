@@ -126,7 +126,7 @@ func joinsAndUpdates(t *testing.T, e *engine, l *lan.LAN, at int, b *boards.Boar
 	publish(release)
 	config := filepath.Join(t.TempDir(), "node.yaml")
 	text := fmt.Sprintf("apiVersion: skerry/v1alpha1\nkind: NodeConfig\nrole: agent\nhostname: %s\ncluster: {server: \"https://%s:6443\", token: %s}\n"+
-		"network: {interfaces: [{name: eth0, addresses: [10.11.12.%d/24], gateway: %[2]s}]}\nntp: {servers: []}\nupdate: {source: %q, interval: 30s, deadline: 30m}\n",
+		"network: {interfaces: [{name: eth0, addresses: [10.11.12.%d/24], gateway: %[2]s}]}\nntp: {servers: []}\nupdate: {source: %[5]q, interval: 30s, deadline: 30m}\n",
 		b.ID, lan.Address, e.token, at, web.URL)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -3,9 +3,11 @@ package slottest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/skerry-os/skerry/pkg/powercut"
@@ -48,9 +50,33 @@ func (b Boot) String() string {
 }
 
 // Kernel is the content of a slot's kernel in New.
-func Kernel(id slot.ID) []byte { return bytes.Repeat([]byte("old "+string(id)+" "), 3000) }
+func Kernel(id slot.ID) []byte { return Image("old " + string(id)) }
 
-var fresh = bytes.Repeat([]byte("new kernel "), 4000)
+var fresh = Image("new kernel")
+
+// Image makes what is built like a unified kernel image: a PE file of a command line, an initramfs and a kernel.
+func Image(what string) []byte {
+	le := binary.LittleEndian
+	head := make([]byte, 512)
+	copy(head, "MZ")
+	le.PutUint32(head[0x3c:], 0x40)
+	copy(head[0x40:], "PE\x00\x00\x64\x86\x03\x00") // x86-64, three sections, no optional header
+	out := head
+	for i, s := range []struct{ name, data string }{
+		{".cmdline", `of=\` + strings.ReplaceAll(what, " ", "-") + " skerry.board=x86-uefi skerry.slot=none"},
+		{".initrd", strings.Repeat("initramfs of "+what, 500)}, {".linux", strings.Repeat(what, 4000)},
+	} {
+		h := head[0x58+40*i:]
+		copy(h, s.name)
+		size := (len(s.data) + 511) &^ 511
+		le.PutUint32(h[8:], uint32(len(s.data)))
+		le.PutUint32(h[16:], uint32(size))
+		le.PutUint32(h[20:], uint32(len(out)))
+		out = append(append(out, s.data...), make([]byte, size-len(s.data))...)
+		head = out[:512]
+	}
+	return append(out, "signature"...)
+}
 
 func all([]byte) bool { return true }
 

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/ulikunitz/xz/lzma"
+
+	"github.com/skerry-os/skerry/image/disk"
 )
 
 // Folder is where the package keeps its files.
@@ -28,10 +30,7 @@ var Modules = []string{
 // Prefix is the folder of grub.cfg: the top of the first partition of the disk that the BIOS started from.
 const Prefix = "(,gpt1)"
 
-// MBRSize is how much of the first sector is the boot sector's code, in bytes; behind it is the partition table.
-const MBRSize = 440
-
-const sector = 512
+const sector = disk.Sector
 
 var le = binary.LittleEndian
 
@@ -55,7 +54,7 @@ const (
 	most       = (0x78000 - 0x8000) / sector
 )
 
-// MBR gives the boot sector's code, for a core image at byte at of the disk.
+// MBR gives the code of the boot sector, disk.CodeSize bytes, for a core image at byte at of the disk.
 func MBR(files fs.FS, at int64) ([]byte, error) {
 	b, err := read(files, "boot.img", sector)
 	if err != nil {
@@ -64,7 +63,7 @@ func MBR(files fs.FS, at int64) ([]byte, error) {
 	le.PutUint64(b[kernelSector:], uint64(at/sector))
 	// Some BIOSes pass a wrong number for the drive: what is no hard disk's is taken for the first one's.
 	copy(b[bootDriveCheck:], []byte{0x90, 0x90})
-	return b[:MBRSize], nil
+	return b[:disk.CodeSize], nil
 }
 
 // Core gives the core image for byte at of the disk, whole sectors.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ulikunitz/xz/lzma"
 
+	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/image/imagetest"
 )
 
@@ -120,7 +121,7 @@ func TestCore(t *testing.T) {
 
 func TestMBR(t *testing.T) {
 	b, err := MBR(folder(), 64*sector)
-	if err != nil || len(b) != MBRSize || le.Uint64(b[kernelSector:]) != 64 || b[bootDriveCheck] != 0x90 || b[bootDriveCheck+2] != 0xcc {
+	if err != nil || len(b) != disk.CodeSize || le.Uint64(b[kernelSector:]) != 64 || b[bootDriveCheck] != 0x90 || b[bootDriveCheck+2] != 0xcc {
 		t.Errorf("%d bytes, %v: % x", len(b), err, b[kernelSector:bootDriveCheck+3])
 	}
 }

@@ -99,6 +99,16 @@ sleep 3
 reboot
 `
 
+// GRUBFiles are what lies beside the kernels of a machine that was never updated, by path; both slots have this kernel.
+func GRUBFiles(board string, kernel io.ReaderAt) (map[string][]byte, error) {
+	files := map[string][]byte{GRUBConfig: []byte(GRUBScript(board))}
+	data, err := GRUBKernel(kernel)
+	for _, id := range IDs {
+		files[describedPath(id)] = data
+	}
+	return files, err
+}
+
 // GRUB is the Selector of PCs whose GRUB runs GRUBScript.
 type GRUB struct {
 	scripted

@@ -23,14 +23,15 @@ func (GRUB) Once() bool { return false }
 
 // New makes the boot volume as images have it, but without a state.
 func (GRUB) New(t testing.TB) *powercut.Disk {
-	files := map[string][]byte{}
-	for _, id := range slot.IDs {
+	files, err := slot.GRUBFiles("x86-bios", bytes.NewReader(Kernel(slot.A)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range slot.IDs { // the kernels differ in a letter
 		files["EFI/Linux/os-"+string(id)+".efi"] = Kernel(id)
-		data, err := slot.GRUBKernel(bytes.NewReader(Kernel(id)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		files["EFI/Linux/os-"+string(id)+".env"] = data
+	}
+	if files["EFI/Linux/os-b.env"], err = slot.GRUBKernel(bytes.NewReader(Kernel(slot.B))); err != nil {
+		t.Fatal(err)
 	}
 	return powercut.New(Volume(t, files))
 }

@@ -180,9 +180,9 @@ test-clouds: programs | $(AZURITE) $(KEYS) $(KEYS)/repository/root.json ## forma
 	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
 	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm
 
-vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug (an hour; RUN=regexp)
+vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug, a BIOS (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
-	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
+	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|UpdateOnABIOS|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
 
 .PHONY: vm-wifi
 vm-wifi: image programs ## join wireless networks in QEMU: WPA2, WPA3, wrong keys

@@ -46,7 +46,8 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 	before := m.Root.RootHash
 	m.Root = alteredRoot(t, filepath.Join(dir, "root.img"), c)
 
-	board := m.Boards["x86-uefi"]
+	old := m.Boards
+	board := old["x86-uefi"]
 	name := filepath.Join(dir, filepath.FromSlash(board.Boot.Path))
 	run(t, "sbattach", "--remove", name)
 	kernel, err := os.ReadFile(name)
@@ -63,9 +64,15 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 	kernel, err = uki.Sign(kernel, set.DB.Key, set.DB.Cert)
 	check(err)
 	check(os.WriteFile(name, kernel, 0o644))
-	board.Boot, err = release.Describe(board.Boot.Path, bytes.NewReader(kernel))
+	boot, err := release.Describe(board.Boot.Path, bytes.NewReader(kernel))
 	check(err)
-	m.Boards = map[string]release.Board{"x86-uefi": board}
+	m.Boards = map[string]release.Board{}
+	for id, other := range old { // boards that share the kernel image; what new images have beside it stays as it was
+		if other.Boot == board.Boot {
+			other.Boot = boot
+			m.Boards[id] = other
+		}
+	}
 	manifest, sig, err := release.Sign(&m, set.Release)
 	check(err)
 	check(os.WriteFile(filepath.Join(dir, release.ManifestName), manifest, 0o644))

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/e2e/vm"
 	"github.com/skerry-os/skerry/pkg/release"
 )
@@ -235,6 +236,42 @@ func TestUpdateOverTheWire(t *testing.T) {
 	}
 	c.same(before, c.works())
 	c.eventually(patience, contains(why), "get", "events", "--field-selector", "reason=UpdateFailed", "-o", "jsonpath={.items[*].message}")
+}
+
+// A machine with a BIOS does the same: GRUB starts the new slot, which is kept, and counts the tries of a kernel that dies.
+func TestUpdateOnABIOS(t *testing.T) {
+	u := newUpdates(t, "interval: 30s, deadline: 30m", true, "--board", "x86-bios")
+	b, err := boards.Load("x86-bios")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.o.Board = *b.QEMU
+	next := versionOf(t, u.next())
+	dying := altered(t, u.next(), u.keys, change{version: "99.0.1", cmdline: [2]string{" loglevel=4 ", " rdinit=/no "}})
+	n := u.power()
+	n.expect(long, `skerry\| slot +a, Secure Boot off`)
+	n.expect(long, `skerry: node: Ready`)
+	u.publish(u.next())
+	n.expect(long, `skerry: restart: a restart was asked for`)
+	n.expect(long, `Skerry: slot b, trial b, tries left 2 `)
+	n.expect(long, `skerry: switch root: slot b, release `+next)
+	n.expect(long, `skerry: judge slot: slot b is on trial`)
+	n.expect(long, `skerry: update: slot b, release `+next+`, is kept`)
+
+	from := len(n.Text())
+	why := u.leaves(n, dying)
+	if !strings.Contains(why, "before it reached the data partition") || !strings.Contains(why, "went back to slot b") {
+		t.Errorf("the reason is %q", why)
+	}
+	tries, after, back := strings.Cut(n.Text()[from:], "switch root: slot b, release "+next)
+	for _, left := range []string{"2", "1", "0"} {
+		if strings.Count(tries, "Skerry: slot a, trial a, tries left "+left+" ") != 1 {
+			t.Errorf("the try with %s left is not there once", left)
+		}
+	}
+	if !back || strings.Contains(after, "(on trial)") {
+		t.Errorf("slot b does not run %s as a kept slot does", next)
+	}
 }
 
 // A machine without a network gets its release from a stick. The kernel image of the new slot is damaged after the firmware

@@ -256,6 +256,25 @@ func TestBIOSFromMemory(t *testing.T) {
 	g.expect(`skerry: node: Ready.*`)
 }
 
+// A machine with a BIOS is installed like one with UEFI, with the board that its BIOS starts.
+func TestBIOSToDisk(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	b, err := boards.Load("x86-bios")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.config(mac(7), server("bios-7", ""))
+	n.serve()
+	g := n.machine(7, func(o *vm.Options) { o.Board = *b.QEMU })
+	n.installed(g)
+	if text := g.Text(); !strings.Contains(text, "Skerry: slot a, trial , tries left ") {
+		t.Error("another boot loader started it")
+	}
+}
+
 // A machine nobody knows waits, changes nothing, and goes on when it is approved.
 func TestApproval(t *testing.T) {
 	n := newNetwork(t)

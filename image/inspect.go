@@ -264,7 +264,8 @@ func (i *inspection) esp(d *draft) {
 	if d.board != "" {
 		return
 	}
-	if ids := m.BoardIDs(); len(ids) == 1 {
+	ids := slices.DeleteFunc(m.BoardIDs(), func(id string) bool { return m.Boards[id].Slots == boards.GRUB != d.bios })
+	if len(ids) == 1 {
 		d.board = ids[0] // whatever is wrong with its kernel shows when it is compared
 		return
 	}

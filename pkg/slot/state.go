@@ -140,6 +140,11 @@ func (s scripted) Room(id ID) (int64, error) {
 		return 0, err
 	}
 	room := e.Free() - e.Takes(stateSize)
+	for _, name := range stateFiles {
+		if _, ok := e.Find(name); !ok {
+			room -= e.Takes(stateSize)
+		}
+	}
 	if s.describe != nil {
 		room -= e.Takes(mostDescribed)
 	}

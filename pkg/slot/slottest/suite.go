@@ -267,9 +267,15 @@ func Run(t *testing.T, m Machine) {
 		if err := s.Stage(slot.B, bytes.NewReader(make([]byte, room+1<<20)), room+1<<20); !errors.Is(err, slot.ErrNoRoom) {
 			t.Errorf("a kernel of more than there is room for: %v", err)
 		}
-		b.check(s.Stage(slot.B, bytes.NewReader(make([]byte, room)), room))
-		got, _ := b.boot("")
+		full := append(bytes.Clone(fresh), make([]byte, room-int64(len(fresh)))...)
+		b.check(s.Stage(slot.B, bytes.NewReader(full), room))
+		got, s := b.boot("")
 		b.runs(got, slot.A, false)
+		arg, err := s.TryOnce(slot.B) // for which there is room, too
+		b.check(err)
+		got, s = b.boot(arg)
+		b.runs(got, slot.B, true)
+		b.check(s.Keep(slot.B))
 	})
 	t.Run("power cut", func(t *testing.T) { cuts(t, m) })
 }
@@ -310,7 +316,17 @@ func cuts(t *testing.T, m Machine) {
 	try(d, "stage", booted, func(s slot.Selector) error { return s.Stage(slot.B, bytes.NewReader(fresh), int64(len(fresh))) }, oldA)
 	arg := ""
 	try(d, "try", booted, func(s slot.Selector) (err error) { arg, err = s.TryOnce(slot.B); return err }, oldA, trialB)
+	d.Record()
 	booted = m.Boot(d, arg, all)
+	count += d.Cuts(7, 5, func(c powercut.Cut) { // while the firmware counts: the trial still comes to an end
+		after := c.Disk()
+		for range slot.Tries {
+			m.Boot(after, "", all)
+		}
+		if got := m.Boot(after, "", all); got.Slot != slot.A || got.Trial || got.Kernel != oldA.Kernel {
+			t.Fatalf("counting: %s: boots %v after all tries", c.What, got)
+		}
+	})
 	dropped := powercut.New(bytes.Clone(d.Bytes()))
 	try(dropped, "call off", booted, func(s slot.Selector) error { return s.Keep(slot.A) }, oldA, trialB)
 	before := []Boot{trialB, keptB}

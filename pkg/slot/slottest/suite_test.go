@@ -42,14 +42,9 @@ func TestGRUBReadsBack(t *testing.T) {
 	}
 }
 
-// With the first state file damaged, the copy counts, and it is the copy that the tries are counted in.
-func TestGRUBGoesOnWithTheCopy(t *testing.T) {
-	m := slottest.GRUB{}
-	d := m.New(t)
-	all := func([]byte) bool { return true }
-	if _, err := m.Selector(d, m.Boot(d, "", all)).TryOnce(slot.B); err != nil {
-		t.Fatal(err)
-	}
+// first damages the first state file.
+func first(t *testing.T, d slottest.Disk) {
+	t.Helper()
 	e, err := fat.Edit(d, d.Size(), time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -58,6 +53,17 @@ func TestGRUBGoesOnWithTheCopy(t *testing.T) {
 	if _, err := d.WriteAt(make([]byte, 512), f.Offset()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// With the first state file damaged, the copy counts, and it is the copy that the tries are counted in.
+func TestGRUBGoesOnWithTheCopy(t *testing.T) {
+	m := slottest.GRUB{}
+	d := m.New(t)
+	all := func([]byte) bool { return true }
+	if _, err := m.Selector(d, m.Boot(d, "", all)).TryOnce(slot.B); err != nil {
+		t.Fatal(err)
+	}
+	first(t, d)
 	for i := range slot.Tries + 2 {
 		got, want := m.Boot(d, "", all), slot.B
 		if i >= slot.Tries {
@@ -67,10 +73,23 @@ func TestGRUBGoesOnWithTheCopy(t *testing.T) {
 			t.Errorf("start %d: %v", i, got)
 		}
 	}
+	// What was counted is in both files: with the first one gone, too, the kept slot starts.
+	again := m.New(t)
+	if _, err := m.Selector(again, m.Boot(again, "", all)).TryOnce(slot.B); err != nil {
+		t.Fatal(err)
+	}
+	for range slot.Tries + 1 {
+		m.Boot(again, "", all)
+	}
+	first(t, again)
+	if got := m.Boot(again, "", all); got.Slot != slot.A || got.Trial {
+		t.Errorf("with the copy alone: %v", got)
+	}
 	if err := m.Selector(d, slottest.Boot{}).Clear(slot.B); err != nil {
 		t.Fatal(err)
 	}
-	if e, err = fat.Edit(d, d.Size(), time.Now()); err != nil {
+	e, err := fat.Edit(d, d.Size(), time.Now())
+	if err != nil {
 		t.Fatal(err)
 	}
 	if data, _, err := e.ReadFile("skerry-1.env", 512); err != nil || !strings.HasPrefix(string(data), "# GRUB Environment Block\nskerry_slot=a\n#") {

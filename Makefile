@@ -180,9 +180,9 @@ test-clouds: programs | $(AZURITE) $(KEYS) $(KEYS)/repository/root.json ## forma
 	@go test -count=1 -run 'Scripts/(publish|image-clouds)|CloudsPage' ./cmd/skerry
 	@$(AS_ROOT) $(E2E) -run Cloud $(E2E_ARGS) -vm
 
-vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug, a BIOS (an hour; RUN=regexp)
+vm-update: image ## update the image in QEMU: good releases, bad ones, a stick, a damaged kernel, a damaged root, a lost plug (an hour; RUN=regexp)
 	@$(SKERRY) release build --quiet --version 99.0.0 --arch $(ARCH) --keys $(KEYS) -o $(OUT)/next
-	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|UpdateOnABIOS|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
+	@go test -count=1 -v -timeout 3h ./e2e -run '$(or $(RUN),UpdateOverTheWire|AStick|BrokenReleases|AKernelThat|ADamagedSlot|TheFloor|PowerCuts)' $(E2E_ARGS) -update-vm
 
 .PHONY: vm-wifi
 vm-wifi: image programs ## join wireless networks in QEMU: WPA2, WPA3, wrong keys
@@ -196,7 +196,7 @@ test-debug: programs $(VMDIR)/node.yaml | $(KEYS) $(KEYS)/repository/root.json #
 	@$(E2E) -run '^TestDebug' $(E2E_ARGS) -vm
 
 .PHONY: test-pxe
-test-pxe: setup release ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
+test-pxe: setup programs release $(OUT)/release-arm64/manifest.json ## start empty machines in QEMU over the network, to Ready (needs root; half an hour without KVM; RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 3h ./e2e/netboot -run '$(or $(RUN),.)' -args -netboot -out '$(CURDIR)/$(OUT)'
 
 .PHONY: test-fleet
@@ -220,8 +220,8 @@ $(OUT)/boards/%.img: $(VMDIR)/node.yaml | $(SKERRY)
 	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(VMDIR)/node.yaml -o $@
 
 .PHONY: test-boards
-test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards, and of a PC with a BIOS, in QEMU (hours; BOARD=id, UNTIL=stage2)
-	@go test -count=1 -v -timeout 4h ./e2e -run 'TestBoard' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
+test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards, and of a PC with a BIOS, in QEMU, as servers and as agents (needs root; hours; BOARD=id, UNTIL=stage2, RUN=regexp)
+	@$(AS_ROOT) go test -count=1 -v -timeout 4h ./e2e -run '$(or $(RUN),TestBoard)' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
 
 SEED ?= 1
 powercut: ## cut the power at every write of an update; SEED=n repeats one, TRIES=n looks at more

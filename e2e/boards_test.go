@@ -3,7 +3,11 @@ package e2e
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +15,7 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/e2e/lan"
 	"github.com/skerry-os/skerry/e2e/vm"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/slot"
@@ -73,6 +78,101 @@ func TestBoardStarts(t *testing.T) {
 		c.works()
 		say("a pod works")
 	})
+}
+
+// Every board whose emulator has a network joins, as an agent, a server that is another machine: this one, and runs a pod. Then it brings
+// itself to another release and keeps it, and leaves one whose node never gets Ready.
+func TestBoardJoinsAndUpdates(t *testing.T) {
+	if *onBoard == "" {
+		t.Skip("boots images of boards in QEMU: run make test-boards")
+	}
+	if *upTo != "ready" {
+		t.Skip("joins a cluster: with -board-until ready")
+	}
+	out, err := filepath.Abs(*outDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lan.New(t, "-board", *onBoard, "-out", out)
+	if l == nil {
+		return
+	}
+	e := engineHere(t)
+	e.flags = []string{"--node-ip", lan.Address, "--disable", "ingress", "--disable", "local-storage", "--disable", "metrics-server"}
+	e.start()
+	at := 30
+	eachBoard(t, func(t *testing.T, b *boards.Board, o vm.Options) {
+		if o.Board.Network == "none" {
+			t.Skip("no network that works there")
+		}
+		at++
+		joinsAndUpdates(t, e, l, at, b, o)
+	})
+}
+
+func joinsAndUpdates(t *testing.T, e *engine, l *lan.LAN, at int, b *boards.Board, o vm.Options) {
+	keys, repo := built(t, "keys"), t.TempDir()
+	files := http.FileServer(http.Dir(repo))
+	web := httptest.NewUnstartedServer(files)
+	var err error
+	if web.Listener, err = net.Listen("tcp", lan.Address+":0"); err != nil {
+		t.Fatal(err)
+	}
+	web.Start()
+	t.Cleanup(web.Close)
+	release := built(t, map[string]string{"amd64": "release", "arm64": "release-arm64", "arm": "release-arm"}[b.Arch])
+	publish := func(dir string) {
+		t.Log(run(t, built(t, "bin/skerry"), "update", "publish", "--keys", keys, "--release", dir, "--repo", repo))
+	}
+	publish(release)
+	config := filepath.Join(t.TempDir(), "node.yaml")
+	text := fmt.Sprintf("apiVersion: skerry/v1alpha1\nkind: NodeConfig\nrole: agent\nhostname: %s\ncluster: {server: \"https://%s:6443\", token: %s}\n"+
+		"network: {interfaces: [{name: eth0, addresses: [10.11.12.%d/24], gateway: %[2]s}]}\nntp: {servers: []}\nupdate: {source: %[5]q, interval: 30s, deadline: 30m}\n",
+		b.ID, lan.Address, e.token, at, web.URL)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Image = filepath.Join(t.TempDir(), "card.img")
+	run(t, built(t, "bin/skerry"), "image", "build", "-q", "--board", b.ID, "--release", release, "--keys", keys, "--config", config, "-o", o.Image)
+	o.Tap, o.Restrict, o.Forwards = l.Tap(), false, nil
+	began := time.Now()
+	say := func(what string) { t.Logf("%s: %s after %v", b.ID, what, time.Since(began).Round(time.Second)) }
+	n := power(t, o)
+	n.expect(slowly, `skerry: start node`)
+	c := e.cluster()
+	c.T = t
+	ready := func() {
+		t.Helper()
+		c.eventually(2*slowly, is("True"), "get", "node", b.ID, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	}
+	ready()
+	say("Ready")
+	c.do(`{apiVersion: v1, kind: Pod, metadata: {name: on-`+b.ID+`, namespace: default}, spec: {nodeName: `+b.ID+`, containers: [{name: c, image: "skerry.local/addons:1", imagePullPolicy: Never,
+  args: [coredns, -dns.port, "5353"]}]}}`, "apply", "-f", "-")
+	works := func() {
+		t.Helper()
+		c.eventually(2*slowly, is("true"), "get", "pod", "on-"+b.ID, "-o", "jsonpath={.status.containerStatuses[0].ready}")
+		c.eventually(slowly, contains("with CoreDNS"), "exec", "on-"+b.ID, "--", "/skerry-addons", "coredns", "-version")
+	}
+	works()
+	say("a pod works")
+
+	publish(altered(t, release, keys, change{version: "99.0.0", board: b.ID}))
+	n.expect(2*slowly, `skerry: restart: a restart was asked for`)
+	say("the release is brought")
+	n.expect(2*slowly, `skerry: switch root: slot b, release 99\.0\.0`)
+	n.expect(2*slowly, `skerry: update: slot b, release 99\.0\.0, is kept`)
+	say("it is kept")
+	ready()
+	works()
+	publish(altered(t, release, keys, change{version: "99.0.1", board: b.ID, cmdline: [2]string{" loglevel=4 ", " rdinit=/no "}}))
+	n.expect(2*slowly, `skerry: restart: a restart was asked for`)
+	why := n.expect(2*slowly, `skerry: update: (.*99\.0\.1.*)`)[1]
+	say("a release whose kernel finds no init is left")
+	t.Log(why)
+	n.expect(slowly, `skerry: start node`)
+	works()
+	say("the pod works")
 }
 
 // The boot loader itself, U-Boot or GRUB, counts the tries of a slot whose kernel does not load, and comes back to the other.

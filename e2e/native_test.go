@@ -42,13 +42,8 @@ func newEngine(t *testing.T) *engine {
 	if os.Geteuid() != 0 {
 		t.Fatal("skerryd needs root")
 	}
-	// Not t.TempDir: it is long, and containerd's sockets below it must be short.
-	dir, err := os.MkdirTemp("", "skerry-e2e-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &engine{t: t, dir: dir, program: built(t, "amd64/usr/bin/skerryd"), netns: "skerry-e2e-" + fmt.Sprint(os.Getpid()), token: "e2e-token-e2e-token"}
-	t.Cleanup(func() { e.remove() })
+	e := engineHere(t)
+	e.netns = "skerry-e2e-" + fmt.Sprint(os.Getpid())
 	e.must("ip", "netns", "add", e.netns)
 	for _, args := range []string{
 		"link set lo up", "link add wire type veth peer name far", "link set wire up", "link set far up",
@@ -56,6 +51,19 @@ func newEngine(t *testing.T) *engine {
 	} {
 		e.must("ip", append([]string{"-n", e.netns}, strings.Fields(args)...)...)
 	}
+	return e
+}
+
+// engineHere is one in the network that the test is in.
+func engineHere(t *testing.T) *engine {
+	t.Helper()
+	// Not t.TempDir: it is long, and containerd's sockets below it must be short.
+	dir, err := os.MkdirTemp("", "skerry-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &engine{t: t, dir: dir, program: built(t, "amd64/usr/bin/skerryd"), token: "e2e-token-e2e-token"}
+	t.Cleanup(func() { e.remove() })
 	return e
 }
 
@@ -68,6 +76,9 @@ func (e *engine) must(name string, args ...string) {
 
 // inside runs a command in the engine's network and else on this host: ip netns exec would hide the cgroups.
 func (e *engine) inside(args ...string) []string {
+	if e.netns == "" { // the test is in it
+		return args
+	}
 	return append([]string{"nsenter", "--net=/run/netns/" + e.netns}, args...)
 }
 
@@ -194,7 +205,9 @@ func (e *engine) remove() {
 	for _, pid := range e.shims() {
 		killTree(pid)
 	}
-	_ = exec.Command("ip", "netns", "delete", e.netns).Run()
+	if e.netns != "" {
+		_ = exec.Command("ip", "netns", "delete", e.netns).Run()
+	}
 	for _, dir := range []string{e.dir, e.runDir()} {
 		unmountBelow(dir)
 		if err := os.RemoveAll(dir); err != nil {

@@ -253,4 +253,22 @@ func powerOn(t *testing.T, tb *table) {
 	n = power(t, o)
 	n.expect(2*patience, `skerry: node: Ready`)
 	tb.add(fmt.Sprintf("QEMU (%s): power on → Ready, second boot", accel), seconds(time.Since(n.Started())), "")
+	written(t, tb, n)
+}
+
+// written is what a card or a flash chip takes from a server that nobody uses: everything, logs and datastore and the filesystem's own.
+func written(t *testing.T, tb *table, n *node) {
+	time.Sleep(5 * time.Minute) // what a start leaves to do
+	const idle = 10 * time.Minute
+	before, requests, err := n.Written(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(idle)
+	after, more, err := n.Written(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	perHour := float64(time.Hour) / float64(idle)
+	tb.add("QEMU: an idle server writes to its disk in an hour", fmt.Sprintf("%.0f MB in %.0f writes", float64(after-before)/1e6*perHour, float64(more-requests)*perHour), "")
 }

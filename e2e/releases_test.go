@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
@@ -22,6 +23,7 @@ import (
 // change is what makes a release of another one. Each is whole and signed: what is wrong with it shows when it runs.
 type change struct {
 	version string
+	board   string                 // default: x86-uefi; one whose firmware loads a UKI
 	cmdline [2]string              // a part of the kernel's command line and one of the same length in its place
 	root    func(dir string) error // of the files of the root
 }
@@ -46,8 +48,12 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 	before := m.Root.RootHash
 	m.Root = alteredRoot(t, filepath.Join(dir, "root.img"), c)
 
+	id := cmp.Or(c.board, "x86-uefi")
 	old := m.Boards
-	board := old["x86-uefi"]
+	board, ok := old[id]
+	if !ok {
+		t.Fatalf("%s: nothing for board %s", from, id)
+	}
 	name := filepath.Join(dir, filepath.FromSlash(board.Boot.Path))
 	run(t, "sbattach", "--remove", name)
 	kernel, err := os.ReadFile(name)

@@ -136,12 +136,13 @@ func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([
 		}},
 		addressService(ips, func() ([]netip.Addr, error) { return agentIPs(a, state.Settings) }),
 	}
+	own := agent.Services(node)
 	services = append(services, updates.Service(updates.Options{
-		Proxy: node.Proxy,
-		Log:   slog.Default(), Kubeconfig: node.KubeletKubeconfig, NodeName: node.NodeName, Restart: restart,
+		Proxy: node.Proxy, Serves: supervise.ReadyOf(own, agent.KubeProxy),
+		Log: slog.Default(), Kubeconfig: node.KubeletKubeconfig, NodeName: node.NodeName, Restart: restart,
 		Others: func(context.Context) (bool, error) { return true, nil }, // an agent has a server, at least
 	}))
-	return append(services, agent.Services(node)...), nil
+	return append(services, own...), nil
 }
 
 // clusterOf is the agent seen as a server of its cluster whose control plane is elsewhere: its own settings, and those that all

@@ -164,13 +164,14 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		inProcess = append(inProcess, lostnodes.Controller(after))
 	}
 	services = append(services, controllers.Service(controllers.Config{Kubeconfig: files.Admin, NodeName: name, Alone: server.Alone(s), Controllers: inProcess}))
+	own := agent.Services(node)
 	services = append(services, updates.Service(updates.Options{
-		Proxy: node.Proxy,
-		Log:   slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
+		Proxy: node.Proxy, Serves: supervise.ReadyOf(own, agent.KubeProxy),
+		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
 		Snapshot: func(ctx context.Context) (*record.Saved, error) { return saveBeforeUpdate(ctx, s, name, ips[0]) },
 		Others:   func(ctx context.Context) (bool, error) { return otherNodes(ctx, files.Admin) },
 	}))
-	return append(services, agent.Services(node)...), nil
+	return append(services, own...), nil
 }
 
 // helmController is pkg/helm's as one of the server's.

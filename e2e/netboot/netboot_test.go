@@ -4,6 +4,7 @@ package netboot
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -79,8 +80,10 @@ func (n *network) serve(flags ...string) {
 	if n.stop != nil {
 		n.stop()
 	}
-	args := append([]string{"pxe", "serve", "--interface", "lan", "--release", filepath.Join(n.out, "release"), "--keys", filepath.Join(n.out, "keys"),
-		"--fleet", n.fleet, "--state", n.state}, flags...)
+	args := append([]string{"pxe", "serve", "--interface", "lan", "--fleet", n.fleet, "--state", n.state}, flags...)
+	if filepath.Ext(n.fleet) == "" { // a folder says neither
+		args = append(args, "--release", filepath.Join(n.out, "release"), "--keys", filepath.Join(n.out, "keys"))
+	}
 	if !n.beside {
 		args = append(args, "--dhcp", "10.11.12.100-10.11.12.200")
 	}
@@ -133,8 +136,12 @@ func server(name, more string) string {
 
 // machine is an empty one at the bridge, whose firmware tries the network first.
 func (n *network) machine(number int, change func(*vm.Options)) *guest {
+	return n.machineOf("", number, change)
+}
+
+func (n *network) machineOf(board string, number int, change func(*vm.Options)) *guest {
 	n.t.Helper()
-	b, err := boards.Load("x86-uefi")
+	b, err := boards.Load(cmp.Or(board, "x86-uefi"))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -262,16 +269,67 @@ func TestBIOSToDisk(t *testing.T) {
 	if n == nil {
 		return
 	}
-	b, err := boards.Load("x86-bios")
-	if err != nil {
-		t.Fatal(err)
-	}
 	n.config(mac(7), server("bios-7", ""))
 	n.serve()
-	g := n.machine(7, func(o *vm.Options) { o.Board = *b.QEMU })
+	g := n.machineOf("x86-bios", 7, nil)
 	n.installed(g)
 	if text := g.Text(); !strings.Contains(text, "Skerry: slot a, trial , tries left ") {
 		t.Error("another boot loader started it")
+	}
+}
+
+// A fleet of which nothing but its file exists: a server, an agent that starts by UEFI HTTP boot, one of another architecture, and one
+// with a BIOS and no disk. Switched on, they become one cluster.
+func TestEveryWayIntoOneCluster(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	out, err := filepath.Abs(n.out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.fleet = filepath.Join(n.fleet, "fleet.yaml")
+	text := "apiVersion: skerry/v1alpha1\nkind: Fleet\nname: pxe\nkeys: " + out + "/keys\nreleases: {amd64: " + out + "/release, arm64: " + out + "/release-arm64}\n" +
+		"gateway: 10.11.12.1\nconfig: {network: {nameservers: [10.11.12.1]}, ntp: {servers: []}, server: {disable: [ingress, local-storage, metrics-server, servicelb]}}\nnodes:\n"
+	for number, node := range map[int]string{
+		11: "name: server-1, role: server, board: x86-uefi", 12: "name: http-1, role: agent, board: x86-uefi", 13: "name: arm-1, role: agent, board: arm64-uefi",
+		14: "name: memory-1, role: agent, board: x86-uefi, config: {install: {diskless: true}}",
+	} {
+		text += fmt.Sprintf("  - {%s, mac: %q, address: 10.11.12.%d/24}\n", node, mac(number), number)
+	}
+	if err := os.WriteFile(n.fleet, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	installed := func(g *guest) {
+		t.Helper()
+		g.expect(`skerry: netboot: install: writing /dev/vda.*`)
+		g.expect(`skerry: netboot: installed on /dev/vda; restart.*`)
+		g.expect(`skerry: switch root: slot a.*`)
+	}
+	n.serve("--no-pxe") // and the cluster's keys are made
+	n.skerry("fleet", "kubeconfig", "-o", kubeconfig, n.fleet)
+	installed(n.machine(12, nil)) // an agent may be there before its server
+	n.serve()
+	server := n.machine(11, nil)
+	installed(server)
+	server.expect(`skerry: node: Ready.*`)
+	installed(n.machineOf("arm64-uefi", 13, nil))
+	n.machine(14, func(o *vm.Options) {
+		o.Board.Machine, o.Board.Firmware, o.Board.Args, o.Memory = "q35", vm.BIOS, nil, 3<<30
+	}).expect(`skerry: netboot: run from memory: release .*`)
+	want := "amd64 amd64 amd64 arm64 True True True True"
+	var got string
+	for end := time.Now().Add(patience); got != want; time.Sleep(5 * time.Second) {
+		if time.Now().After(end) {
+			t.Fatalf("nodes: %s; want %s", got, want)
+		}
+		b, err := exec.CommandContext(t.Context(), filepath.Join(n.out, "amd64/usr/bin/kubectl"), "--kubeconfig", kubeconfig, "--request-timeout=1m", "get", "nodes",
+			"--sort-by", "{.metadata.labels.kubernetes\\.io/arch}", "-o", `jsonpath={.items[*].status.nodeInfo.architecture} {.items[*].status.conditions[?(@.type=="Ready")].status}`).CombinedOutput()
+		if got = string(b); err != nil {
+			got += err.Error()
+		}
 	}
 }
 

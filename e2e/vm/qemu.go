@@ -86,19 +86,18 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	if o.Board.Network == noNetwork {
 		return append(args, "-nic", "none")
 	}
-	net := ",id=net"
+	net := "user,id=net"
 	if o.Restrict {
 		net += ",restrict=on"
 	}
 	for _, f := range forwards {
 		net += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
 	}
-	if o.Board.Network == onboard {
-		return append(args, "-nic", "user"+net)
-	}
-	net = "user" + net
 	if o.Tap != "" {
 		net = "tap,id=net,script=no,downscript=no,ifname=" + o.Tap
+	}
+	if o.Board.Network == onboard {
+		return append(args, "-nic", net)
 	}
 	card := o.Board.Network + ",netdev=net"
 	if o.MAC != "" {

@@ -80,3 +80,24 @@ func call(in *json.Decoder, out *json.Encoder, command string, arguments any) (j
 		}
 	}
 }
+
+// Written is how many bytes the machine has written to its disks so far, and in how many requests.
+func (v *VM) Written(ctx context.Context) (bytes, requests int64, err error) {
+	answer, err := v.qmp(ctx, "query-blockstats", nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	var all []struct {
+		Stats struct {
+			Bytes    int64 `json:"wr_bytes"`
+			Requests int64 `json:"wr_operations"`
+		}
+	}
+	if err := json.Unmarshal(answer, &all); err != nil {
+		return 0, 0, err
+	}
+	for _, d := range all {
+		bytes, requests = bytes+d.Stats.Bytes, requests+d.Stats.Requests
+	}
+	return bytes, requests, nil
+}

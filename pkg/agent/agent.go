@@ -69,7 +69,7 @@ func Services(cfg Config) []supervise.Service {
 		{Name: "network-policy", Needs: []string{"kube-apiserver"}, Run: l.runNetworkPolicy},
 		{Name: "kubelet", Needs: []string{"containerd", "images", "registries", "kube-apiserver"}, Run: l.runKubelet},
 		{Name: "node-addresses", Needs: []string{"kube-apiserver"}, Run: node.runAddresses},
-		{Name: "kube-proxy", Needs: []string{"kube-apiserver", "pod-network", "node-addresses"}, Run: kubeProxy},
+		{Name: KubeProxy, Needs: []string{"kube-apiserver", "pod-network", "node-addresses"}, Run: kubeProxy},
 		{Name: "local-storage", Needs: []string{"kube-apiserver", "pod-network"}, Run: l.localStorage().Run},
 		{Name: "node-ready", Needs: []string{"kubelet", "pod-network"}, Run: node.runReady},
 	}

@@ -93,7 +93,7 @@ func TestNoKubeProxy(t *testing.T) {
 	for _, disabled := range []bool{false, true} {
 		cfg.DisableKubeProxy = disabled
 		all := Services(cfg)
-		i := slices.IndexFunc(all, func(s supervise.Service) bool { return s.Name == "kube-proxy" })
+		i := slices.IndexFunc(all, func(s supervise.Service) bool { return s.Name == KubeProxy })
 		ready := false
 		if err := all[i].Run(ctx, func() { ready = true }); ready != disabled || (err == nil) != disabled { // it has no kubeconfig here
 			t.Errorf("disabled %v: ready %v, %v", disabled, ready, err)
@@ -547,6 +547,21 @@ func TestANodeIsPlaced(t *testing.T) {
 	for _, wrong := range [][]string{nil, {"192.0.2.5"}, {"192.0.2.6", "2001:db8::5"}, {"2001:db8::5", "192.0.2.5"}} {
 		if n.isPlaced(state(wrong...)) {
 			t.Errorf("%v is taken for this machine's addresses", wrong)
+		}
+	}
+}
+
+// kube-proxy says what upstream's says: healthy from its first breath, and which families it has written once it has.
+func TestRulesWritten(t *testing.T) {
+	for answer, want := range map[string]bool{
+		`{"lastUpdated":"2026-11-27T16:00:34Z","currentTime":"2026-11-27T16:00:34Z","healthy":true}`:                                                            false,
+		`{"lastUpdated":"2026-11-27T16:00:34Z","currentTime":"2026-11-27T16:00:34Z","healthy":true,"status":{}}`:                                                false,
+		`{"currentTime":"2026-11-27T16:00:34Z","healthy":true,"status":{"IPv4":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}}}`:                         true,
+		`{"healthy":true,"status":{"IPv4":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true},"IPv6":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}}}`: true,
+		``: false, `ok`: false,
+	} {
+		if got := rulesWritten(strings.NewReader(answer)); got != want {
+			t.Errorf("%s: %v", answer, got)
 		}
 	}
 }

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -15,9 +17,13 @@ import (
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 )
 
-// runKubeProxy runs kube-proxy in this process. It has no way to stop: once ctx ends its watches do, and the rest of it waits
+// KubeProxy is the service that makes Services reachable through this node.
+const KubeProxy = "kube-proxy"
+
+// runKubeProxy runs kube-proxy in this process. It is ready when the rules of services are there for the first time. It has no way to stop: once ctx ends its watches do, and the rest of it waits
 // for the end of the process. The rules stay, so that running pods keep their Services.
 //
 // Left alone it would end the process without a word when its Node is deleted or changes its address; see ownNode.
@@ -37,7 +43,7 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		if health != "" && waitHealthy(ctx, "http://"+health+"/livez") != nil {
+		if health != "" && waitAnswer(ctx, "http://"+health+"/livez", rulesWritten) != nil {
 			return
 		}
 		ready()
@@ -55,6 +61,13 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 		return nil
 	}
+}
+
+// rulesWritten reads the health that kube-proxy tells: before it has written the rules of services for the first time it calls itself
+// healthy too, but names no family of addresses.
+func rulesWritten(answer io.Reader) bool {
+	var health healthcheck.ProxyHealth
+	return json.NewDecoder(answer).Decode(&health) == nil && len(health.Status) > 0
 }
 
 // kubeProxyKubeconfig is in the run folder from when kube-proxy has run to the next start of the machine, as its rules are.

@@ -213,8 +213,8 @@ const (
 
 // Diff writes the patch that makes after out of before. It needs memory for both, and for an index of about as much as before.
 func Diff(w io.Writer, before, after []byte) error {
-	if len(before) > MaxPatched || len(after) > MaxPatched || len(after) == 0 {
-		return fmt.Errorf("patch: files of %d and %d bytes; at most %d, and not empty", len(before), len(after), MaxPatched)
+	if int64(len(before)) > MaxPatched || int64(len(after)) > MaxPatched || len(after) == 0 {
+		return fmt.Errorf("patch: files of %d and %d bytes; at most %d, and not empty", len(before), len(after), int64(MaxPatched))
 	}
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(FrameSize), zstd.WithEncoderCRC(false))
 	if err != nil {

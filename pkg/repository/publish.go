@@ -182,7 +182,7 @@ func patches(s *state, version string, m *release.Manifest, put func(string, io.
 		if err != nil {
 			return err
 		}
-		if len(before) == 0 || len(before) > delta.MaxPatched || len(after) > delta.MaxPatched {
+		if len(before) == 0 || int64(len(before)) > delta.MaxPatched || int64(len(after)) > delta.MaxPatched {
 			continue
 		}
 		var b bytes.Buffer

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,6 +33,23 @@ type Service struct {
 	// Grace is how long Run may take to return once ctx has ended; 0 is DefaultGrace. After it the group goes on stopping
 	// and reports the service as left behind.
 	Grace time.Duration
+}
+
+// ReadyOf lets others ask whether a service of the list, which is to become a group's, is ready. One that is not in it is.
+func ReadyOf(services []Service, name string) func() bool {
+	for i := range services {
+		s := &services[i]
+		if s.Name != name {
+			continue
+		}
+		var is atomic.Bool
+		run := s.Run
+		s.Run = func(ctx context.Context, ready func()) error {
+			return run(ctx, func() { is.Store(true); ready() })
+		}
+		return is.Load
+	}
+	return func() bool { return true }
 }
 
 // ErrStopped is in the error of a service whose Run returned nil although nobody had asked it to stop.

@@ -247,3 +247,24 @@ func TestStatusChanges(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Whether one service is ready can be asked before there is a group, by a service of the same group.
+func TestReadyOf(t *testing.T) {
+	var j journal
+	services := []Service{j.service("a"), j.service("b", "a")}
+	is, other := ReadyOf(services, "a"), ReadyOf(services, "c")
+	if is() || !other() {
+		t.Errorf("before the start: %v, and of one that is not there %v", is(), other())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	g, out := running(t, ctx, services...)
+	<-g.Ready()
+	if !is() {
+		t.Error("a is ready and does not say so")
+	}
+	cancel()
+	if err := <-out; err != nil {
+		t.Error(err)
+	}
+	j.before(t, "start a", "start b")
+}

@@ -18,6 +18,7 @@ import (
 // health is what the cluster says of this node.
 type health struct {
 	ready   bool
+	serves  bool                 // services can be reached through the node
 	renewed time.Time            // the node's lease: the newest write that is known to have gone through
 	pods    map[string]bool      // by namespace/name: ready
 	started map[string]time.Time // when the youngest of a pod's containers started
@@ -76,6 +77,9 @@ func (h *health) missing(b *record.Before, booted time.Time) string {
 	}
 	if !h.renewed.After(booted) {
 		return "the datastore to take the node's lease"
+	}
+	if !h.serves {
+		return "kube-proxy to write the rules of services"
 	}
 	if b == nil {
 		return ""

@@ -28,18 +28,20 @@ func TestWhatIsMissing(t *testing.T) {
 		ready, podReady bool
 		lease, started  metav1.Time
 		gone, done      bool
+		unserved        bool
 	}
 	for name, tt := range map[string]struct {
 		w    world
 		want string
 	}{
-		"as before":                    {world{true, true, fresh, fresh, false, false}, ""},
-		"not Ready":                    {world{false, true, fresh, fresh, false, false}, "Ready"},
-		"Ready of before":              {world{true, true, old, fresh, false, false}, "lease"},
-		"pod not ready":                {world{true, false, fresh, fresh, false, false}, "pod default/web, which was ready"},
-		"pod of before":                {world{true, true, fresh, old, false, false}, "pod default/web to start again"},
-		"pod was moved":                {world{true, true, fresh, fresh, true, false}, ""},
-		"pod has done what it was for": {world{true, false, fresh, fresh, false, true}, ""},
+		"as before":                    {world{true, true, fresh, fresh, false, false, false}, ""},
+		"Services not reached":         {world{true, true, fresh, fresh, false, false, true}, "kube-proxy"},
+		"not Ready":                    {world{false, true, fresh, fresh, false, false, false}, "Ready"},
+		"Ready of before":              {world{true, true, old, fresh, false, false, false}, "lease"},
+		"pod not ready":                {world{true, false, fresh, fresh, false, false, false}, "pod default/web, which was ready"},
+		"pod of before":                {world{true, true, fresh, old, false, false, false}, "pod default/web to start again"},
+		"pod was moved":                {world{true, true, fresh, fresh, true, false, false}, ""},
+		"pod has done what it was for": {world{true, false, fresh, fresh, false, true, false}, ""},
 	} {
 		renewed := metav1.NewMicroTime(tt.w.lease.Time)
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: truth(tt.w.ready)}}}}
@@ -64,6 +66,7 @@ func TestWhatIsMissing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		h.serves = !tt.w.unserved
 		got := h.missing(&record.Before{Ready: true, Pods: []string{"default/web"}}, boot)
 		if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)

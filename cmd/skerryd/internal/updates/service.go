@@ -33,6 +33,7 @@ type Options struct {
 	Snapshot   func(context.Context) (*record.Saved, error) // of the datastore, on a server; nil for none
 	Others     func(context.Context) (bool, error)          // whether other nodes could take this one's pods
 	Proxy      func(*url.URL) (*url.URL, error)             // to the source
+	Serves     func() bool                                  // whether services can be reached through this node
 }
 
 // owner is who cordons a node for its own update.
@@ -230,11 +231,12 @@ func (s *service) drainer() (*drain.Drainer, error) {
 	return &drain.Drainer{Client: c, Node: s.o.NodeName, Owner: owner, Say: s.n.Updater.Say}, nil
 }
 
-// undrain gives back the node that an update cordoned: once its release is kept, or left.
+// undrain gives back the node that an update cordoned: once its release is kept, or left, and who is sent here by others reaches services.
 func (s *service) undrain(ctx context.Context) {
 	for ctx.Err() == nil {
 		r, err := record.File(host.RecordFile).Load()
-		if err != nil || r.Phase != record.Trying || !s.n.ID.Boot.Trial { // init keeps the slot a moment after it heard of it
+		tried := err != nil || r.Phase != record.Trying || !s.n.ID.Boot.Trial // init keeps the slot a moment after it heard of it
+		if tried && s.o.Serves() {
 			break
 		}
 		select {
@@ -319,6 +321,7 @@ func (s *service) waits(ctx context.Context, b *record.Before) string {
 	if err != nil {
 		return "the API: " + err.Error()
 	}
+	h.serves = s.o.Serves()
 	if why := h.missing(b, bootTime()); why != "" {
 		return why
 	}

@@ -68,7 +68,8 @@ sleep 3
 reset
 `
 
-// UBoot is the Selector of boards whose U-Boot runs UBootScript.
+// UBoot is the Selector of boards whose U-Boot runs UBootScript. The state is apart from U-Boot's own environment, whose place and
+// size differ from board to board.
 type UBoot struct{ scripted }
 
 // NewUBoot is for a boot volume.

@@ -147,8 +147,7 @@ func joinsAndUpdates(t *testing.T, e *engine, l *lan.LAN, at int, b *boards.Boar
 	}
 	ready()
 	say("Ready")
-	c.do(`{apiVersion: v1, kind: Pod, metadata: {name: on-`+b.ID+`, namespace: default}, spec: {nodeName: `+b.ID+`, containers: [{name: c, image: "skerry.local/addons:1", imagePullPolicy: Never,
-  args: [coredns, -dns.port, "5353"]}]}}`, "apply", "-f", "-")
+	c.do(holder(b.ID), "apply", "-f", "-")
 	works := func() {
 		t.Helper()
 		c.eventually(2*slowly, is("true"), "get", "pod", "on-"+b.ID, "-o", "jsonpath={.status.containerStatuses[0].ready}")

@@ -12,9 +12,11 @@ import (
 )
 
 // holderOn is a pod of the image that every release has, on one node.
-func holderOn(n *nodes.Node) string {
+func holderOn(n *nodes.Node) string { return holder(n.Name) }
+
+func holder(node string) string {
 	return `{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web","namespace":"default"},"data":{"Corefile":".:5353 {\n errors\n}\n"}},
-{"apiVersion":"v1","kind":"Pod","metadata":{"name":"on-` + n.Name + `","namespace":"default"},"spec":{"nodeName":"` + n.Name + `","terminationGracePeriodSeconds":0,
+{"apiVersion":"v1","kind":"Pod","metadata":{"name":"on-` + node + `","namespace":"default"},"spec":{"nodeName":"` + node + `","terminationGracePeriodSeconds":0,
 "containers":[{"name":"c","image":"skerry.local/addons:1","imagePullPolicy":"Never","args":["coredns","-conf","/etc/coredns/Corefile"],
 "volumeMounts":[{"name":"conf","mountPath":"/etc/coredns"}]}],"volumes":[{"name":"conf","configMap":{"name":"web"}}]}}]}`
 }

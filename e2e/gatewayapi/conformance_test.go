@@ -107,7 +107,7 @@ func images(t *testing.T, s *nodes.Node) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = oci.Image{Ref: one.ref, Arch: "amd64", Program: one.program, Binary: binary, Args: one.args, User: "65532:65532", BindLowPorts: one.args != nil}.Write(f)
+		err = oci.Image{Ref: one.ref, Arch: "amd64", Program: one.program, Binary: binary, Args: one.args, User: "65532:65532"}.Write(f)
 		if err := errors.Join(err, f.Close()); err != nil {
 			t.Fatal(err)
 		}

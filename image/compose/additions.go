@@ -66,7 +66,7 @@ func (a Additions) add(t *rootfs.Tree) error {
 		}
 	}
 	for _, file := range a.Archives {
-		if err := t.AddFile("usr/share/skerry/images/"+filepath.Base(file), file, 0o644); err != nil {
+		if err := t.AddFile(path.Join(imagesDir, filepath.Base(file)), file, 0o644); err != nil {
 			return fmt.Errorf("image archive %s: %w; give it another name", file, err)
 		}
 	}

@@ -234,7 +234,7 @@ const AddonsRef = "skerry.local/addons:1"
 
 // components writes the component images.
 func components(arch, dir string) error {
-	images := filepath.Join(dir, "usr/share/skerry/images")
+	images := filepath.Join(dir, imagesDir)
 	if err := os.MkdirAll(images, 0o755); err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func components(arch, dir string) error {
 	return errors.Join(
 		pruneImages(images, "pause.tar", "addons.tar"),
 		component(dir, "pause", oci.Image{Ref: PauseRef, Arch: arch, Program: "pause", User: nobody}),
-		component(dir, "addons", oci.Image{Ref: AddonsRef, Arch: arch, Program: "skerry-addons", User: nobody, BindLowPorts: true}),
+		component(dir, "addons", oci.Image{Ref: AddonsRef, Arch: arch, Program: "skerry-addons", User: nobody}),
 	)
 }
 
@@ -267,7 +267,7 @@ func component(dir, name string, i oci.Image) error {
 	if i.Binary, err = os.ReadFile(filepath.Join(dir, "components", name)); err != nil {
 		return err
 	}
-	out, stamp := filepath.Join(dir, "usr/share/skerry/images", name+".tar"), filepath.Join(dir, "components", name+".stamp")
+	out, stamp := filepath.Join(dir, imagesDir, name+".tar"), filepath.Join(dir, "components", name+".stamp")
 	want := componentStamp(i, out)
 	if had, err := os.ReadFile(stamp); err == nil && want != "" && string(had) == want {
 		return nil

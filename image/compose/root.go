@@ -17,6 +17,7 @@ import (
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/initramfs"
+	"github.com/skerry-os/skerry/image/oci"
 	"github.com/skerry-os/skerry/image/rootfs"
 	"github.com/skerry-os/skerry/image/verity"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -46,6 +47,9 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 		}
 	}
 	if err := t.AddHost("usr", filepath.Join(b.programs, "usr")); err != nil {
+		return nil, err
+	}
+	if err := serveImages(t); err != nil {
 		return nil, err
 	}
 	if err := t.AddLink("usr/sbin/modprobe", "init"); err != nil { // the kernel calls it when a driver asks for another
@@ -83,6 +87,39 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 		return t, err
 	}
 	return t, b.addShell(t) // last: it hides nothing
+}
+
+// imagesDir holds the archives of images that a node imports, and the layers that it serves from its root.
+const imagesDir = "usr/share/skerry/images"
+
+// serveImages lays the component images out as files, so that containers run from the root, which is verified and takes no second copy
+// on the data partition (see pkg/agent). It also lets little travel when a component changes: what is packed changes as a whole.
+func serveImages(t *rootfs.Tree) error {
+	for _, e := range t.Entries() {
+		if path.Dir(e.Path) != imagesDir || path.Ext(e.Path) != ".tar" {
+			continue
+		}
+		f, err := os.Open(e.Host)
+		if err != nil {
+			return err
+		}
+		rest, layers, err := oci.Apart(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("%s: %w", e.Host, err)
+		}
+		t.Remove(e.Path)
+		if err := t.AddBytes(e.Path, rest, 0o644); err != nil {
+			return err
+		}
+		for diffID, files := range layers {
+			for name, f := range files {
+				if err := t.AddBytes(path.Join(imagesDir, "layers", strings.TrimPrefix(diffID, "sha256:"), name), f.Data, fs.FileMode(f.Mode)); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // addBoards adds the modules of all boards, by kernel, and their firmware.

@@ -27,12 +27,10 @@ type Image struct {
 	Binary  []byte   // a static program
 	Args    []string // after the program
 	User    string   // uid:gid
-	// BindLowPorts gives the program the one file capability it takes to listen below port 1024 without being root.
-	BindLowPorts bool
 }
 
 // Format rises when the same Image gives other bytes than before: archives made by older code are then made again.
-const Format = 2
+const Format = 3
 
 const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
@@ -89,9 +87,6 @@ type dockerManifest struct {
 	Layers   []string
 }
 
-// bindCapability is struct vfs_cap_data, revision 2: cap_net_bind_service permitted and effective.
-var bindCapability = string([]byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
-
 var refForm = regexp.MustCompile(`^[a-z0-9.-]+\.[a-z]+(/[a-z0-9._-]+)+:([A-Za-z0-9_][A-Za-z0-9._-]{0,127})$`)
 
 // Write writes the archive.
@@ -139,11 +134,7 @@ func (i Image) write(a *archiver, tag string) error {
 func (i Image) layer() ([]byte, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: i.Program, Mode: 0o755, Size: int64(len(i.Binary)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
-	if i.BindLowPorts {
-		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": bindCapability}
-	}
-	if err := tw.WriteHeader(h); err != nil {
+	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: i.Program, Mode: 0o755, Size: int64(len(i.Binary)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}); err != nil {
 		return nil, err
 	}
 	if _, err := tw.Write(i.Binary); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -19,7 +20,7 @@ import (
 
 func addons() Image {
 	return Image{Ref: "skerry.local/addons:1", Arch: "arm", Program: "skerry-addons", Binary: bytes.Repeat([]byte("elf"), 50_000),
-		Args: []string{"-conf", "/x"}, User: "65532:65532", BindLowPorts: true}
+		Args: []string{"-conf", "/x"}, User: "65532:65532"}
 }
 
 // The real reader, containerd's importer, takes the archive and finds in it what was put in.
@@ -76,7 +77,7 @@ func TestContainerdReadsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	data, err := io.ReadAll(tr)
-	if err != nil || !bytes.Equal(data, i.Binary) || h.Mode != 0o755 || h.PAXRecords["SCHILY.xattr.security.capability"] != bindCapability {
+	if err != nil || !bytes.Equal(data, i.Binary) || h.Mode != 0o755 || len(h.PAXRecords) != 0 {
 		t.Errorf("layer: %+v, %d bytes, %v", h, len(data), err)
 	}
 	if _, err := tr.Next(); !errors.Is(err, io.EOF) {
@@ -141,3 +142,76 @@ func TestErrorsOfTheWriterAreReturned(t *testing.T) {
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
+
+// What is left of an archive without its layers is the same image to containerd; the layer's files are those that went in. An image that
+// is more than plain files, or not what its config says, is not taken apart.
+func TestApart(t *testing.T) {
+	i := addons()
+	var whole bytes.Buffer
+	if err := i.Write(&whole); err != nil {
+		t.Fatal(err)
+	}
+	rest, layers, err := Apart(bytes.NewReader(whole.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rest) > 8<<10 || len(layers) != 1 {
+		t.Errorf("left are %d bytes, %d layers", len(rest), len(layers))
+	}
+	index := func(archived []byte) (ocispec.Descriptor, *ocispec.Image) {
+		store, err := local.NewStore(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		top, err := archive.ImportIndex(t.Context(), store, bytes.NewReader(archived))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := images.Manifest(t.Context(), store, top, platforms.Only(ocispec.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cfg ocispec.Image
+		read(t, store, m.Config, &cfg)
+		return top, &cfg
+	}
+	a, cfg := index(whole.Bytes())
+	if b, _ := index(rest); a.Digest != b.Digest {
+		t.Error("without its layer it is another image")
+	}
+	f := layers[cfg.RootFS.DiffIDs[0].String()]
+	if len(f) != 1 || !bytes.Equal(f["skerry-addons"].Data, i.Binary) || f["skerry-addons"].Mode != 0o755 {
+		t.Errorf("the layer's files are %d", len(f))
+	}
+
+	layered := func(files map[string]File, layers int) []byte {
+		layer, err := Tar(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		if err := WriteLayered(&b, []Layered{{Refs: []string{"skerry.local/x:1"}, Arch: "amd64", Layers: slices.Repeat([][]byte{layer}, layers)}}); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	plain := map[string]File{"a": {Mode: 0o755, Data: []byte("a")}}
+	if _, _, err := Apart(bytes.NewReader(layered(plain, 1))); err != nil {
+		t.Errorf("a plain file: %v", err)
+	}
+	for name, archived := range map[string][]byte{
+		"two layers":      layered(plain, 2),
+		"somebody's file": layered(map[string]File{"a": {Mode: 0o755, UID: 7}}, 1),
+		"set-id":          layered(map[string]File{"a": {Mode: 0o4755}}, 1),
+		"a link":          layered(map[string]File{"a": {Link: "/etc"}}, 1),
+		"a whiteout":      layered(map[string]File{".wh.a": {Mode: 0o644}}, 1),
+		"a way out":       layered(map[string]File{"../a": {Mode: 0o644}}, 1),
+		"cut short":       whole.Bytes()[:whole.Len()/2],
+		"another layer":   bytes.Replace(rest, []byte(`"layers":[`), []byte(`"layers":[`), 1),
+		"nothing":         nil,
+	} {
+		if _, _, err := Apart(bytes.NewReader(archived)); err == nil {
+			t.Errorf("%s: is taken apart", name)
+		}
+	}
+}

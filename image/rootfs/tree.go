@@ -111,6 +111,9 @@ func (e Entry) same(o Entry) (bool, error) {
 	return bytes.Equal(content[0].Bytes(), content[1].Bytes()), nil
 }
 
+// Remove takes a file or an empty folder out again.
+func (t *Tree) Remove(name string) { delete(t.entries, t.Canonical(name)) }
+
 // AddFile adds a file of the host, with the permissions given.
 func (t *Tree) AddFile(name, host string, perm fs.FileMode) error {
 	return t.Add(Entry{Path: name, Mode: perm.Perm(), Host: host})

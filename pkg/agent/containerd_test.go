@@ -208,10 +208,49 @@ func dialCRI(t *testing.T, l *layout) (cri.RuntimeServiceClient, cri.ImageServic
 // A pod starts from an image that came with the release, gets an address, outlives containerd, is found again by the next
 // one, and leaves nothing behind.
 func TestPodsOutliveContainerd(t *testing.T) {
+	t.Run("from an archive", func(t *testing.T) { podsOutlive(t, "", false) })
+	t.Run("from the root's own files", func(t *testing.T) { podsOutlive(t, "", true) })
+	t.Run("from a copy of them", func(t *testing.T) { podsOutlive(t, "native", true) })
+}
+
+// serveImages does to a folder of archives what a release does: their layers are files.
+func serveImages(t *testing.T, dir string) {
+	t.Helper()
+	archives, err := filepath.Glob(filepath.Join(dir, "*.tar"))
+	if err != nil || len(archives) == 0 {
+		t.Fatal(archives, err)
+	}
+	for _, name := range archives {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest, layers, err := oci.Apart(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, rest, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for id, files := range layers {
+			for file, f := range files {
+				to := filepath.Join(dir, "layers", strings.TrimPrefix(id, "sha256:"), file)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, f.Data, os.FileMode(f.Mode))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+func podsOutlive(t *testing.T, snapshotter string, served bool) {
 	libexec := buildTree(t)
 	cfg := testConfig(t.TempDir())
-	cfg.Libexec = libexec
+	cfg.Libexec, cfg.Settings.Snapshotter = libexec, snapshotter
 	buildImage(t, filepath.Join(cfg.Share, "images"), PauseImage, "../../cmd/pause")
+	if served {
+		serveImages(t, filepath.Join(cfg.Share, "images"))
+	}
 	l := newLayout(cfg)
 	t.Cleanup(func() { sweep(t, l) })
 	subnet := "10.251.251.0/24" // nobody else's, for the pod's link is in this machine's own network
@@ -233,6 +272,18 @@ func TestPodsOutliveContainerd(t *testing.T) {
 		t.Fatalf("images are %v, %v; want one, pinned", list, err)
 	}
 	waitNetwork(ctx, t, runtime)
+	if l.snapshotter() == "overlayfs" {
+		links, err := filepath.Glob(filepath.Join(l.data, "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs"))
+		if err != nil || len(links) != 1 {
+			t.Fatalf("snapshots: %v, %v", links, err)
+		}
+		to, err := os.Readlink(links[0])
+		if served != (err == nil && strings.HasPrefix(to, filepath.Join(cfg.Share, "images", "layers"))) {
+			t.Errorf("the layer is %q, %v", to, err)
+		}
+	} else if snapshotter == "" {
+		t.Log("no overlayfs here")
+	}
 
 	began := time.Now()
 	pod := &cri.PodSandboxConfig{
@@ -356,7 +407,7 @@ func TestImagesImport(t *testing.T) {
 	}
 	importIt := func() {
 		t.Helper()
-		if err := importImages(ctx, c, l.snapshotter(), archive); err != nil {
+		if err := importImages(ctx, c, l.snapshotter(), archive, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -388,7 +439,7 @@ func TestImagesImport(t *testing.T) {
 	if err := os.WriteFile(archive, bytes.Repeat([]byte("x"), 4096), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := importImages(ctx, c, l.snapshotter(), archive); err == nil || !strings.Contains(fmt.Sprint(err), "tar archive") {
+	if err := importImages(ctx, c, l.snapshotter(), archive, ""); err == nil || !strings.Contains(fmt.Sprint(err), "tar archive") {
 		t.Errorf("a broken archive: %v", err)
 	}
 }

@@ -43,7 +43,7 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 	var work errgroup.Group
 	for _, file := range files {
 		work.Go(func() error {
-			if err := importImages(ctx, c, l.snapshotter(), file); err != nil && ctx.Err() == nil {
+			if err := importImages(ctx, c, l.snapshotter(), file, filepath.Join(l.Share, "images", "layers")); err != nil && ctx.Err() == nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
 			return nil
@@ -61,8 +61,8 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 
 // importImages loads one archive, unless containerd has its images already. What it has is asked, not remembered: a file that
 // says so could outlive an image. The archive may be compressed by gzip or zstd. Once a layer is unpacked its packed form is not
-// kept: that would be the same bytes twice on the data partition.
-func importImages(ctx context.Context, c *client.Client, snapshotter, file string) error {
+// kept: that would be the same bytes twice on the data partition. Layers that lie in the folder layers need no unpacking.
+func importImages(ctx context.Context, c *client.Client, snapshotter, file, layers string) error {
 	wanted, err := archiveFile(file, archiveImages)
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func importImages(ctx context.Context, c *client.Client, snapshotter, file strin
 		return errors.New("no image in it has a name; build it with one")
 	}
 	for _, image := range got {
-		if err := client.NewImage(c, image).Unpack(ctx, snapshotter); err != nil {
+		if err := unpack(ctx, c, client.NewImage(c, image), snapshotter, layers); err != nil {
 			return fmt.Errorf("%s: unpacking: %w", image.Name, err)
 		}
 		slog.Info("image imported", "image", image.Name, "took", time.Since(start).Round(time.Millisecond).String())

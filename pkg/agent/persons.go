@@ -40,7 +40,7 @@ func (l *layout) importPersons(ctx context.Context, c *client.Client) (lists []s
 		case strings.HasSuffix(e.Name(), ".txt"):
 			lists = append(lists, file)
 		case isArchive(e.Name()):
-			if err := importImages(ctx, c, l.snapshotter(), file); err != nil && ctx.Err() == nil {
+			if err := importImages(ctx, c, l.snapshotter(), file, ""); err != nil && ctx.Err() == nil {
 				slog.Error("images: an archive was not imported; the others are", "file", file, "err", err)
 			}
 		}

@@ -173,10 +173,13 @@ func (m *machine) listen(at netip.Addr) {
 	}()
 }
 
+// patience is longer than WireGuard waits after a handshake that came before the other end knew its peer, five seconds.
+const patience = 30 * time.Second
+
 // dial connects and gives the address that the other side saw.
 func (m *machine) dial(from, to netip.Addr) (c net.Conn, seen string, err error) {
 	m.do(func() {
-		d := net.Dialer{Timeout: 3 * time.Second}
+		d := net.Dialer{Timeout: patience}
 		if from.IsValid() {
 			d.LocalAddr = &net.TCPAddr{IP: from.AsSlice()}
 		}
@@ -191,7 +194,7 @@ func (m *machine) dial(from, to netip.Addr) (c net.Conn, seen string, err error)
 }
 
 func line(c net.Conn) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	var text []byte
 	for one := make([]byte, 1); ; {
 		if _, err := c.Read(one); err != nil {

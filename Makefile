@@ -208,17 +208,19 @@ test-fleet: programs image $(OUT)/release-arm64/manifest.json ## a fleet of four
 # first time compiles Kubernetes for the other architectures.
 BOARDS_ARM64 := arm64-uefi rpi3
 BOARDS_ARM   := orangepi-pc
-TEST_BOARDS  := $(if $(filter command,$(firstword $(origin BOARD))),$(BOARD),$(BOARDS_ARM64) $(BOARDS_ARM))
+BOARDS_AMD64 := x86-bios
+TEST_BOARDS  := $(if $(filter command,$(firstword $(origin BOARD))),$(BOARD),$(BOARDS_ARM64) $(BOARDS_ARM) $(BOARDS_AMD64))
 $(OUT)/release-%/manifest.json: $(SOURCES) $(OUT)/version | $(KEYS) $(KEYS)/repository/root.json
 	@$(SKERRY) release build --arch $* --keys $(KEYS) -o $(OUT)/release-$*
 
 $(foreach b,$(BOARDS_ARM64),$(eval $(OUT)/boards/$(b).img: $(OUT)/release-arm64/manifest.json))
 $(foreach b,$(BOARDS_ARM),$(eval $(OUT)/boards/$(b).img: $(OUT)/release-arm/manifest.json))
+$(foreach b,$(BOARDS_AMD64),$(eval $(OUT)/boards/$(b).img: $(RELEASE)/manifest.json))
 $(OUT)/boards/%.img: $(VMDIR)/node.yaml | $(SKERRY)
 	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(VMDIR)/node.yaml -o $@
 
 .PHONY: test-boards
-test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards in QEMU, as servers and as agents (needs root; hours; BOARD=id, UNTIL=stage2, RUN=regexp)
+test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards, and of a PC with a BIOS, in QEMU, as servers and as agents (needs root; hours; BOARD=id, UNTIL=stage2, RUN=regexp)
 	@$(AS_ROOT) go test -count=1 -v -timeout 4h ./e2e -run '$(or $(RUN),TestBoard)' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
 
 SEED ?= 1

@@ -117,7 +117,7 @@ type Firmware struct {
 
 // Disk is the layout of an image.
 type Disk struct {
-	Table      string      `yaml:"table" json:"table"`               // gpt, or hybrid: the partition that the firmware reads stands in the MBR too
+	Table      string      `yaml:"table" json:"table"`               // gpt, or one of the tables below
 	Entries    int         `yaml:"entries" json:"entries,omitempty"` // that the GPT has room for; 0 is 128, 56 end at 8 KiB
 	Start      size.Bytes  `yaml:"start" json:"start,omitempty"`     // of the first partition; 0 is 1 MiB
 	Partitions []Partition `yaml:"partitions" json:"partitions"`     // in disk order

@@ -79,6 +79,27 @@ func TestCloudBoardsOfArchitectures(t *testing.T) {
 	}
 }
 
+// A board with a BIOS starts the kernel image of its base, so it may not say anything that would make that another.
+func TestBoardsWithABIOS(t *testing.T) {
+	const head = "id: x\nbase: x86-uefi\nslots: grub\n"
+	if _, err := Decode("boards/x.yaml", []byte(head+"disk: {table: bios}\n")); err != nil {
+		t.Error(err)
+	}
+	for text, want := range map[string]string{
+		head: `disk.table: "gpt": slots: grub and table: bios go together`,
+		"id: x\nbase: x86-uefi\ndisk: {table: bios}\n":                     "go together",
+		head + "disk: {table: bios}\nkernel: {args: [quiet]}\n":            "kernel, modules.boot and platform are to be the same",
+		head + "disk: {table: bios}\nmodules: {boot: {carry: [nvme]}}\n":   "are to be the same",
+		head + "disk: {table: bios}\nplatform: aws\n":                      "are to be the same",
+		"id: x\nbase: rpi3\nslots: grub\ndisk: {table: bios}\n":            `base: "rpi3": is no board with UEFI`,
+		"id: x\nbase: x86-uefi\nslots: grub\ndisk: {table: mbr}\nqemu: {}": `"mbr" is not one of gpt, hybrid, bios`,
+	} {
+		if _, err := Decode("boards/x.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 // Each change to a good board makes it bad in one way, and the error names the place.
 func TestFaultsAreNamed(t *testing.T) {
 	good, err := files.ReadFile("x86-uefi.yaml")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -31,23 +32,27 @@ const (
 const (
 	UEFI  = slot.KindUEFI  // systemd-boot counts the tries of an entry
 	UBoot = slot.KindUBoot // Skerry's boot script for U-Boot does
+	GRUB  = slot.KindGRUB  // Skerry's script for GRUB does, on PCs with a BIOS; the kernel image is that of the base, a board with UEFI
 	Pi    = slot.KindPi    // the firmware of newer Raspberry Pis tries a partition once
 )
 
-// Hybrid is a GPT whose first partition stands in the MBR too, for boot ROMs that know no GPT.
-const Hybrid = "hybrid"
+// The tables beside gpt.
+const (
+	Hybrid = "hybrid" // a GPT whose first partition stands in the MBR too, for boot ROMs that know no GPT
+	BIOS   = "bios"   // a GPT with a boot sector for BIOSes in front, and an MBR whose entry is marked active, as some ask for
+)
 
 // Platforms are the clouds and hypervisors that tell a machine its node config; pkg/platform asks them.
 var Platforms = []string{"aws", "azure", "gcp", "openstack", "proxmox"}
 
 // Selectors, QEMUFirmwares and the tables of kinds list what this program can do; a board outside them is refused.
 var (
-	selectors     = []string{UEFI, UBoot, Pi}
-	tables        = []string{"gpt", Hybrid}
-	qemuFirmwares = []string{"ovmf-secboot", "aavmf", "card", "u-boot"}                                                      // card: the machine starts from the card's first bytes as its boot ROM does
+	selectors     = []string{UEFI, UBoot, GRUB, Pi}
+	tables        = []string{"gpt", Hybrid, BIOS}
+	qemuFirmwares = []string{"ovmf-secboot", "aavmf", "card", "u-boot", "bios"}                                              // card: the machine starts from the card's first bytes as its boot ROM does
 	roles         = map[string]string{ESP: "fat", Select: "fat", Kernels: "fat", Root: "erofs", Config: "fat", Data: "ext4"} // name -> kind
 	// bootRoles are the partitions for the firmware, by selector.
-	bootRoles = map[string][]string{UEFI: {ESP}, UBoot: {ESP}, Pi: {Select, Kernels}}
+	bootRoles = map[string][]string{UEFI: {ESP}, UBoot: {ESP}, GRUB: {ESP}, Pi: {Select, Kernels}}
 
 	idForm     = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 	moduleForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
@@ -118,6 +123,7 @@ func (b *Board) validate(file string, doc *strictyaml.Doc) error {
 		}
 	}
 	c.boot(b)
+	c.bios(b)
 	c.disk(b)
 	if q := b.QEMU; q != nil {
 		c.set(q.System, "qemu", "system")
@@ -208,6 +214,24 @@ func (c *checker) boot(b *Board) {
 	}
 	if b.Kernel.DeviceTree != "" && !fs.ValidPath(b.Kernel.DeviceTree) {
 		c.bad([]any{"kernel", "devicetree"}, "%q is not the path of a file", b.Kernel.DeviceTree)
+	}
+}
+
+// bios checks what lets a board share the kernel image of its base.
+func (c *checker) bios(b *Board) {
+	if (b.Slots == GRUB) != (b.Disk.Table == BIOS) {
+		c.bad([]any{"disk", "table"}, "%q: slots: %s and table: %s go together", b.Disk.Table, GRUB, BIOS)
+	}
+	if b.Slots != GRUB {
+		return
+	}
+	base, err := Load(b.Base)
+	if err != nil || base.Slots != UEFI {
+		c.bad([]any{"base"}, "%q: is no board with UEFI, whose kernel image this one starts", b.Base)
+		return
+	}
+	if !reflect.DeepEqual(b.Kernel, base.Kernel) || !reflect.DeepEqual(b.Modules.Boot, base.Modules.Boot) || b.Platform != base.Platform {
+		c.bad([]any{"base"}, "%s: has the kernel image of this board, so kernel, modules.boot and platform are to be the same", b.Base)
 	}
 }
 

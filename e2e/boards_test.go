@@ -19,6 +19,7 @@ import (
 	"github.com/skerry-os/skerry/e2e/vm"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/slot"
+	"github.com/skerry-os/skerry/pkg/slot/slottest"
 )
 
 var (
@@ -173,13 +174,13 @@ func joinsAndUpdates(t *testing.T, e *engine, l *lan.LAN, at int, b *boards.Boar
 	say("the pod works")
 }
 
-// U-Boot itself counts the tries of a slot whose kernel does not load, and comes back to the other.
+// The boot loader itself, U-Boot or GRUB, counts the tries of a slot whose kernel does not load, and comes back to the other.
 func TestBoardFallsBack(t *testing.T) {
 	eachBoard(t, func(t *testing.T, b *boards.Board, o vm.Options) {
-		if b.Slots != boards.UBoot {
+		if b.Slots != boards.UBoot && b.Slots != boards.GRUB {
 			t.Skip("its firmware is tested on x86-uefi, or not at all")
 		}
-		arm(t, o.Image, bytes.Repeat([]byte("no kernel "), 10_000))
+		arm(t, b, o.Image, slottest.Image("no kernel"))
 		n := power(t, o)
 		for _, left := range []string{"2", "1", "0"} {
 			n.expect(slowly, `Skerry: slot b, trial b, tries left `+left+` `)
@@ -193,8 +194,8 @@ func TestBoardFallsBack(t *testing.T) {
 	})
 }
 
-// arm makes slot b of the image one that is tried, with this kernel.
-func arm(t *testing.T, image string, kernel []byte) {
+// arm makes slot b of the board's image one that is tried, with this kernel.
+func arm(t *testing.T, b *boards.Board, image string, kernel []byte) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Clean(image), os.O_RDWR, 0)
 	if err != nil {
@@ -206,7 +207,11 @@ func arm(t *testing.T, image string, kernel []byte) {
 		t.Fatal(err)
 	}
 	esp := table.Partitions[0]
-	u := slot.UBoot{Boot: slot.Volume{Device: part{f, esp.Start, esp.Size}, Size: esp.Size}}
+	v := slot.Volume{Device: part{f, esp.Start, esp.Size}, Size: esp.Size}
+	var u slot.Selector = slot.NewUBoot(v)
+	if b.Slots == boards.GRUB {
+		u = slot.NewGRUB(v, "")
+	}
 	for _, err := range []error{
 		u.Clear(slot.B), u.Stage(slot.B, bytes.NewReader(kernel), int64(len(kernel))), second(u.TryOnce(slot.B)),
 	} {

@@ -49,7 +49,8 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 	m.Root = alteredRoot(t, filepath.Join(dir, "root.img"), c)
 
 	id := cmp.Or(c.board, "x86-uefi")
-	board, ok := m.Boards[id]
+	old := m.Boards
+	board, ok := old[id]
 	if !ok {
 		t.Fatalf("%s: nothing for board %s", from, id)
 	}
@@ -69,9 +70,15 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 	kernel, err = uki.Sign(kernel, set.DB.Key, set.DB.Cert)
 	check(err)
 	check(os.WriteFile(name, kernel, 0o644))
-	board.Boot, err = release.Describe(board.Boot.Path, bytes.NewReader(kernel))
+	boot, err := release.Describe(board.Boot.Path, bytes.NewReader(kernel))
 	check(err)
-	m.Boards = map[string]release.Board{id: board}
+	m.Boards = map[string]release.Board{}
+	for id, other := range old { // boards that share the kernel image; what new images have beside it stays as it was
+		if other.Boot == board.Boot {
+			other.Boot = boot
+			m.Boards[id] = other
+		}
+	}
 	manifest, sig, err := release.Sign(&m, set.Release)
 	check(err)
 	check(os.WriteFile(filepath.Join(dir, release.ManifestName), manifest, 0o644))

@@ -52,15 +52,26 @@ func releaseFor(t *testing.T, bench *releasetest.Bench, b *boards.Board) *releas
 		for _, raw := range b.Boot.Raw {
 			add(filepath.Base(raw.File), release.Firmware{At: int64(raw.At)})
 		}
+		if b.Slots == boards.GRUB {
+			board.Firmware = append(board.Firmware, release.Firmware{File: put("boot/"+b.ID+"/boot.img", bytes.Repeat([]byte{0xeb}, disk.CodeSize))})
+			add("core.img", release.Firmware{At: 32 << 10})
+			for _, name := range grubFiles {
+				add(filepath.Base(name), release.Firmware{To: name})
+			}
+		}
 	}
+	x86 := m.Boards["x86-uefi"]
 	m.Boards = map[string]release.Board{b.ID: board}
+	if b.Slots == boards.GRUB { // in one release with the board whose kernel image it has
+		m.Boards["x86-uefi"] = x86
+	}
 	bench.Sign(t, &m)
 	return bench.Signed
 }
 
 // What Build writes for any kind of firmware, Inspect reads back into the same plan, and a changed byte of any range it names.
 func TestInspectKnowsEveryFirmware(t *testing.T) {
-	for _, id := range []string{"rpi3", "rpi5", "orangepi-pc", "beaglebone-black"} {
+	for _, id := range []string{"rpi3", "rpi5", "orangepi-pc", "beaglebone-black", "x86-bios"} {
 		t.Run(id, func(t *testing.T) {
 			b, err := boards.Load(id)
 			if err != nil {

@@ -12,11 +12,15 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/image/releasetest"
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files (make golden); read the diff before you commit it")
+
+// grubFiles are what lies beside the kernels on a board with a BIOS.
+var grubFiles = []string{"grub.cfg", "EFI/Linux/os-a.env", "EFI/Linux/os-b.env"}
 
 // goldenRelease is a manifest with round numbers, signed with a key of zeros; no file of it exists, because a plan reads none.
 func goldenRelease(t *testing.T, b *boards.Board) *release.Release {
@@ -54,6 +58,14 @@ func goldenRelease(t *testing.T, b *boards.Board) *release.Release {
 		}
 		for _, raw := range b.Boot.Raw {
 			add(path.Base(raw.File), release.Firmware{At: int64(raw.At)})
+		}
+		if b.Slots == boards.GRUB {
+			add("boot.img", release.Firmware{})
+			r.Firmware[0].Size = disk.CodeSize
+			add("core.img", release.Firmware{At: 32 << 10})
+			for _, name := range grubFiles {
+				add(path.Base(name), release.Firmware{To: name})
+			}
 		}
 		m.Boards[b.ID] = r
 	}

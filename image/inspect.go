@@ -47,7 +47,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64, keys []ed25519.Publ
 	if table == nil {
 		return nil, i.err()
 	}
-	d := &draft{size: size, guid: table.GUID, secureBoot: true, room: table.Room, mbr: table.MBR}
+	d := &draft{size: size, guid: table.GUID, secureBoot: true, room: table.Room, mbr: table.MBR, bios: table.BIOS}
 	for _, p := range table.Partitions {
 		i.parts[p.Name] = p
 		d.parts = append(d.parts, Partition{Name: p.Name, Kind: boards.KindOf(p.Name), Start: p.Start, Size: p.Size, Type: typeOf(p.Name)})
@@ -251,6 +251,9 @@ func (i *inspection) esp(d *draft) {
 				continue
 			}
 			for _, id := range m.BoardIDs() {
+				if m.Boards[id].Slots == boards.GRUB != d.bios { // boards with a BIOS and with UEFI share kernel images
+					continue
+				}
 				if boot := m.Boards[id].Boot; boot.Size == f.Size && boot.Check(f.Open()) == nil {
 					d.board = id
 					break
@@ -261,7 +264,8 @@ func (i *inspection) esp(d *draft) {
 	if d.board != "" {
 		return
 	}
-	if ids := m.BoardIDs(); len(ids) == 1 {
+	ids := slices.DeleteFunc(m.BoardIDs(), func(id string) bool { return m.Boards[id].Slots == boards.GRUB != d.bios })
+	if len(ids) == 1 {
 		d.board = ids[0] // whatever is wrong with its kernel shows when it is compared
 		return
 	}

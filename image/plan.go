@@ -82,6 +82,7 @@ type Plan struct {
 	GUID       disk.GUID   `json:"guid"`
 	Room       int         `json:"gptEntries,omitempty"` // of the partition table, if it is not 128
 	MBR        int         `json:"mbr,omitempty"`        // number of the partition that stands in the MBR too
+	BIOS       bool        `json:"bios,omitempty"`       // a boot sector's code is in front of the table
 	Partitions []Partition `json:"partitions"`
 	Extents    []Extent    `json:"extents"` // by offset; what none of them covers is free and stays a hole
 }
@@ -147,6 +148,7 @@ func New(b *boards.Board, rel *release.Release, config Config, o Options) (*Plan
 		rel: rel, board: b.ID, config: config.Data, beside: config.Beside, secureBoot: !o.NoSecureBoot && b.Slots == boards.UEFI, size: total, parts: parts,
 		room: b.Disk.Entries,
 	}
+	d.bios = b.Disk.Table == boards.BIOS
 	if b.Disk.Table == boards.Hybrid {
 		d.mbr = 1 // what the firmware reads comes first
 	}
@@ -254,6 +256,7 @@ type draft struct {
 	parts      []Partition
 	guid       disk.GUID // zero: derived
 	room, mbr  int       // of the table
+	bios       bool
 }
 
 // plan fills in every byte.
@@ -262,7 +265,7 @@ func (d *draft) plan() (*Plan, error) {
 	manifest, _ := d.rel.Bytes()
 	p := &Plan{
 		Board: d.board, Arch: m.Arch, Version: m.Version, Debug: m.Debug, SecureBoot: d.secureBoot, Size: d.size, Policy: d.policy,
-		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid, Room: d.room, MBR: d.mbr,
+		Manifest: digest(manifest), Config: digest(d.config), Beside: digestAll(d.beside), GUID: d.guid, Room: d.room, MBR: d.mbr, BIOS: d.bios,
 	}
 	if p.GUID == (disk.GUID{}) {
 		p.GUID = p.guid()
@@ -302,15 +305,18 @@ func (d *draft) plan() (*Plan, error) {
 		return nil, err
 	}
 	for _, f := range d.firmware() {
-		if f.At > 0 {
+		if f.To == "" {
 			p.release(f.At, "raw", path.Base(f.Path), f.File)
 		}
 	}
-	mbr := "protective MBR"
+	mbr, at := "protective MBR", 0
 	if d.mbr > 0 {
 		mbr = "hybrid MBR"
 	}
-	p.made(0, "gpt", mbr+" and first table", head)
+	if d.bios {
+		at = disk.CodeSize
+	}
+	p.made(int64(at), "gpt", mbr+" and first table", head[at:])
 	p.made(d.size-int64(len(tail)), "gpt", "second table", tail)
 	slices.SortFunc(p.Extents, func(a, b Extent) int { return cmp.Compare(a.Offset, b.Offset) })
 	for i, e := range p.Extents[1:] {
@@ -336,7 +342,7 @@ func (d *draft) root(p *Plan, part *Partition) error {
 }
 
 func (p *Plan) table() *disk.Table {
-	t := &disk.Table{Size: p.Size, GUID: p.GUID, Room: p.Room, MBR: p.MBR}
+	t := &disk.Table{Size: p.Size, GUID: p.GUID, Room: p.Room, MBR: p.MBR, BIOS: p.BIOS}
 	for _, part := range p.Partitions {
 		t.Partitions = append(t.Partitions, disk.Partition{Name: part.Name, Type: part.Type, GUID: part.GUID, Start: part.Start, Size: part.Size})
 	}

@@ -46,7 +46,11 @@ func (i *inspection) signatures(p *Plan) {
 // kernels checks that each slot's kernel is told the root it will find: a release that was put together from two builds
 // would stop in stage 1.
 func (i *inspection) kernels(p *Plan, root release.Root) {
-	want := []string{"skerry.board=" + p.Board, "skerry.roothash=" + root.RootHash}
+	board := p.Board
+	if b, err := boards.Load(board); err == nil && b.Slots == boards.GRUB { // its boot loader says the rest
+		board = b.Base
+	}
+	want := []string{"skerry.board=" + board, "skerry.roothash=" + root.RootHash}
 	if slices.ContainsFunc(i.faults, inESP) {
 		return
 	}

@@ -60,16 +60,17 @@ func (d *draft) bootFiles() ([]bootFile, error) {
 		return &m.Files[i]
 	}
 	var files []bootFile
-	uboot := m.Boards[d.board].Slots == boards.UBoot
-	if !uboot {
+	states := map[string]func() map[string][]byte{boards.UBoot: slot.UBootState, boards.GRUB: slot.GRUBState}
+	state, scripted := states[m.Boards[d.board].Slots]
+	if !scripted {
 		files = append(files, bootFile{path: LoaderPath(m.Arch), from: find(bootLoader)})
 	}
 	files = append(files, d.besideKernels()...)
 	for _, id := range slot.IDs {
 		files = append(files, bootFile{path: KernelPath(id), from: &kernel})
 	}
-	if uboot {
-		state := slot.UBootState()
+	if scripted {
+		state := state()
 		for _, name := range slices.Sorted(maps.Keys(state)) {
 			files = append(files, bootFile{path: name, data: state[name]})
 		}

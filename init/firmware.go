@@ -62,7 +62,7 @@ func (s *system) bootedOn(on []linux.Partition) (slot.ID, bool, error) {
 			return "", false, err
 		}
 		defer func() { _ = dev.Close() }()
-		return slot.UBoot{Boot: slot.Volume{Device: dev, Size: dev.Size()}}.Booted()
+		return slot.NewUBoot(slot.Volume{Device: dev, Size: dev.Size()}).Booted()
 	default:
 		pi := slot.Pi{Number: map[slot.ID]int{}, Chosen: os.DirFS(slot.PiChosen)}
 		for _, id := range slot.IDs {

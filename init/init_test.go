@@ -128,6 +128,13 @@ func TestReadChoiceWithoutVariables(t *testing.T) {
 	}
 }
 
+func TestReadChoiceOfGRUB(t *testing.T) {
+	g := slot.NewGRUB(slot.Volume{}, "skerry.board=x86-uefi skerry.board=x86-bios skerry.slots=grub skerry.esp=Inside skerry.slot=b skerry.trial=yes")
+	if c, err := readChoice(g); err != nil || c != (choice{id: slot.B, trial: true, esp: "inside"}) {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
 func TestFits(t *testing.T) {
 	good := func() *release.Manifest {
 		return &release.Manifest{Version: "1", Arch: "amd64", Boards: map[string]release.Board{"x86-uefi": {}}, Root: release.Root{RootHash: "aabb"}}

@@ -55,7 +55,7 @@ func takeStdio() {
 }
 
 // cmdline is what the signed kernel image says it is for.
-type cmdline struct{ board, rootHash, slots string }
+type cmdline struct{ line, board, rootHash, slots string }
 
 func readCmdline(_ context.Context, s *system) error {
 	line, err := os.ReadFile("/proc/cmdline")
@@ -63,7 +63,7 @@ func readCmdline(_ context.Context, s *system) error {
 		return err
 	}
 	s.cmdline = cmdline{
-		board: linux.Cmdline(string(line), "skerry.board"), rootHash: linux.Cmdline(string(line), "skerry.roothash"),
+		line: string(line), board: linux.Cmdline(string(line), "skerry.board"), rootHash: linux.Cmdline(string(line), "skerry.roothash"),
 		slots: cmp.Or(linux.Cmdline(string(line), "skerry.slots"), slot.KindUEFI),
 	}
 	if s.cmdline.board == "" || s.cmdline.rootHash == "" {
@@ -107,11 +107,16 @@ func readKeys(fsys fs.FS) ([]ed25519.PublicKey, error) {
 
 // findSlot waits for the partition that this boot is for.
 func findSlot(ctx context.Context, s *system) error {
-	byState := s.cmdline.slots != slot.KindUEFI
+	byState := false
 	var want choice
 	var err error
-	if !byState {
+	switch s.cmdline.slots {
+	case slot.KindUEFI:
 		want, err = firmwareChoice()
+	case slot.KindGRUB:
+		want, err = readChoice(slot.NewGRUB(slot.Volume{}, s.cmdline.line)) // a BIOS has no Secure Boot
+	default:
+		byState = true
 	}
 	if err != nil {
 		return err
@@ -178,15 +183,24 @@ func firmwareChoice() (choice, error) {
 	if err := m.Do(); err != nil {
 		return choice{}, err
 	}
-	return readChoice(slot.UEFI{Vars: os.DirFS(m.Target)})
-}
-
-func readChoice(u slot.UEFI) (c choice, err error) {
-	c.id, c.trial, err = u.Booted()
-	if err != nil && !errors.Is(err, slot.ErrNotNamed) {
+	u := slot.UEFI{Vars: os.DirFS(m.Target)}
+	c, err := readChoice(u)
+	if err != nil {
 		return c, err
 	}
-	if c.secureBoot, err = u.SecureBoot(); err != nil {
+	c.secureBoot, err = u.SecureBoot()
+	return c, err
+}
+
+// naming is firmware that names the slot and the partition it was started from.
+type naming interface {
+	Booted() (id slot.ID, trial bool, err error)
+	ESPID() (string, error)
+}
+
+func readChoice(u naming) (c choice, err error) {
+	c.id, c.trial, err = u.Booted()
+	if err != nil && !errors.Is(err, slot.ErrNotNamed) {
 		return c, err
 	}
 	c.esp, err = u.ESPID()

@@ -80,6 +80,7 @@ func printBoard(out io.Writer, b *boards.Board) error {
 	row("slots", "%s: %s", b.Slots, map[string]string{
 		boards.UEFI:  "systemd-boot counts the tries of a slot",
 		boards.UBoot: "U-Boot counts them, by a script and a small file",
+		boards.GRUB:  "GRUB counts them, by a script and a small file, on PCs with a BIOS",
 		boards.Pi:    "the firmware tries a slot once",
 	}[b.Slots])
 	if b.Platform != "" {

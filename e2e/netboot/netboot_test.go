@@ -263,6 +263,21 @@ func TestBIOSFromMemory(t *testing.T) {
 	g.expect(`skerry: node: Ready.*`)
 }
 
+// A machine with a BIOS is installed like one with UEFI, with the board that its BIOS starts.
+func TestBIOSToDisk(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.config(mac(7), server("bios-7", ""))
+	n.serve()
+	g := n.machineOf("x86-bios", 7, nil)
+	n.installed(g)
+	if text := g.Text(); !strings.Contains(text, "Skerry: slot a, trial , tries left ") {
+		t.Error("another boot loader started it")
+	}
+}
+
 // A fleet of which nothing but its file exists: a server, an agent that starts by UEFI HTTP boot, one of another architecture, and one
 // with a BIOS and no disk. Switched on, they become one cluster.
 func TestEveryWayIntoOneCluster(t *testing.T) {

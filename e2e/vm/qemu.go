@@ -112,7 +112,7 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	return append(args, "-netdev", net, "-device", card)
 }
 
-// BIOS is the firmware of a machine without UEFI, beside those that boards name.
+// BIOS is the firmware of a machine without UEFI.
 const BIOS = "bios"
 
 // Words of boards for what is part of the machine: its card slot, its network.

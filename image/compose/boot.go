@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/fat"
+	"github.com/skerry-os/skerry/image/grub"
 	"github.com/skerry-os/skerry/image/initramfs"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/release"
@@ -33,14 +35,40 @@ type bootParts struct {
 
 // board makes what one board boots: the kernel image, and what its firmware finds beside it.
 func (b *build) board(out *folder, board *boards.Board, rootHash string) (release.Board, error) {
-	done := b.Log.Stage("boot image for " + board.ID)
-	parts, err := b.bootParts(board, rootHash)
+	k, _, err := b.kernel(kernelOf(board))
 	if err != nil {
 		return release.Board{}, err
 	}
-	r := release.Board{Kernel: parts.kernel.release}
+	r := release.Board{Kernel: k.release}
 	if board.Slots != boards.UEFI {
 		r.Slots = board.Slots
+	}
+	starts := board
+	if board.Slots == boards.GRUB {
+		if starts, err = boards.Load(board.Base); err != nil {
+			return release.Board{}, err
+		}
+	}
+	if r.Boot, err = b.bootImage(out, starts, rootHash); err != nil {
+		return release.Board{}, err
+	}
+	if r.Firmware, err = b.firmware(out, board, k); err != nil || board.Slots != boards.GRUB {
+		return r, err
+	}
+	more, err := b.grub(out, board, r.Boot)
+	r.Firmware = append(r.Firmware, more...)
+	return r, err
+}
+
+// bootImage makes a board's kernel image, unless a board before shares it.
+func (b *build) bootImage(out *folder, board *boards.Board, rootHash string) (release.File, error) {
+	if f, ok := b.bootImages[board.ID]; ok {
+		return f, nil
+	}
+	done := b.Log.Stage("boot image for " + board.ID)
+	parts, err := b.bootParts(board, rootHash)
+	if err != nil {
+		return release.File{}, err
 	}
 	image, name := []byte(nil), board.ID+".efi"
 	if board.Slots == boards.Pi {
@@ -50,14 +78,60 @@ func (b *build) board(out *folder, board *boards.Board, rootHash string) (releas
 		image, err = b.unified(board, parts)
 	}
 	if err != nil {
-		return release.Board{}, err
+		return release.File{}, err
 	}
-	if r.Boot, err = out.write(path.Join("boot", name), image); err != nil {
-		return release.Board{}, err
+	f, err := out.write(path.Join("boot", name), image)
+	if err != nil {
+		return f, err
 	}
-	done(megabytes(r.Boot.Size))
-	r.Firmware, err = b.firmware(out, board, parts.kernel)
-	return r, err
+	b.bootImages[board.ID] = f
+	done(megabytes(f.Size))
+	return f, nil
+}
+
+// grubPackage has GRUB for machines with a BIOS, and grubAt is where its core image starts on the disk: behind the table, and
+// before what the installer leaves of itself in front of the first partition.
+const (
+	grubPackage = "grub-pc-bin"
+	grubAt      = 32 * size.KiB
+)
+
+// grub makes the boot loader for a BIOS, and what it is told of the kernel image.
+func (b *build) grub(out *folder, board *boards.Board, kernel release.File) ([]release.Firmware, error) {
+	dir, _, err := b.packages.dir(grubPackage)
+	if err != nil {
+		return nil, err
+	}
+	from := os.DirFS(filepath.Join(dir, grub.Folder))
+	code, err := grub.MBR(from, int64(grubAt))
+	if err != nil {
+		return nil, fmt.Errorf("package %s: %w", grubPackage, err)
+	}
+	core, err := grub.Core(from, int64(grubAt))
+	if err != nil {
+		return nil, fmt.Errorf("package %s: %w", grubPackage, err)
+	}
+	image, err := os.Open(filepath.Join(out.tmp, kernel.Path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = image.Close() }()
+	files, err := slot.GRUBFiles(board.ID, image)
+	if err != nil {
+		return nil, err
+	}
+	var list []release.Firmware
+	put := func(name string, data []byte, f release.Firmware) (err error) {
+		f.File, err = out.write(path.Join("boot", board.ID, name), data)
+		list = append(list, f)
+		return err
+	}
+	errs := []error{put("boot.img", code, release.Firmware{}), put("core.img", core, release.Firmware{At: int64(grubAt)})}
+	for name, data := range files {
+		errs = append(errs, put(path.Base(name), data, release.Firmware{To: name}))
+	}
+	slices.SortFunc(list, func(x, y release.Firmware) int { return cmp.Compare(x.Path, y.Path) })
+	return list, errors.Join(errs...)
 }
 
 func (b *build) bootParts(board *boards.Board, rootHash string) (*bootParts, error) {
@@ -262,6 +336,9 @@ func bootPackages(board *boards.Board) []string {
 	}
 	for _, r := range board.Boot.Raw {
 		out = append(out, r.Package)
+	}
+	if board.Slots == boards.GRUB {
+		out = append(out, grubPackage)
 	}
 	return out
 }

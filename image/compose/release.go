@@ -94,6 +94,7 @@ type build struct {
 	kubernetes string
 	packages   *packages
 	kernels    map[kernelName]indexedKernel
+	bootImages map[string]release.File // by board
 }
 
 // Build makes a release. The folder appears whole, or not at all.
@@ -198,7 +199,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 		return nil, err
 	}
 	b := &build{
-		Options: o, ctx: ctx, Boards: all, kernels: map[kernelName]indexedKernel{},
+		Options: o, ctx: ctx, Boards: all, kernels: map[kernelName]indexedKernel{}, bootImages: map[string]release.File{},
 		programs: filepath.Join(o.Work, o.Arch), work: filepath.Join(o.Work, "work", o.Arch),
 		packages: &packages{
 			ctx: ctx, lock: lock, arch: o.Arch, log: o.Log, used: map[string]debian.Package{},

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/image/fat"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/image/verity"
@@ -30,6 +31,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/kmod"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
 )
 
 // TestBuiltRelease looks at a release that was built before, with other programs than those that made it: SKERRY_RELEASE is its
@@ -300,6 +302,13 @@ func checkBoot(t *testing.T, dir string, m *release.Manifest, k *keys.Set) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		of, err := boards.Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if of.Slots == boards.GRUB { // its boot loader says the rest
+			id = of.Base
+		}
 		for _, want := range []string{"skerry.board=" + id, "skerry.roothash=" + m.Root.RootHash, "panic=5"} {
 			if !slices.Contains(strings.Fields(string(sections[".cmdline"])), want) {
 				t.Errorf("%s: the command line lacks %s: %s", id, want, sections[".cmdline"])
@@ -357,6 +366,18 @@ func checkFirmware(t *testing.T, dir string, m *release.Manifest, id string) {
 			if !bytes.Contains(data[:512], []byte("CHSETTINGS")) || int(at(512)) > 109<<10 || at(516) != 0x402f0400 || f.At != 128<<10 {
 				t.Errorf("%s: the boot ROM will not take %s: %d bytes for %#x", id, name, at(512), at(516))
 			}
+		case name == "boot.img": // GRUB's boot sector: a jump, and where the core image starts
+			if data[0] != 0xeb || len(data) != disk.CodeSize || f.At != 0 || at(0x5c)*512 != 32<<10 {
+				t.Errorf("%s: a BIOS will not take %s: %d bytes, which lead to sector %d", id, name, len(data), at(0x5c))
+			}
+		case name == "core.img": // and its core image: where the rest of it is, and how many sectors
+			if f.At != 32<<10 || int64(at(500))*512 != f.At+512 || int(at(508)&0xffff)*512 != len(data)-512 || f.At+int64(len(data)) > 512<<10 {
+				t.Errorf("%s: %s of %d bytes is at %d and says that its rest is %d sectors from %d on", id, name, len(data), f.At, at(508)&0xffff, at(500))
+			}
+		case name == slot.GRUBConfig:
+			ask(t, "grub-script-check", filepath.Join(dir, f.Path))
+		case strings.HasSuffix(name, ".env"):
+			ask(t, "grub-editenv", filepath.Join(dir, f.Path), "list")
 		case name == "boot.scr":
 			ask(t, "mkimage", "-l", filepath.Join(dir, f.Path))
 		case len(data) == 0:

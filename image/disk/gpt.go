@@ -37,7 +37,14 @@ type Table struct {
 	// MBR is the number of the partition that stands in the MBR too, as FAT, for boot ROMs that know no GPT; 0 for none.
 	// Linux and U-Boot use the GPT all the same.
 	MBR int
+	// BIOS says that a BIOS starts from the disk: the MBR's entry is marked active, without which some start nothing. In front of
+	// it is then Code, of CodeSize bytes or nil.
+	BIOS bool
+	Code []byte
 }
+
+// CodeSize is how much of the first sector is code, in bytes.
+const CodeSize = 440
 
 func (t *Table) room() int {
 	if t.Room == 0 {
@@ -108,15 +115,20 @@ func (t *Table) header(entries []byte, self, other, first uint64) []byte {
 // that stands for the GPT then ends where that partition starts.
 func (t *Table) mbr() []byte {
 	b := make([]byte, Sector)
+	const active = 0x80
 	gpt, size := b[446:462], t.Size/Sector-1
 	if t.MBR > 0 {
 		p, fat := t.Partitions[t.MBR-1], b[446:462]
-		copy(fat, []byte{0x80, 0xfe, 0xff, 0xff, 0x0c, 0xfe, 0xff, 0xff}) // bootable, FAT32, no CHS
+		copy(fat, []byte{active, 0xfe, 0xff, 0xff, 0x0c, 0xfe, 0xff, 0xff}) // bootable, FAT32, no CHS
 		binary.LittleEndian.PutUint32(fat[8:], uint32(p.Start/Sector))
 		binary.LittleEndian.PutUint32(fat[12:], uint32(p.Size/Sector))
 		gpt, size = b[462:478], p.Start/Sector-1
 	}
 	copy(gpt, []byte{0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff}) // not bootable, from head 0 sector 2, GPT, to the end of CHS
+	if t.BIOS {
+		copy(b[:CodeSize], t.Code)
+		gpt[0] = active
+	}
 	binary.LittleEndian.PutUint32(gpt[8:], 1)
 	binary.LittleEndian.PutUint32(gpt[12:], uint32(min(size, 0xffffffff)))
 	b[510], b[511] = 0x55, 0xaa

@@ -178,6 +178,7 @@ func TestTablesForBootROMs(t *testing.T) {
 		"56 entries": func(tab *Table) { tab.Room = 56 },
 		"hybrid":     func(tab *Table) { tab.MBR = 1 },
 		"both":       func(tab *Table) { tab.Room, tab.MBR = 56, 2 },
+		"BIOS":       func(tab *Table) { tab.BIOS, tab.Code = true, bytes.Repeat([]byte{0xeb}, CodeSize) },
 	} {
 		tab := example()
 		change(tab)
@@ -207,15 +208,26 @@ func TestTablesForBootROMs(t *testing.T) {
 }
 
 func TestSgdiskAgreesOnHybrid(t *testing.T) {
-	sgdisk := imagetest.Tool(t, "sgdisk", "gdisk")
 	tab := example()
 	tab.Room, tab.MBR = 56, 1
+	sgdiskSays(t, tab, "No problems found", "holds up to 56 entries")
+}
+
+func TestSgdiskAgreesOnBIOS(t *testing.T) {
+	tab := example()
+	tab.BIOS, tab.Code = true, bytes.Repeat([]byte{0xeb}, CodeSize)
+	sgdiskSays(t, tab, "No problems found", "required to boot from a GPT disk on some BIOS-based")
+}
+
+func sgdiskSays(t *testing.T, tab *Table, wants ...string) {
+	t.Helper()
+	sgdisk := imagetest.Tool(t, "sgdisk", "gdisk")
 	file := filepath.Join(t.TempDir(), "disk.img")
 	if err := os.WriteFile(file, encode(t, tab), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out := imagetest.Run(t, sgdisk, "-v", "-p", file)
-	for _, want := range []string{"No problems found", "holds up to 56 entries"} {
+	for _, want := range wants {
 		if !strings.Contains(out, want) {
 			t.Errorf("sgdisk does not say %q:\n%s", want, out)
 		}

@@ -47,7 +47,7 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 	if t == nil {
 		return nil, errors.Join(err1, err2)
 	}
-	t.MBR = inMBR(head[:Sector], t.Partitions)
+	t.readMBR(head[:Sector])
 	errs := []error{err1, err2}
 	// Whatever the checksums do not cover is covered by comparing with the one right encoding.
 	wantHead, wantTail, err := t.Encode()
@@ -65,13 +65,16 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 	return t, errors.Join(errs...)
 }
 
-// inMBR gives the number of the partition that the MBR's first entry is, 0 for an MBR that only protects the GPT.
-func inMBR(mbr []byte, parts []Partition) int {
+// readMBR looks at the MBR's first entry: the one that protects the GPT, or a partition of it.
+func (t *Table) readMBR(mbr []byte) {
+	if t.BIOS = mbr[446] == 0x80 && mbr[446+4] == 0xee; t.BIOS {
+		t.Code = mbr[:CodeSize:CodeSize]
+	}
 	if mbr[446+4] != 0x0c {
-		return 0
+		return
 	}
 	start := int64(binary.LittleEndian.Uint32(mbr[446+8:])) * Sector
-	return 1 + slices.IndexFunc(parts, func(p Partition) bool { return p.Start == start })
+	t.MBR = 1 + slices.IndexFunc(t.Partitions, func(p Partition) bool { return p.Start == start })
 }
 
 // roomIn reads for how many entries a header says there is room; 0 if that is none this program makes.
@@ -186,7 +189,7 @@ func ReadFirst(r io.ReaderAt, size int64) (*Table, error) {
 	}
 	t, err := parse("the first GPT", head[Sector:2*Sector], head[2*Sector:], Sector, 2*Sector, size)
 	if t != nil {
-		t.MBR = inMBR(head[:Sector], t.Partitions)
+		t.readMBR(head[:Sector])
 	}
 	return t, err
 }

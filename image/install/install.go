@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
@@ -156,10 +157,7 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 
 // install writes the image.
 func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.Config, config image.Config, rel *release.Release, files fs.FS, disks []flash.Disk) (*machine.Netboot, error) {
-	if i.Hello.Firmware != protocol.UEFI {
-		return nil, errors.New("this machine was started by its BIOS, and the image needs UEFI to start from a disk: switch the firmware to UEFI, or write install.diskless: true into its node config")
-	}
-	board, err := boards.Load(i.Hello.Board)
+	board, err := i.board(rel.Manifest())
 	if err != nil {
 		return nil, err
 	}
@@ -235,6 +233,20 @@ func (i *Installer) install(ctx context.Context, a protocol.Answer, c *machine.C
 	}
 	i.Log("install: done, %s", picked)
 	return &machine.Netboot{Why: "installed on " + picked.Path}, nil
+}
+
+// board is what is installed: the one that the kernel image says, or on a machine with a BIOS the one that is like it.
+func (i *Installer) board(m *release.Manifest) (*boards.Board, error) {
+	if i.Hello.Firmware == protocol.UEFI {
+		return boards.Load(i.Hello.Board)
+	}
+	for _, id := range m.BoardIDs() {
+		if b, err := boards.Load(id); err == nil && b.Slots == boards.GRUB && b.Base == i.Hello.Board {
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("this machine was started by its BIOS, and release %s has no board that starts from a disk by that, only %s: serve a release with board x86-bios, switch the firmware to UEFI, or write install.diskless: true into its node config",
+		m.Version, strings.Join(m.BoardIDs(), ", "))
 }
 
 // diskless takes the root into memory.

@@ -107,7 +107,7 @@ type lab struct {
 	near  netlink.Link
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t *testing.T, with ...func(*releasetest.Bench, testing.TB) *releasetest.Bench) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
@@ -124,6 +124,9 @@ func newLab(t *testing.T) *lab {
 		return nil
 	}
 	l := &lab{t: t, b: releasetest.New(t, 2<<20).Netboot(t), fleet: t.TempDir(), root: t.TempDir(), mem: filepath.Join(t.TempDir(), "memory"), mac: net.HardwareAddr{0x52, 0x54, 0, 0, 7, 7}}
+	for _, change := range with {
+		change(l.b, t)
+	}
 	l.must(os.MkdirAll(filepath.Join(l.root, "sys/block"), 0o755))
 	l.must(os.MkdirAll(filepath.Join(l.root, "dev"), 0o755))
 	l.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near"}, PeerName: "far", PeerHardwareAddr: l.mac}))
@@ -309,7 +312,12 @@ func TestInstall(t *testing.T) {
 // same compares a disk with the image that skerry image build makes, but for the marker.
 func same(t *testing.T, l *lab, dev, config string) {
 	t.Helper()
-	board, err := boards.Load("x86-uefi")
+	sameFor(t, l, "x86-uefi", dev, config)
+}
+
+func sameFor(t *testing.T, l *lab, id, dev, config string) {
+	t.Helper()
+	board, err := boards.Load(id)
 	l.must(err)
 	p, err := image.New(board, l.b.Signed, image.Config{Name: "n", Data: []byte(config)}, image.Options{})
 	l.must(err)
@@ -420,6 +428,35 @@ func TestWhatKeepsAMachineFromBeingInstalledIsSaid(t *testing.T) {
 			t.Errorf("the console lacks %q: %s", line, n.out)
 		}
 	}
+}
+
+// A machine with a BIOS gets the board for that, whose kernel image it was started with. A release without one says so.
+func TestInstallByBIOS(t *testing.T) {
+	l := newLab(t, (*releasetest.Bench).AddBIOS)
+	if l == nil {
+		return
+	}
+	dev := l.disk("vda", "pci0/virtio1", "V", disk4G, nil)
+	config := l.config("")
+	if o := l.start(protocol.BIOS).ends(); !strings.Contains(o.Why, "installed on /dev/vda") {
+		t.Errorf("%+v", o)
+	}
+	sameFor(t, l, "x86-bios", dev, config)
+}
+
+func TestNoBoardForABIOS(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
+	}
+	l.disk("vda", "pci0/virtio1", "V", disk4G, nil)
+	l.config("")
+	n := l.start(protocol.BIOS)
+	l.until("refused", func(m *netboot.Machine) bool {
+		return m.Stage == protocol.StageFailed && strings.Contains(m.Error, "only x86-uefi: serve a release with board x86-bios, switch the firmware to UEFI, or write install.diskless: true")
+	})
+	l.must(n.cmd.Process.Kill())
+	_ = n.cmd.Wait()
 }
 
 func TestDiskless(t *testing.T) {

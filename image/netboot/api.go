@@ -154,12 +154,15 @@ func (s *Server) verdict(m *Machine, h protocol.Hello) (protocol.Answer, Node) {
 		return wait("its node config cannot be used: %v", err), n
 	case !known:
 		return wait("nobody knows this machine (%s); on the server: skerry pxe approve %s --config FILE", described(m), m.MAC), n
-	case n.Board != "" && n.Board != h.Board:
+	case n.Board != "" && startedBy(n.Board) != h.Board:
 		return wait("it runs the installer of board %s, and the fleet says it is a %s", h.Board, n.Board), n
 	}
 	c, err := machine.Decode(n.File, n.Config)
 	if err != nil {
 		return wait("its node config cannot be used: %v", err), n
+	}
+	if bios := startedBy(n.Board) != n.Board; n.Board != "" && !c.Install.Diskless && bios != (h.Firmware == protocol.BIOS) {
+		return wait("it was started by its %s, and the fleet says it is a %s, which is not for that: change one of them", strings.ToUpper(h.Firmware), n.Board), n
 	}
 	same := subtle.ConstantTimeCompare([]byte(m.Session), []byte(hash(h.Session))) == 1
 	switch {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/netboot/protocol"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -178,6 +179,15 @@ func sameButSigned(signed, plain []byte) bool {
 	}
 	again, err := uki.Assemble(p)
 	return err == nil && bytes.Equal(again, plain)
+}
+
+// startedBy is the board whose kernel image starts a board's machines over the network: its own, or for one with a BIOS that of
+// its base, whose installer then takes the board with the BIOS.
+func startedBy(board string) string {
+	if b, err := boards.Load(board); err == nil && b.Slots == boards.GRUB {
+		return b.Base
+	}
+	return board
 }
 
 // defaultBoard is the one for a machine that nobody has named another for.

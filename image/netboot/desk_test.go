@@ -74,6 +74,8 @@ func TestVerdicts(t *testing.T) {
 	diskless := one{n: Node{Name: "north-1", File: "n.yaml", Config: []byte(releasetest.Config + "install: {diskless: true}\n")}}
 	board := plain
 	board.n.Board = "rpi4"
+	bios, uefi, biosDiskless := plain, plain, diskless
+	bios.n.Board, uefi.n.Board, biosDiskless.n.Board = "x86-bios", "x86-uefi", "x86-bios"
 	for name, tt := range map[string]struct {
 		fleet Fleet
 		m     Machine
@@ -83,6 +85,11 @@ func TestVerdicts(t *testing.T) {
 	}{
 		"new":                             {plain, Machine{}, protocol.Hello{}, protocol.Install, "north-1"},
 		"of another board":                {board, Machine{}, protocol.Hello{}, protocol.Wait, "the fleet says it is a rpi4"},
+		"BIOS as it should be":            {bios, Machine{}, protocol.Hello{Firmware: protocol.BIOS}, protocol.Install, ""},
+		"BIOS that was UEFI":              {bios, Machine{}, protocol.Hello{Firmware: protocol.UEFI}, protocol.Wait, "started by its UEFI, and the fleet says it is a x86-bios"},
+		"UEFI that was BIOS":              {uefi, Machine{}, protocol.Hello{Firmware: protocol.BIOS}, protocol.Wait, "started by its BIOS, and the fleet says it is a x86-uefi"},
+		"UEFI as it should be":            {uefi, Machine{}, protocol.Hello{Firmware: protocol.UEFI}, protocol.Install, ""},
+		"either, diskless":                {biosDiskless, Machine{}, protocol.Hello{Firmware: protocol.UEFI}, protocol.Install, ""},
 		"fleet that cannot be read":       {one{plain.n, errors.New("is broken")}, Machine{}, protocol.Hello{}, protocol.Wait, "is broken"},
 		"config that cannot be used":      {one{n: Node{Config: []byte("role: king\n")}}, Machine{}, protocol.Hello{}, protocol.Wait, "cannot be used"},
 		"no release":                      {plain, Machine{}, protocol.Hello{Arch: "arm64"}, protocol.Wait, "no release"},
@@ -229,6 +236,26 @@ func TestTooManyMachines(t *testing.T) {
 	}
 	if f := s.bootFile(client(machineMAC)); f != "x86-uefi.efi" {
 		t.Errorf("one that is known is offered %q", f)
+	}
+}
+
+// A machine that is to have the board with a BIOS is started by the kernel image of the board that is like it, if the release has
+// both.
+func TestTheBoardForABIOS(t *testing.T) {
+	c := Client{MAC: machineMAC, Arch: "amd64", Firmware: protocol.BIOS, By: IPXE}
+	s := onLoopback(t, nil)
+	s.Fleet = one{n: Node{Board: "x86-bios"}}
+	if f := s.bootFile(c); f != "" {
+		t.Errorf("without the board, offered %q", f)
+	}
+	if m, err := s.Get(machineMAC); err != nil || !strings.Contains(m.Error, "the fleet says it is a x86-bios, and no release served has that board") {
+		t.Errorf("%+v, %v", m, err)
+	}
+	b := bench(t).AddBIOS(t)
+	s = onLoopback(t, func(o *Options) { o.Releases = []string{b.Release}; o.Trusted = b.Trusted() })
+	s.Fleet = one{n: Node{Board: "x86-bios"}}
+	if f := s.bootFile(c); !strings.HasSuffix(f, "boot/x86-uefi-bios.ipxe") {
+		t.Errorf("offered %q", f)
 	}
 }
 

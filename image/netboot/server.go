@@ -389,7 +389,7 @@ func (s *Server) choose(c Client, m *Machine) (*Kernel, string) {
 		return nil, fmt.Sprintf("no release for %s is served; add one with --release", c.Arch)
 	}
 	for _, k := range s.kernels {
-		if k.Board == board {
+		if _, has := k.Release.Manifest().Boards[board]; has && k.Board == startedBy(board) {
 			return k, ""
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,10 +22,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/image/verity"
 	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
+	"github.com/skerry-os/skerry/pkg/slot"
 )
 
 // Config is a node config that is good for it.
@@ -80,6 +83,33 @@ func (b *Bench) AddBoard(t testing.TB, id string) {
 	m.Boards = maps.Clone(m.Boards)
 	m.Boards[id] = b.kernel(t, &m, id)
 	b.Sign(t, &m)
+}
+
+// AddBIOS makes the release one for board x86-bios, too, which shares the kernel image; what is its boot loader is noise.
+func (b *Bench) AddBIOS(t testing.TB) *Bench {
+	t.Helper()
+	m := *b.Signed.Manifest()
+	m.Boards = maps.Clone(m.Boards)
+	const id = "x86-bios"
+	r := release.Board{Kernel: m.Boards["x86-uefi"].Kernel, Boot: m.Boards["x86-uefi"].Boot, Slots: slot.KindGRUB}
+	kernel, err := os.Open(filepath.Join(b.Release, r.Boot.Path))
+	check(t, err)
+	defer kernel.Close() //nolint:errcheck // only read
+	files, err := slot.GRUBFiles(id, kernel)
+	check(t, err)
+	check(t, os.MkdirAll(filepath.Join(b.Release, "boot", id), 0o755))
+	add := func(name string, data []byte, f release.Firmware) {
+		f.File = b.put(t, "boot/"+id+"/"+name, data)
+		r.Firmware = append(r.Firmware, f)
+	}
+	add("boot.img", noise(disk.CodeSize), release.Firmware{})
+	add("core.img", noise(100<<10), release.Firmware{At: 32 << 10})
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		add(path.Base(name), files[name], release.Firmware{To: name})
+	}
+	m.Boards[id] = r
+	b.Sign(t, &m)
+	return b
 }
 
 // Relinked makes the release one of another version that differs from it as two builds of one program do: in a byte here and there,

@@ -16,6 +16,7 @@ formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud 
 formats:   image/cloud/publish
 formats:   image/cloud/aws image/cloud/aws/awstest image/cloud/gcp image/cloud/gcp/gcptest image/cloud/azure image/cloud/azure/azuretest
 formats:   image/netboot/tftp image/netboot/protocol
+formats:   image/grub
 data:      pkg/slot
 data:      pkg/slot/slottest pkg/release pkg/kmod pkg/debian
 data:      image/initramfs

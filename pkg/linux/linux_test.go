@@ -114,6 +114,22 @@ func TestGrowLast(t *testing.T) {
 	}
 }
 
+// What a BIOS starts is in the same sector as the table, and is there when the table was written anew.
+func TestGrowLastKeepsTheBootSector(t *testing.T) {
+	f := diskImage(t, 8<<20, 64<<20)
+	code := bytes.Repeat([]byte{0xeb}, disk.CodeSize)
+	if _, err := f.WriteAt(append(bytes.Clone(code), 0, 0, 0, 0, 0, 0, 0x80), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, changed, err := GrowLast(f, 64<<20, "data"); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	got := make([]byte, 447)
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got[:len(code)], code) || got[446] != 0x80 {
+		t.Errorf("% x, %v", got, err)
+	}
+}
+
 // A size is a limit for growing, not a reason to shrink.
 func TestGrowLastTo(t *testing.T) {
 	f := diskImage(t, 8<<20, 64<<20)

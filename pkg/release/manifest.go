@@ -17,6 +17,8 @@ import (
 	"regexp"
 	"slices"
 	"time"
+
+	"github.com/skerry-os/skerry/image/disk"
 )
 
 // Schema is the manifest version this code writes and the only one it reads.
@@ -65,7 +67,7 @@ type Board struct {
 type Firmware struct {
 	File
 	To string `json:"to,omitempty"` // where it lies on the partition that the firmware reads
-	At int64  `json:"at,omitempty"` // or, outside of all partitions, the byte of the disk where it starts
+	At int64  `json:"at,omitempty"` // or, outside of all partitions, the byte of the disk where it starts; 0 is a boot sector's code
 }
 
 // File is one file of a release folder.
@@ -165,8 +167,11 @@ func (m *Manifest) validate() error {
 	}
 	for id, b := range m.Boards {
 		for _, f := range b.Firmware {
-			if (f.To == "") == (f.At == 0) || f.At < 0 || f.To != "" && path.Clean("/" + f.To)[1:] != f.To {
+			if f.At < 0 || f.To != "" && (f.At != 0 || path.Clean("/" + f.To)[1:] != f.To) {
 				bad("board %s: %s: is to be either a file %q or at byte %d", id, f.Path, f.To, f.At)
+			}
+			if f.To == "" && f.At == 0 && f.Size > disk.CodeSize {
+				bad("board %s: %s: is %d bytes at the start of the disk; %d are in front of the partition table", id, f.Path, f.Size, disk.CodeSize)
 			}
 		}
 	}
@@ -176,11 +181,13 @@ func (m *Manifest) validate() error {
 	return errors.Join(errs...)
 }
 
-// AllFiles lists the root, the boards' files and the rest, each once, in a stable order.
+// AllFiles lists the root, the boards' files and the rest, each once, in a stable order. Boards may share a kernel image.
 func (m *Manifest) AllFiles() []File {
 	out := []File{m.Root.File}
 	for _, id := range m.BoardIDs() {
-		out = append(out, m.Boards[id].Boot)
+		if boot := m.Boards[id].Boot; !slices.Contains(out, boot) {
+			out = append(out, boot)
+		}
 		for _, f := range m.Boards[id].Firmware {
 			out = append(out, f.File)
 		}

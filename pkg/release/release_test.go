@@ -127,6 +127,44 @@ func TestSignedNonsense(t *testing.T) {
 	}
 }
 
+// Boards may share a kernel image, but not two under one name. What is at the start of the disk ends before the partition table.
+func TestBoardsTogether(t *testing.T) {
+	m, _ := sample(t)
+	one := m.Boards[m.BoardIDs()[0]]
+	other, code := one, File{Path: "boot/y/boot.img", Size: 440, SHA256: strings.Repeat("a", 64)}
+	other.Firmware = []Firmware{{File: code}}
+	m.Boards["y"] = other
+	if _, err := m.Marshal(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range m.AllFiles() {
+		if f.Path == one.Boot.Path {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("the kernel image is listed %d times", n)
+	}
+	other.Boot.SHA256 = strings.Repeat("b", 64)
+	m.Boards["y"] = other
+	if _, err := m.Marshal(); err == nil || !strings.Contains(err.Error(), "listed twice") {
+		t.Errorf("two kernel images of one name: %v", err)
+	}
+	other.Boot = one.Boot
+	for what, f := range map[string]Firmware{
+		"441 bytes at the start of the disk": {File: File{Path: code.Path, Size: 441, SHA256: code.SHA256}},
+		"either a file":                      {File: code, To: "x", At: 512},
+		"or at byte -1":                      {File: code, At: -1},
+	} {
+		other.Firmware = []Firmware{f}
+		m.Boards["y"] = other
+		if _, err := m.Marshal(); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 func TestTail(t *testing.T) {
 	m, _ := sample(t)
 	manifest, sig, _ := Sign(m, key(1))

@@ -87,6 +87,7 @@ type Selector interface {
 const (
 	KindUEFI  = "uefi"
 	KindUBoot = "uboot"
+	KindGRUB  = "grub"
 	KindPi    = "rpi-tryboot"
 )
 

@@ -104,13 +104,13 @@ func keptUEFI(e *fat.Editor) (ID, error) {
 	return id, err
 }
 
-// Room is what the ESP has free, and what the slot's files would leave.
+// Room is what the ESP has free, and what the slot's files would leave, less what writing loader.conf anew takes.
 func (u UEFI) Room(id ID) (int64, error) {
 	e, err := u.ESP.edit()
 	if err != nil {
 		return 0, err
 	}
-	room := e.Free()
+	room := e.Free() - e.Takes(stateSize)
 	plain, withCounters, staged := entries(e, id)
 	if plain {
 		withCounters = append(withCounters, kernelPath(id))
@@ -123,7 +123,7 @@ func (u UEFI) Room(id ID) (int64, error) {
 			room += e.Takes(f.Size)
 		}
 	}
-	return room, nil
+	return max(room, 0), nil
 }
 
 // Clear takes the slot's entries away, after the loader was told to choose the other.

@@ -186,6 +186,9 @@ func wanted(m *release.Manifest, boards []string) []release.File {
 	for _, id := range boards {
 		if b, ok := m.Boards[id]; ok { // whoever asked for another says what there is
 			out = append(out, b.Boot)
+			for _, f := range b.Firmware {
+				out = append(out, f.File)
+			}
 		}
 	}
 	return out

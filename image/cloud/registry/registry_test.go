@@ -21,6 +21,7 @@ import (
 func TestThereAndBack(t *testing.T) {
 	b := releasetest.New(t, 2<<20)
 	b.AddBoard(t, "aws")
+	b.AddBIOS(t)
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	puts, spoil := 0, ""
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -71,8 +72,15 @@ func TestThereAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]bool{"root.img": true, "boot/aws.efi": true, "boot/systemd-boot.efi": true, "boot/x86-uefi.efi": false} {
-		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
+	bios, err := Pull(t.Context(), ref, t.TempDir(), b.Trusted(), []string{"x86-bios"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{
+		dir + "/root.img": true, dir + "/boot/aws.efi": true, dir + "/boot/systemd-boot.efi": true, dir + "/boot/x86-uefi.efi": false, dir + "/boot/x86-bios/core.img": false,
+		bios + "/boot/x86-uefi.efi": true, bios + "/boot/x86-bios/core.img": true, bios + "/boot/x86-bios/grub.cfg": true, bios + "/boot/aws.efi": false,
+	} {
+		if _, err := os.Stat(name); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

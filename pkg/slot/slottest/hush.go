@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,15 +29,16 @@ func (UBoot) New(t testing.TB) *powercut.Disk {
 
 // Selector needs nothing but the volume.
 func (UBoot) Selector(d Disk, _ Boot) slot.Selector {
-	return slot.UBoot{Boot: slot.Volume{Device: d, Size: VolumeSize}}
+	return slot.NewUBoot(slot.Volume{Device: d, Size: VolumeSize})
 }
 
 // Boot runs the script until it starts a kernel.
 func (UBoot) Boot(d Disk, _ string, loads func([]byte) bool) Boot {
 	for range 10 { // a kernel that does not load makes the script reset
-		h := &hush{d: d, loads: loads, vars: map[string]string{
+		h := &hush{shell: shell{d: d, loads: loads, vars: map[string]string{
 			"devtype": "mmc", "devnum": "0", "distro_bootpart": "1", "ramdisk_addr_r": "0x43300000", "bootargs": "of before",
-		}}
+		}}}
+		h.do = h.command
 		h.run(strings.Split(slot.UBootScript, "\n"))
 		if !h.reset { // it starts a kernel or resets
 			return h.booted
@@ -49,120 +49,19 @@ func (UBoot) Boot(d Disk, _ string, loads func([]byte) bool) Boot {
 
 // hush is U-Boot's shell. Memory is one place: the script uses no other.
 type hush struct {
-	d      Disk
-	vars   map[string]string
+	shell
 	memory []byte
-	loads  func([]byte) bool
-	booted Boot
-	reset  bool
 }
 
-func (h *hush) over() bool { return h.reset || h.booted.Slot != "" }
-
-// run runs lines, and gives whether the last command went well.
-func (h *hush) run(lines []string) (ok bool) {
-	for i := 0; i < len(lines) && !h.over(); i++ {
-		line := strings.TrimSpace(lines[i])
-		switch word, rest, _ := strings.Cut(line, " "); word {
-		case "", "#":
-		case "if":
-			end := i + closing(lines[i:], "if ", "fi")
-			h.branch(lines[i:end])
-			i = end
-		case "for":
-			end := i + closing(lines[i:], "for ", "done")
-			name, list, _ := strings.Cut(strings.TrimSuffix(rest, "; do"), " in ")
-			for item := range strings.FieldsSeq(list) {
-				h.vars[name] = item
-				h.run(lines[i+1 : end])
-			}
-			i = end
-		default:
-			ok = h.command(line)
-		}
-	}
-	return ok
-}
-
-// closing gives the index of the line that closes the block which the first line opens.
-func closing(lines []string, opens, closes string) int {
-	depth := 0
-	for i, line := range lines {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, opens) {
-			depth++
-		}
-		if line == closes {
-			if depth--; depth == 0 {
-				return i
-			}
-		}
-	}
-	panic("the boot script has no " + closes + " for: " + lines[0])
-}
-
-// branch runs an if with its elifs and else.
-func (h *hush) branch(lines []string) {
-	depth, taken, start := 0, false, -1
-	finish := func(end int) {
-		if start >= 0 {
-			h.run(lines[start:end])
-		}
-		start = -1
-	}
-	for i, line := range lines {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, "if ") {
-			depth++
-		}
-		if depth == 1 {
-			condition, is := strings.CutPrefix(strings.TrimPrefix(line, "el"), "if ")
-			if is || line == "else" {
-				finish(i)
-				if !taken && (line == "else" || h.command(strings.TrimSuffix(condition, "; then"))) {
-					taken, start = true, i+1
-				}
-			}
-		}
-		if line == "fi" {
-			depth--
-		}
-	}
-	finish(len(lines))
-}
-
-var reference = regexp.MustCompile(`\$\{([a-z_]+)\}`)
-
-// words splits a command as the shell does: what is between quotes is one word, whatever is in it.
-func (h *hush) words(line string) (out []string) {
-	for i, part := range strings.Split(line, `"`) {
-		text := reference.ReplaceAllStringFunc(part, func(r string) string { return h.vars[r[2:len(r)-1]] })
-		if i%2 == 1 {
-			out = append(out, text)
-		} else {
-			out = append(out, strings.Fields(text)...)
-		}
-	}
-	return out
-}
-
-func (h *hush) command(line string) bool {
-	w := h.words(line)
+func (h *hush) command(w []string) bool {
 	e := open(h.d)
 	switch w[0] {
-	case "echo", "sleep":
-		return true
 	case "setenv":
 		delete(h.vars, w[1])
 		if len(w) > 2 {
 			h.vars[w[1]] = strings.Join(w[2:], " ")
 		}
 		return true
-	case "test":
-		if w[1] == "-n" {
-			return w[2] != ""
-		}
-		return w[2] == "=" && w[1] == w[3]
 	case "load": // mmc 0:1 ADDR FILE
 		data, ok := text(e, w[4])
 		h.memory = []byte(data)
@@ -183,11 +82,8 @@ func (h *hush) command(line string) bool {
 			h.booted = Boot{Slot: id, Trial: string(id) == h.vars["skerry_trial"], Kernel: string(h.memory)}
 		}
 		return false
-	case "reset":
-		h.reset = true
-		return false
 	}
-	panic("the boot script has a command that is not known here: " + line)
+	panic(fmt.Sprintf("the boot script has a command that is not known here: %q", w))
 }
 
 func number(hex string) int {

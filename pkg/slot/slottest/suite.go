@@ -3,9 +3,11 @@ package slottest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/skerry-os/skerry/pkg/powercut"
@@ -48,9 +50,33 @@ func (b Boot) String() string {
 }
 
 // Kernel is the content of a slot's kernel in New.
-func Kernel(id slot.ID) []byte { return bytes.Repeat([]byte("old "+string(id)+" "), 3000) }
+func Kernel(id slot.ID) []byte { return Image("old " + string(id)) }
 
-var fresh = bytes.Repeat([]byte("new kernel "), 4000)
+var fresh = Image("new kernel")
+
+// Image makes what is built like a unified kernel image: a PE file of a command line, an initramfs and a kernel.
+func Image(what string) []byte {
+	le := binary.LittleEndian
+	head := make([]byte, 512)
+	copy(head, "MZ")
+	le.PutUint32(head[0x3c:], 0x40)
+	copy(head[0x40:], "PE\x00\x00\x64\x86\x03\x00") // x86-64, three sections, no optional header
+	out := head
+	for i, s := range []struct{ name, data string }{
+		{".cmdline", `of=\` + strings.ReplaceAll(what, " ", "-") + " skerry.board=x86-uefi skerry.slot=none"},
+		{".initrd", strings.Repeat("initramfs of "+what, 500)}, {".linux", strings.Repeat(what, 4000)},
+	} {
+		h := head[0x58+40*i:]
+		copy(h, s.name)
+		size := (len(s.data) + 511) &^ 511
+		le.PutUint32(h[8:], uint32(len(s.data)))
+		le.PutUint32(h[16:], uint32(size))
+		le.PutUint32(h[20:], uint32(len(out)))
+		out = append(append(out, s.data...), make([]byte, size-len(s.data))...)
+		head = out[:512]
+	}
+	return append(out, "signature"...)
+}
 
 func all([]byte) bool { return true }
 
@@ -241,9 +267,15 @@ func Run(t *testing.T, m Machine) {
 		if err := s.Stage(slot.B, bytes.NewReader(make([]byte, room+1<<20)), room+1<<20); !errors.Is(err, slot.ErrNoRoom) {
 			t.Errorf("a kernel of more than there is room for: %v", err)
 		}
-		b.check(s.Stage(slot.B, bytes.NewReader(make([]byte, room)), room))
-		got, _ := b.boot("")
+		full := append(bytes.Clone(fresh), make([]byte, room-int64(len(fresh)))...)
+		b.check(s.Stage(slot.B, bytes.NewReader(full), room))
+		got, s := b.boot("")
 		b.runs(got, slot.A, false)
+		arg, err := s.TryOnce(slot.B) // for which there is room, too
+		b.check(err)
+		got, s = b.boot(arg)
+		b.runs(got, slot.B, true)
+		b.check(s.Keep(slot.B))
 	})
 	t.Run("power cut", func(t *testing.T) { cuts(t, m) })
 }
@@ -284,7 +316,17 @@ func cuts(t *testing.T, m Machine) {
 	try(d, "stage", booted, func(s slot.Selector) error { return s.Stage(slot.B, bytes.NewReader(fresh), int64(len(fresh))) }, oldA)
 	arg := ""
 	try(d, "try", booted, func(s slot.Selector) (err error) { arg, err = s.TryOnce(slot.B); return err }, oldA, trialB)
+	d.Record()
 	booted = m.Boot(d, arg, all)
+	count += d.Cuts(7, 5, func(c powercut.Cut) { // while the firmware counts: the trial still comes to an end
+		after := c.Disk()
+		for range slot.Tries {
+			m.Boot(after, "", all)
+		}
+		if got := m.Boot(after, "", all); got.Slot != slot.A || got.Trial || got.Kernel != oldA.Kernel {
+			t.Fatalf("counting: %s: boots %v after all tries", c.What, got)
+		}
+	})
 	dropped := powercut.New(bytes.Clone(d.Bytes()))
 	try(dropped, "call off", booted, func(s slot.Selector) error { return s.Keep(slot.A) }, oldA, trialB)
 	before := []Boot{trialB, keptB}

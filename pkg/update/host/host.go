@@ -107,7 +107,9 @@ func Open(id machine.Identity) (_ *Host, err error) {
 	case boards.UBoot:
 		var v slot.Volume
 		v, err = h.volume(id, byLabel, boards.ESP)
-		h.Selector = slot.UBoot{Boot: v}
+		h.Selector = slot.NewUBoot(v)
+	case boards.GRUB:
+		err = h.grub(id, byLabel)
 	case boards.Pi:
 		err = h.pi(id, byLabel)
 	default:
@@ -153,6 +155,16 @@ func (h *Host) volume(id machine.Identity, byLabel map[string]linux.Partition, l
 	}
 	h.open = append(h.open, dev)
 	return slot.Volume{Device: dev, Size: dev.Size()}, nil
+}
+
+func (h *Host) grub(id machine.Identity, byLabel map[string]linux.Partition) error {
+	v, err := h.volume(id, byLabel, boards.ESP)
+	if err != nil {
+		return err
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	h.Selector = slot.NewGRUB(v, string(line))
+	return err
 }
 
 func (h *Host) pi(id machine.Identity, byLabel map[string]linux.Partition) (err error) {

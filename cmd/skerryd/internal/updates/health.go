@@ -24,12 +24,13 @@ type health struct {
 	started map[string]time.Time // when the youngest of a pod's containers started
 }
 
-func read(ctx context.Context, c kubernetes.Interface, name string) (*health, error) {
+// read asks for it; serves is what the cluster cannot know.
+func read(ctx context.Context, c kubernetes.Interface, name string, serves bool) (*health, error) {
 	node, err := c.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
-	h := &health{pods: map[string]bool{}, started: map[string]time.Time{}}
+	h := &health{serves: serves, pods: map[string]bool{}, started: map[string]time.Time{}}
 	for _, cond := range node.Status.Conditions {
 		if cond.Type == corev1.NodeReady {
 			h.ready = cond.Status == corev1.ConditionTrue

@@ -2,6 +2,7 @@ package updates
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,14 +63,36 @@ func TestWhatIsMissing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		h, err := read(t.Context(), c, "n")
+		h, err := read(t.Context(), c, "n", !tt.w.unserved)
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.serves = !tt.w.unserved
 		got := h.missing(&record.Before{Ready: true, Pods: []string{"default/web"}}, boot)
 		if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
+	}
+}
+
+// A node that runs well looks for updates at once; one that does not yet reach services waits.
+func TestSettles(t *testing.T) {
+	now := metav1.NewMicroTime(time.Now())
+	c := fake.NewClientset(
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}},
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "n", Namespace: corev1.NamespaceNodeLease}, Spec: coordinationv1.LeaseSpec{RenewTime: &now}})
+	var serves atomic.Bool
+	s := &service{o: Options{NodeName: "n", Serves: serves.Load}, client: c}
+	settled := make(chan struct{})
+	go func() { s.settle(t.Context()); close(settled) }()
+	select {
+	case <-settled:
+		t.Error("settled although services are not reached")
+	case <-time.After(200 * time.Millisecond):
+	}
+	serves.Store(true)
+	select {
+	case <-settled:
+	case <-time.After(time.Minute):
+		t.Error("does not settle")
 	}
 }

@@ -144,7 +144,7 @@ const calm = 15 * time.Minute
 func (s *service) settle(ctx context.Context) {
 	for end := time.Now().Add(calm); ctx.Err() == nil && time.Now().Before(end); {
 		if c, err := s.kube(); err == nil {
-			if h, err := read(ctx, c, s.o.NodeName); err == nil && h.missing(nil, bootTime()) == "" {
+			if h, err := read(ctx, c, s.o.NodeName, s.o.Serves()); err == nil && h.missing(nil, bootTime()) == "" {
 				return
 			}
 		}
@@ -260,7 +260,7 @@ func (s *service) before(ctx context.Context) (*record.Before, error) {
 		return nil, err
 	}
 	b := &record.Before{Reachable: true} // the release came from there just now
-	h, err := read(ctx, c, s.o.NodeName)
+	h, err := read(ctx, c, s.o.NodeName, s.o.Serves())
 	if err != nil {
 		// A node whose server is away is updated all the same, and not judged by it.
 		s.o.Log.Warn("how the node is before the update cannot be seen", "err", err)
@@ -317,11 +317,10 @@ func (s *service) waits(ctx context.Context, b *record.Before) string {
 	if err != nil {
 		return "the API: " + err.Error()
 	}
-	h, err := read(ctx, c, s.o.NodeName)
+	h, err := read(ctx, c, s.o.NodeName, s.o.Serves())
 	if err != nil {
 		return "the API: " + err.Error()
 	}
-	h.serves = s.o.Serves()
 	if why := h.missing(b, bootTime()); why != "" {
 		return why
 	}

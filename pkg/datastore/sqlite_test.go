@@ -114,7 +114,7 @@ func TestWritersDuringCompaction(t *testing.T) {
 		t.Errorf("a write took %v", d)
 	}
 	free, after := pages()
-	if after > before/2 || free > max(after/3, 4*vacuumPages) {
+	if after > before/2 || free > before/4 { // what kine compacted behind the vacuum's back is unused, too
 		t.Errorf("the file had %d pages and has %d, %d of them unused", before, after, free)
 	}
 	if err := store.Check(t.Context()); err != nil {

@@ -551,17 +551,28 @@ func TestANodeIsPlaced(t *testing.T) {
 	}
 }
 
-// kube-proxy says what upstream's says: healthy from its first breath, and which families it has written once it has.
+// kube-proxy says what upstream's says: healthy from its first breath, and which families it has written once it has. Those of the
+// cluster count, all of them.
 func TestRulesWritten(t *testing.T) {
-	for answer, want := range map[string]bool{
-		`{"lastUpdated":"2026-11-27T16:00:34Z","currentTime":"2026-11-27T16:00:34Z","healthy":true}`:                                                            false,
-		`{"lastUpdated":"2026-11-27T16:00:34Z","currentTime":"2026-11-27T16:00:34Z","healthy":true,"status":{}}`:                                                false,
-		`{"currentTime":"2026-11-27T16:00:34Z","healthy":true,"status":{"IPv4":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}}}`:                         true,
-		`{"healthy":true,"status":{"IPv4":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true},"IPv6":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}}}`: true,
-		``: false, `ok`: false,
+	const before, v4, v6 = `{"lastUpdated":"2026-11-27T16:00:34Z","currentTime":"2026-11-27T16:00:34Z","healthy":true`,
+		`"IPv4":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}`, `"IPv6":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}`
+	for _, tt := range []struct {
+		answer       string
+		v4, v6, dual bool
+	}{
+		{before + `}`, false, false, false},
+		{before + `,"status":{}}`, false, false, false},
+		{before + `,"status":{` + v4 + `}}`, true, false, false},
+		{before + `,"status":{` + v6 + `}}`, false, true, false},
+		{before + `,"status":{` + v4 + `,` + v6 + `}}`, true, true, true},
+		{``, false, false, false},
+		{`ok`, false, false, false},
 	} {
-		if got := rulesWritten(strings.NewReader(answer)); got != want {
-			t.Errorf("%s: %v", answer, got)
+		for cidrs, want := range map[string]bool{"10.42.0.0/16": tt.v4, "fd00:42::/56": tt.v6, "10.42.0.0/16 fd00:42::/56": tt.dual} {
+			l := &layout{Config: Config{ClusterCIDR: prefixes(strings.Fields(cidrs)...)}}
+			if got := l.rulesWritten(strings.NewReader(tt.answer)); got != want {
+				t.Errorf("%s of %s: %v", tt.answer, cidrs, got)
+			}
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
@@ -43,7 +44,7 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		if health != "" && waitAnswer(ctx, "http://"+health+"/livez", rulesWritten) != nil {
+		if health != "" && waitAnswer(ctx, "http://"+health+"/livez", l.rulesWritten) != nil {
 			return
 		}
 		ready()
@@ -64,10 +65,22 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 }
 
 // rulesWritten reads the health that kube-proxy tells: before it has written the rules of services for the first time it calls itself
-// healthy too, but names no family of addresses.
-func rulesWritten(answer io.Reader) bool {
+// healthy too, but does not name the family of addresses. Each family has rules of its own, seconds apart on a slow machine.
+func (l *layout) rulesWritten(answer io.Reader) bool {
 	var health healthcheck.ProxyHealth
-	return json.NewDecoder(answer).Decode(&health) == nil && len(health.Status) > 0
+	if json.NewDecoder(answer).Decode(&health) != nil {
+		return false
+	}
+	for _, c := range l.ClusterCIDR {
+		family := corev1.IPv6Protocol
+		if c.Addr().Is4() {
+			family = corev1.IPv4Protocol
+		}
+		if _, written := health.Status[family]; !written {
+			return false
+		}
+	}
+	return true
 }
 
 // kubeProxyKubeconfig is in the run folder from when kube-proxy has run to the next start of the machine, as its rules are.

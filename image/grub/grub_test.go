@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -164,7 +165,11 @@ func TestMkimageMakesTheSame(t *testing.T) {
 	mkimage := imagetest.Tool(t, "grub-mkimage", "grub-common")
 	dir := filepath.Join("/", Folder)
 	if _, err := os.Stat(dir); err != nil {
-		t.Skip("grub-pc-bin is not installed")
+		const msg = "the modules of GRUB are not installed; to compare with it: apt-get install grub-pc-bin"
+		if os.Getenv("SKERRY_TOOLS") == "1" && runtime.GOARCH == "amd64" { // Debian has them for no other host
+			t.Fatal(msg)
+		}
+		t.Skip(msg)
 	}
 	ref := filepath.Join(t.TempDir(), "core.img")
 	args := append([]string{"-d", dir, "-O", "i386-pc", "-p", Prefix, "-o", ref}, Modules...)

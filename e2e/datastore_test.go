@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/e2e/nodes"
+	"github.com/skerry-os/skerry/pkg/datastore/databases"
 	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 )
 
@@ -57,12 +58,7 @@ func TestNodesEtcd(t *testing.T) {
 	put(s2, "first-killed")
 	put(s3, "first-killed-too")
 	lives("with the server gone that the agent joined through")
-	lease := func() string {
-		out, _ := s2.Try("", "-n", "kube-node-lease", "get", "lease", "a1", "-o", "jsonpath={.spec.renewTime}")
-		return out
-	}
-	before := lease()
-	s2.Eventually("the agent reports to another server", func() (bool, string) { now := lease(); return now != "" && now != before, now })
+	s2.Eventually("the agent reports to another server", renewed(s2, "a1"))
 	// What is elected is elected elsewhere: a Deployment gets its pods.
 	s2.Apply(deployment)
 	s2.Becomes("1", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
@@ -157,6 +153,85 @@ func TestNodesClusterReset(t *testing.T) {
 		out, err := s2.Try("", "create", "configmap", "again", "--from-literal=k=v")
 		return err == nil || strings.Contains(err.Error(), "already exists"), fmt.Sprint(out, err)
 	})
+}
+
+// Two servers and an agent on one PostgreSQL, or one MariaDB. The first server waits for its database; it is lost and the cluster goes on,
+// workloads with it; the database is killed, which ends nobody, and everything is as it was when it comes back; a snapshot brings back
+// what was.
+func TestNodesDatabases(t *testing.T) {
+	for kind, newOne := range databases.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			w := newWire(t)
+			db := newOne(t, databases.Place{Address: nodes.Gateway.String(), Command: w.Command})
+			s1, s2, a := w.Node("s1"), w.Node("s2"), w.Node("a1")
+			s1.Start("server", "--datastore-endpoint", db.URL)
+			says(s1, nodes.Gateway.String())
+			db.Start()
+			s1.Ready()
+			s2.Start("server", "--server", s1.URL(), "--token", s1.Token(), "--datastore-endpoint", db.URL)
+			s2.Ready()
+			a.Start("agent", "--server", s1.URL(), "--token", s1.Token())
+			a.Ready()
+			s1.ReadyInAPI(s1, s2, a)
+			s1.Apply(deployment)
+			s1.Becomes("1", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
+			s2.Kubectl("create", "secret", "generic", "seen", "--from-literal=k=from-s2")
+			s1.Becomes("ZnJvbS1zMg==", "get", "secret", "seen", "-o", "jsonpath={.data.k}") // one key encrypts for both
+			code, out := s2.Skerryd("snapshot", "save", "--data-dir", s2.DataDir(), "--json")
+			var saved struct{ Name string }
+			if err := json.Unmarshal([]byte(out), &saved); code != 0 || err != nil {
+				t.Fatalf("save: %d %s", code, out)
+			}
+			s2.Kubectl("create", "configmap", "after")
+
+			s1.PullThePlug()
+			lives := holds(s2, a)
+			s2.Eventually("the agent's lease is renewed through the other server", renewed(s2, "a1"))
+			s2.Eventually("a change is carried out", func() (bool, string) {
+				out, err := s2.Try("", "scale", "deployment", "web", "--replicas=2")
+				return err == nil, fmt.Sprint(out, err)
+			})
+			s2.Becomes("2", "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}")
+
+			pids := []int{s2.PID(), a.PID()}
+			db.Kill()
+			s2.Eventually("the API says so", func() (bool, string) {
+				out, err := s2.Try("", "create", "configmap", "while-down", "--request-timeout=5s")
+				return err != nil, out
+			})
+			db.Start()
+			s2.Eventually("it goes on", func() (bool, string) {
+				out, err := s2.Try("", "create", "configmap", "back")
+				return err == nil || strings.Contains(fmt.Sprint(err), "already exists"), fmt.Sprint(out, err)
+			})
+			if s2.PID() != pids[0] || a.PID() != pids[1] || !s2.Running() || !a.Running() {
+				t.Errorf("skerryd did not live through it\n%s", s2.Tail(3000))
+			}
+			lives("with its database back")
+
+			s2.Stop()
+			if code, out := s2.Skerryd("snapshot", "restore", "--data-dir", s2.DataDir(), saved.Name); code != 0 || !strings.Contains(out, "restored") {
+				t.Fatalf("restore: %d %s", code, out)
+			}
+			s2.Start("server", "--datastore-endpoint", db.URL)
+			s2.Ready()
+			s2.Becomes("ZnJvbS1zMg==", "get", "secret", "seen", "-o", "jsonpath={.data.k}")
+			if out, err := s2.Try("", "get", "configmap", "after", "-o", "name"); err == nil {
+				t.Errorf("what was written after the snapshot is there: %s", out)
+			}
+			s2.ReadyInAPI(s2, a)
+		})
+	}
+}
+
+// renewed says whether a node's lease is renewed, beginning now.
+func renewed(at *nodes.Node, node string) func() (bool, string) {
+	lease := func() string {
+		out, _ := at.Try("", "-n", "kube-node-lease", "get", "lease", node, "-o", "jsonpath={.spec.renewTime}")
+		return out
+	}
+	before := lease()
+	return func() (bool, string) { now := lease(); return now != "" && now != before, now }
 }
 
 // A server loses what it was elected for, and has it again: the scheduler goes on in the same process, for the controller manager

@@ -160,7 +160,7 @@ func (u *updates) wifiLog() string {
 func makeAccessPoint(t *testing.T, dir, archive string) {
 	t.Helper()
 	b := &images.Builder{Source: "..", Work: filepath.Join(dir, "work"), Arch: "amd64", Log: t.Logf}
-	files, err := b.Debian(t.Context(), []string{"busybox-static", "bash", "hostapd", "iw"})
+	files, err := b.Debian(t.Context(), "hostapd", "iw")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func makeAccessPoint(t *testing.T, dir, archive string) {
 	}
 	defer f.Close()
 	err = oci.WriteLayered(f, []oci.Layered{{
-		Refs: []string{apImage}, Arch: "amd64", Layers: [][]byte{layer}, Entrypoint: []string{"/usr/bin/bash", "/access-point"},
+		Refs: []string{apImage}, Arch: "amd64", Layers: [][]byte{layer}, Entrypoint: []string{"/usr/bin/sh", "/access-point"},
 		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, WorkingDir: "/",
 	}})
 	if err != nil {

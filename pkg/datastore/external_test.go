@@ -3,175 +3,23 @@ package datastore
 import (
 	"context"
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/skerry-os/skerry/pkg/datastore/databases"
 )
-
-// database is a real one, in a folder of its own and without privileges.
-type database struct {
-	t    testing.TB
-	url  string
-	dir  string
-	args []string
-	cmd  *exec.Cmd
-	end  syscall.Signal // ends it as a crash would
-}
-
-// nobody runs programs that refuse to be root.
-func (d *database) nobody(args ...string) *exec.Cmd {
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir = d.dir
-	if os.Geteuid() == 0 {
-		u, err := user.Lookup("nobody")
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		uid, _ := strconv.ParseUint(u.Uid, 10, 32)
-		gid, _ := strconv.ParseUint(u.Gid, 10, 32)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, Pdeathsig: syscall.SIGKILL}
-		if err := os.Chown(d.dir, int(uid), int(gid)); err != nil {
-			d.t.Fatal(err)
-		}
-	}
-	return cmd
-}
-
-func (d *database) must(args ...string) {
-	d.t.Helper()
-	if out, err := d.nobody(args...).CombinedOutput(); err != nil {
-		d.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
-	}
-}
-
-func (d *database) start() {
-	d.t.Helper()
-	d.cmd = d.nobody(d.args...)
-	log, err := os.OpenFile(d.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	defer log.Close() //nolint:errcheck // the program has its own
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func (d *database) kill() {
-	if d.cmd != nil {
-		_ = d.cmd.Process.Signal(d.end)
-		_ = d.cmd.Wait()
-		d.cmd = nil
-	}
-}
-
-// found looks for a program where Debian puts it.
-func found(t testing.TB, pattern string) string {
-	t.Helper()
-	list, _ := filepath.Glob(pattern)
-	if len(list) == 0 {
-		if os.Getenv("SKERRY_TOOLS") != "" {
-			t.Fatalf("%s is not installed; run make setup", pattern)
-		}
-		t.Skipf("%s is not installed; run make setup", pattern)
-	}
-	return list[len(list)-1]
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() //nolint:errcheck // nobody called
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
-func newDatabase(t testing.TB, prefix string) *database {
-	t.Helper()
-	// Not t.TempDir: others must be able to pass through to it.
-	dir, err := os.MkdirTemp("", "skerry-"+prefix+"-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &database{t: t, dir: dir, end: syscall.SIGKILL}
-	t.Cleanup(func() {
-		d.kill()
-		_ = os.RemoveAll(dir)
-		_ = os.Remove(dir + ".log")
-	})
-	return d
-}
-
-func postgres(t testing.TB) *database {
-	initdb := found(t, "/usr/lib/postgresql/*/bin/initdb")
-	d := newDatabase(t, "pg")
-	d.end = syscall.SIGQUIT // takes its children along, without a checkpoint
-	secret := filepath.Join(d.dir, "secret")
-	if err := os.WriteFile(secret, []byte("p@ss/word\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	data := filepath.Join(d.dir, "data")
-	d.must(initdb, "-D", data, "-U", "skerry", "--auth=scram-sha-256", "--pwfile", secret, "-N")
-	port := freePort(t)
-	d.args = []string{filepath.Join(filepath.Dir(initdb), "postgres"), "-D", data, "-c", "listen_addresses=127.0.0.1", "-p", port, "-k", d.dir}
-	d.url = "postgres://skerry:p%40ss%2Fword@127.0.0.1:" + port + "/cluster"
-	return d
-}
-
-func mariadb(t testing.TB) *database {
-	mariadbd := found(t, "/usr/sbin/mariadbd")
-	d := newDatabase(t, "maria")
-	port := freePort(t)
-	secret := filepath.Join(d.dir, "init.sql")
-	sql := "CREATE USER 'skerry'@'127.0.0.1' IDENTIFIED BY 'p@ss/word';\nGRANT ALL ON *.* TO 'skerry'@'127.0.0.1';\n"
-	if err := os.WriteFile(secret, []byte(sql), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	data := filepath.Join(d.dir, "data")
-	d.must("mkdir", data)
-	// What mariadb-install-db would do, which is in another package: the privilege tables, from its own scripts.
-	boot := d.nobody("sh", "-c", "{ echo 'create database mysql;'; echo 'use mysql;'; cat /usr/share/mysql/mysql_system_tables.sql /usr/share/mysql/mysql_system_tables_data.sql; } | "+
-		mariadbd+" --no-defaults --bootstrap --datadir="+data+" --skip-networking")
-	if out, err := boot.CombinedOutput(); err != nil {
-		t.Fatalf("bootstrap: %v: %s", err, out)
-	}
-	d.args = []string{mariadbd, "--no-defaults", "--datadir=" + data, "--bind-address=127.0.0.1", "--port=" + port, "--socket=" + filepath.Join(d.dir, "s"), "--skip-name-resolve", "--pid-file=" + filepath.Join(d.dir, "pid")}
-	first := append(append([]string(nil), d.args...), "--init-file="+secret)
-	d.args, first = first, d.args
-	d.start()
-	d.url = "mysql://skerry:p@ss/word@tcp(127.0.0.1:" + port + ")/cluster"
-	store := open(t, Config{Endpoint: d.url}).(*external)
-	eventually(t, func() error { return store.ping(t.Context()) }) // it has run that file
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.cmd.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	d.cmd, d.args = nil, first
-	return d
-}
 
 // A server that starts before its database waits for it; one whose database goes away lives on; what was stored stays; a
 // snapshot of it can be restored into it and into SQLite.
 func TestExternal(t *testing.T) {
-	for name, newOne := range map[string]func(testing.TB) *database{PostgreSQL: postgres, MySQL: mariadb} {
+	for name, newOne := range databases.Kinds {
 		t.Run(name, func(t *testing.T) {
-			d := newOne(t)
-			c := Config{Dir: filepath.Join(t.TempDir(), "db"), Endpoint: d.url}
+			d := newOne(t, databases.Place{})
+			c := Config{Dir: filepath.Join(t.TempDir(), "db"), Endpoint: d.URL}
 			store := open(t, c)
 			if store.Kind() != name {
 				t.Errorf("its kind is %s", store.Kind())
@@ -186,7 +34,7 @@ func TestExternal(t *testing.T) {
 				t.Fatalf("it gave up: %v", err)
 			case <-time.After(500 * time.Millisecond):
 			}
-			d.start()
+			d.Start()
 			select {
 			case <-up:
 			case err := <-out:
@@ -201,13 +49,13 @@ func TestExternal(t *testing.T) {
 			create(t, client, "/registry/b", binary)
 			put(t, client, "/registry/a", "two")
 
-			d.kill()
+			d.Kill()
 			short, done := context.WithTimeout(ctx, 5*time.Second)
 			if _, err := client.Get(short, "/registry/a"); err == nil {
 				t.Error("it answers without its database")
 			}
 			done()
-			d.start()
+			d.Start()
 			eventually(t, func() error {
 				short, done := context.WithTimeout(ctx, 5*time.Second)
 				defer done()
@@ -318,11 +166,11 @@ func eventually(t testing.TB, f func() error) {
 
 // What waiting cannot mend ends the start in one line that names the place and the setting, and never the password.
 func TestExternalRefused(t *testing.T) {
-	for name, newOne := range map[string]func(testing.TB) *database{PostgreSQL: postgres, MySQL: mariadb} {
+	for name, newOne := range databases.Kinds {
 		t.Run(name, func(t *testing.T) {
-			d := newOne(t)
-			d.start()
-			url := strings.Replace(strings.Replace(d.url, "p@ss", "wrong", 1), "p%40ss", "wrong", 1)
+			d := newOne(t, databases.Place{})
+			d.Start()
+			url := strings.Replace(strings.Replace(d.URL, "p@ss", "wrong", 1), "p%40ss", "wrong", 1)
 			c := Config{Dir: filepath.Join(t.TempDir(), "db"), Endpoint: url}
 			err := open(t, c).Run(t.Context(), func() { t.Error("it is ready") })
 			if err == nil || !strings.Contains(err.Error(), "--datastore-endpoint: 127.0.0.1:") || !strings.Contains(err.Error(), "user or password are wrong") {

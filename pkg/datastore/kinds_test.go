@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/datastore/databases"
 	"github.com/skerry-os/skerry/pkg/datastore/etcd"
 	"github.com/skerry-os/skerry/pkg/pki"
 )
@@ -190,7 +191,9 @@ func TestNumbers(t *testing.T) {
 	for _, kind := range []string{datastore.SQLite, datastore.Etcd, datastore.PostgreSQL} {
 		url := ""
 		if kind == datastore.PostgreSQL {
-			url = datastore.RunningPostgres(t)
+			db := databases.PostgreSQL(t, databases.Place{})
+			db.Start()
+			url = db.URL
 		}
 		dir, err := os.MkdirTemp(base, "sk")
 		if err != nil {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/skerry-os/skerry/pkg/datastore/databases"
 )
 
 // cutter carries connections to a database and ends them, all at once, after so many bytes of its answers.
@@ -69,14 +71,14 @@ func (c *cutter) listen(t *testing.T, to string) (addr string) {
 
 // However far a database's answer gets before the connection is lost, a list is whole or an error, and a watch misses nothing.
 func TestAnswersAreWhole(t *testing.T) {
-	for name, newOne := range map[string]func(testing.TB) *database{PostgreSQL: postgres, MySQL: mariadb} {
+	for name, newOne := range databases.Kinds {
 		t.Run(name, func(t *testing.T) {
-			d := newOne(t)
-			d.start()
-			_, direct, _ := strings.Cut(strings.NewReplacer("tcp(", "", ")", "").Replace(d.url), "word@")
+			d := newOne(t, databases.Place{})
+			d.Start()
+			_, direct, _ := strings.Cut(strings.NewReplacer("tcp(", "", ")", "").Replace(d.URL), "word@")
 			direct = strings.TrimSuffix(direct, "/cluster")
 			var cut cutter
-			url := strings.Replace(d.url, direct, cut.listen(t, direct), 1)
+			url := strings.Replace(d.URL, direct, cut.listen(t, direct), 1)
 			store := open(t, Config{Dir: filepath.Join(t.TempDir(), "db"), Endpoint: url})
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

@@ -35,7 +35,7 @@ update:    pkg/repository pkg/floor
 update:    pkg/update/record pkg/update/host
 update:    pkg/update
 tools:     e2e/vm e2e/nodes e2e/lan
-tools:     e2e/gatewayapi
+tools:     e2e/gatewayapi pkg/datastore/databases
 engine:    pkg/cni pkg/datastore pkg/checkconfig
 engine:    pkg/csiglobals pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
 engine:    pkg/podnet pkg/drain

@@ -18,20 +18,22 @@ import (
 
 // What the images hold of Debian; what these depend on comes along.
 var (
-	basePackages = []string{"busybox-static", "bind9-dnsutils", "curl", "netcat-openbsd", "iproute2", "iperf", "bash", "libc-bin", "socat"}
-	webPackages  = []string{"busybox-static", "bash", "nginx"}
-	busyPackages = []string{"busybox-static", "bash"}
+	basePackages = []string{"bind9-dnsutils", "curl", "netcat-openbsd", "iproute2", "iperf", "bash", "libc-bin", "socat"}
+	webPackages  = []string{"nginx"}
 )
 
 // unwanted packages are installers and what only they need.
 var unwanted = regexp.MustCompile(`^(c?debconf|gawk|mawk|original-awk|dpkg|tar|install-info|perl.*|debianutils|libdebian-installer4|libtextwrap1|libnewt.*|libslang2|readline-common|gcc-.*-base|base-files|init-system-helpers|lsb-base|.*-doc)$`)
 
-// Debian gives the files of packages and of those they need, as an image has them: one usr, links for every applet of busybox that
-// no other package brings, and the few accounts tests ask for. busybox-static and bash must be among them.
-func (b *Builder) Debian(ctx context.Context, names []string) (map[string]oci.File, error) {
-	all, err := closure(ctx, names)
-	if err != nil {
-		return nil, err
+// Debian gives the files of packages and of those they need, as an image has them: one usr, BusyBox with links for every applet that
+// no package brings, and the few accounts tests ask for.
+func (b *Builder) Debian(ctx context.Context, names ...string) (map[string]oci.File, error) {
+	var all []string
+	if len(names) > 0 {
+		var err error
+		if all, err = closure(ctx, names); err != nil {
+			return nil, err
+		}
 	}
 	files := accounts()
 	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -49,23 +51,19 @@ func (b *Builder) Debian(ctx context.Context, names []string) (map[string]oci.Fi
 	if slices.Contains(all, "netcat-openbsd") { // what its alternatives do
 		files["usr/bin/nc"] = oci.File{Link: "nc.openbsd"}
 	}
-	dir, err := b.unpack(ctx, "busybox-static")
+	busybox, applets, err := b.busybox(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list, err := output(ctx, "", nil, filepath.Join(dir, "bin/busybox"), "--list")
-	if err != nil {
-		return nil, err
-	}
-	for applet := range strings.FieldsSeq(list) {
+	files["usr/bin/busybox"] = oci.File{Data: busybox, Mode: 0o755}
+	for _, applet := range applets {
 		_, bin := files["usr/bin/"+applet]
 		_, sbin := files["usr/sbin/"+applet]
 		if !bin && !sbin && applet != "busybox" {
 			files["usr/bin/"+applet] = oci.File{Link: "busybox"}
 		}
 	}
-	// Debian's busybox prefers its own applets to programs and drops variables whose names are no names for a shell.
-	files["usr/bin/sh"] = oci.File{Link: "bash"}
+	files["usr/bin/sh"] = oci.File{Link: "busybox"}
 	return files, nil
 }
 

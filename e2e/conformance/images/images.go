@@ -30,7 +30,7 @@ type Builder struct {
 }
 
 // format rises when Archive makes something else of the same sources.
-const format = "6"
+const format = "7"
 
 // Archive writes all images into one file, unless the one there is of the same Kubernetes.
 func (b *Builder) Archive(ctx context.Context, file string) error {
@@ -91,16 +91,16 @@ func (b *Builder) images(ctx context.Context) ([]oci.Layered, error) {
 			return nil, err
 		}
 	}
-	base, err := b.Debian(ctx, basePackages)
+	base, err := b.Debian(ctx, basePackages...)
 	if err != nil {
 		return nil, err
 	}
-	web, err := b.Debian(ctx, webPackages)
+	web, err := b.Debian(ctx, webPackages...)
 	if err != nil {
 		return nil, err
 	}
 	maps.Copy(web, nginxFiles())
-	small, err := b.Debian(ctx, busyPackages)
+	small, err := b.Debian(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ type Node struct {
 	link  string // the bridge's end of the wire
 	id    string // machine-id
 	space *space
+	lag   *relay // or nil
 
 	run *running // skerryd, or nil
 }
@@ -171,6 +172,7 @@ func makeCgroup(dir string) error {
 func (n *Node) PullThePlug() {
 	n.w.t.Helper()
 	r := n.run
+	n.endLag()
 	n.w.ip("link del %s", n.link) // the kernel would take it away too, but later
 	n.space.end()
 	n.space = nil

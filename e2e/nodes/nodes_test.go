@@ -1,7 +1,11 @@
 package nodes_test
 
 import (
+	"bytes"
+	"errors"
 	"flag"
+	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -73,6 +77,49 @@ func TestNodesAreMachines(t *testing.T) {
 		soon(true, a, to)
 	}
 	a.Lose(100)
+	soon(false, b, a.IP)
+	a.Heal()
+	soon(true, b, a.IP)
+	for range 2 { // a second call replaces the first
+		a.Lag(100*time.Millisecond, 20*time.Millisecond, 10)
+	}
+	var far net.Listener
+	if err := a.OnNode(func() (err error) { far, err = net.Listen("tcp", ":7001"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close() //nolint:errcheck // all was read
+	began := time.Now()
+	received := make(chan []byte, 1)
+	go func() {
+		c, err := far.Accept()
+		if err != nil {
+			received <- nil
+			return
+		}
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		b, _ := io.ReadAll(c)
+		_ = c.Close()
+		received <- b
+	}()
+	sent := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(sent)
+	if err := b.OnNode(func() error {
+		c, err := net.Dial("tcp", net.JoinHostPort(a.IP.String(), "7001"))
+		if err != nil {
+			return err
+		}
+		if took := time.Since(began); took < 200*time.Millisecond {
+			t.Errorf("a long wire answers after %v", took)
+		}
+		_, err = c.Write(sent)
+		return errors.Join(err, c.Close())
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(<-received, sent) {
+		t.Error("what came over a bad wire is not what was sent")
+	}
+	a.Lag(0, 0, 100)
 	soon(false, b, a.IP)
 	a.Heal()
 	soon(true, b, a.IP)

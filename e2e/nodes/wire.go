@@ -54,9 +54,11 @@ delete %[1]s
 }`, disturb, in, out))
 }
 
-// Heal ends what Partition, Lose and Unplug do.
+// Heal ends what Partition, Lose, Lag and Unplug do.
 func (n *Node) Heal() {
 	n.w.t.Helper()
+	n.endLag()
+	n.w.ip("link set %s master bridge", n.link)
 	n.nft(disturb + "\ndelete " + disturb)
 	n.w.ip("link set %s up", n.link)
 }

@@ -16,6 +16,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	"k8s.io/kubernetes/pkg/proxy/metrics"
 	"sigs.k8s.io/knftables"
 	"sigs.k8s.io/yaml"
 
@@ -385,22 +388,13 @@ func TestKubeletServer(t *testing.T) {
 
 func TestKubeProxyOptions(t *testing.T) {
 	cfg := testConfig(t.TempDir())
-	_, health, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig)
-	if err != nil || health != "127.0.0.1:10256" {
-		t.Errorf("health is asked at %q, %v", health, err)
-	}
 	cfg.Settings.KubeProxyArg = []string{"healthz-bind-address=192.0.2.5:1000"}
-	if _, health, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig); err != nil || health != "192.0.2.5:1000" {
-		t.Errorf("health is asked at %q, %v", health, err)
+	if _, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig); err != nil {
+		t.Errorf("a setting of a person's own: %v", err)
 	}
 	cfg.Settings.KubeProxyArg = []string{"proxy-mode=carrier-pigeon"}
-	if _, _, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig); err == nil {
+	if _, err := newLayout(cfg).kubeProxyOptions(cfg.KubeProxyKubeconfig); err == nil {
 		t.Error("a mode that does not exist was accepted")
-	}
-	for bind, want := range map[string]string{"0.0.0.0:10256": "127.0.0.1:10256", "[::]:1": "[::1]:1", "10.0.0.1:2": "10.0.0.1:2", "0.0.0.0:0": "", "": ""} {
-		if got := localHealth(bind); got != want {
-			t.Errorf("%s: asked at %q; want %q", bind, got, want)
-		}
 	}
 }
 
@@ -551,28 +545,27 @@ func TestANodeIsPlaced(t *testing.T) {
 	}
 }
 
-// kube-proxy says what upstream's says: healthy from its first breath, and which families it has written once it has. Those of the
-// cluster count, all of them.
-func TestRulesWritten(t *testing.T) {
-	const before, v4, v6 = `{"lastUpdated":"2026-11-27T16:00:34Z","currentTime":"2026-11-27T16:00:34Z","healthy":true`,
-		`"IPv4":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}`, `"IPv6":{"lastUpdated":"2026-11-27T16:00:38Z","healthy":true}`
-	for _, tt := range []struct {
-		answer       string
-		v4, v6, dual bool
-	}{
-		{before + `}`, false, false, false},
-		{before + `,"status":{}}`, false, false, false},
-		{before + `,"status":{` + v4 + `}}`, true, false, false},
-		{before + `,"status":{` + v6 + `}}`, false, true, false},
-		{before + `,"status":{` + v4 + `,` + v6 + `}}`, true, true, true},
-		{``, false, false, false},
-		{`ok`, false, false, false},
-	} {
-		for cidrs, want := range map[string]bool{"10.42.0.0/16": tt.v4, "fd00:42::/56": tt.v6, "10.42.0.0/16 fd00:42::/56": tt.dual} {
+// kube-proxy is ready when it has written the rules of all the cluster's families, and no sooner: not when its health is told, which
+// is up to date from the start, nor with one family of two.
+func TestWaitRules(t *testing.T) {
+	metrics.RegisterMetrics(kubeproxyconfig.ProxyModeNFTables)
+	written := map[string]bool{}
+	check := func() {
+		t.Helper()
+		for cidrs, want := range map[string]bool{"10.42.0.0/16": written["IPv4"], "fd00:42::/56": written["IPv6"], "10.42.0.0/16 fd00:42::/56": written["IPv4"] && written["IPv6"]} {
 			l := &layout{Config: Config{ClusterCIDR: prefixes(strings.Fields(cidrs)...)}}
-			if got := l.rulesWritten(strings.NewReader(tt.answer)); got != want {
-				t.Errorf("%s of %s: %v", tt.answer, cidrs, got)
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Millisecond)
+			if got := l.waitRules(ctx) == nil; got != want {
+				t.Errorf("%s with %v written: %v", cidrs, written, got)
 			}
+			cancel()
 		}
+	}
+	healthcheck.NewProxyHealthServer("", time.Minute, nil).Updated(corev1.IPv4Protocol)
+	check()
+	for _, family := range []string{"IPv6", "IPv4"} {
+		metrics.SyncProxyRulesLastTimestamp.WithLabelValues(family).SetToCurrentTime()
+		written[family] = true
+		check()
 	}
 }

@@ -2,30 +2,28 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
-	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	"k8s.io/kubernetes/pkg/proxy/metrics"
 )
 
 // KubeProxy is the service that makes Services reachable through this node.
 const KubeProxy = "kube-proxy"
 
-// runKubeProxy runs kube-proxy in this process. It is ready when the rules of services are there for the first time. It has no way to stop: once ctx ends its watches do, and the rest of it waits
-// for the end of the process. The rules stay, so that running pods keep their Services.
+// runKubeProxy runs kube-proxy in this process. It is ready when the rules of services are there. It has no way to stop: once ctx
+// ends its watches do, and the rest of it waits for the end of the process. The rules stay, so that running pods keep their Services.
 //
 // Left alone it would end the process without a word when its Node is deleted or changes its address; see ownNode.
 func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
@@ -37,17 +35,16 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("kube-proxy: %w", err)
 	}
-	opts, health, err := l.kubeProxyOptions(kubeconfig)
+	opts, err := l.kubeProxyOptions(kubeconfig)
 	if err != nil {
 		return fmt.Errorf("kube-proxy: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		if health != "" && waitAnswer(ctx, "http://"+health+"/livez", l.rulesWritten) != nil {
-			return
+		if l.waitRules(ctx) == nil {
+			ready()
 		}
-		ready()
 	}()
 	ended := make(chan error, 1)
 	go func() { ended <- opts.Run(ctx) }()
@@ -64,23 +61,32 @@ func (l *layout) runKubeProxy(ctx context.Context, ready func()) error {
 	}
 }
 
-// rulesWritten reads the health that kube-proxy tells: before it has written the rules of services for the first time it calls itself
-// healthy too, but does not name the family of addresses. Each family has rules of its own, seconds apart on a slow machine.
-func (l *layout) rulesWritten(answer io.Reader) bool {
-	var health healthcheck.ProxyHealth
-	if json.NewDecoder(answer).Decode(&health) != nil {
-		return false
-	}
+// waitRules waits until kube-proxy has written the rules of all the cluster's families once in this process; on a slow machine they are
+// seconds apart. Its health does not tell: it is up to date from before the first rule (Proxier.SyncLoop).
+func (l *layout) waitRules(ctx context.Context) error {
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
 	for _, c := range l.ClusterCIDR {
 		family := corev1.IPv6Protocol
 		if c.Addr().Is4() {
 			family = corev1.IPv4Protocol
 		}
-		if _, written := health.Status[family]; !written {
-			return false
+		for !rulesWritten(family) {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	}
-	return true
+	return nil
+}
+
+// rulesWritten reads the time at which kube-proxy last wrote a family's rules, which it keeps for Prometheus.
+func rulesWritten(family corev1.IPFamily) bool {
+	var last dto.Metric
+	err := metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(family)).Write(&last)
+	return err == nil && last.GetGauge().GetValue() > 0
 }
 
 // kubeProxyKubeconfig is in the run folder from when kube-proxy has run to the next start of the machine, as its rules are.
@@ -112,8 +118,7 @@ func (l *layout) forgetKubeProxy(remove func() error) error {
 	return os.Remove(ours)
 }
 
-// kubeProxyOptions gives the options and where the health of the running proxy can be asked.
-func (l *layout) kubeProxyOptions(kubeconfig string) (*app.Options, string, error) {
+func (l *layout) kubeProxyOptions(kubeconfig string) (*app.Options, error) {
 	opts := app.NewOptions()
 	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
@@ -129,28 +134,10 @@ func (l *layout) kubeProxyOptions(kubeconfig string) (*app.Options, string, erro
 		"cluster-cidr=" + strings.Join(cidrs, ","),
 	}
 	if err := parseArgs(fs, "kube-proxy-arg", append(own, l.Settings.KubeProxyArg...)); err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if err := opts.Complete(fs); err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	if err := opts.Validate(); err != nil {
-		return nil, "", err
-	}
-	return opts, localHealth(fs.Lookup("healthz-bind-address").Value.String()), nil
-}
-
-// localHealth is where a server that listens on the address answers from this machine; "" when it is switched off.
-func localHealth(bind string) string {
-	host, port, err := net.SplitHostPort(bind)
-	if err != nil || port == "0" {
-		return ""
-	}
-	if a, err := netip.ParseAddr(host); err == nil && a.IsUnspecified() {
-		host = "127.0.0.1"
-		if a.Is6() {
-			host = "::1"
-		}
-	}
-	return net.JoinHostPort(host, port)
+	return opts, opts.Validate()
 }

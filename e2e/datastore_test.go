@@ -97,6 +97,46 @@ const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"nam
 "selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"terminationGracePeriodSeconds":0,
 "containers":[{"name":"c","image":"skerry.local/pause:1","imagePullPolicy":"Never"}]}}}}`
 
+// Three servers and an agent are far apart and lose packets: they form a cluster, every write is seen everywhere, and nothing is started
+// anew. For the agent it gets worse still.
+func TestNodesBadWire(t *testing.T) {
+	w := newWire(t)
+	s1, s2, s3, a := w.Node("s1"), w.Node("s2"), w.Node("s3"), w.Node("a1")
+	servers := []*nodes.Node{s1, s2, s3}
+	for _, n := range append(servers, a) {
+		n.Lag(15*time.Millisecond, 10*time.Millisecond, 1) // up to 100 ms there and back, and 4 % of round trips
+	}
+	s1.Start("server", "--cluster-init")
+	s1.Ready()
+	for _, n := range []*nodes.Node{s2, s3} {
+		n.Start("server", "--server", s1.URL(), "--token", s1.Token())
+		n.Ready()
+	}
+	a.Start("agent", "--server", s1.URL(), "--token", s1.Token())
+	a.Ready()
+	s1.ReadyInAPI(s1, s2, s3, a)
+	lives := holds(s2, a)
+	for i := range 30 {
+		name, at := fmt.Sprintf("n%d", i), servers[i%3]
+		at.Eventually("a write at "+at.Name, func() (bool, string) {
+			out, err := at.Try("", "create", "configmap", name)
+			return err == nil || strings.Contains(out+fmt.Sprint(err), "already exists"), out
+		})
+		servers[(i+1)%3].Becomes(name, "get", "configmap", name, "-o", "jsonpath={.metadata.name}")
+	}
+	a.Lag(250*time.Millisecond, 100*time.Millisecond, 5)
+	lives("at the end of a very bad wire")
+	s3.Eventually("the agent's lease is renewed", renewed(s3, "a1"))
+	s3.Apply(holderOn(s3))
+	s3.Becomes("true", "get", "pod", "on-s3", "-o", "jsonpath={.status.containerStatuses[0].ready}")
+	s1.ReadyInAPI(s1, s2, s3, a)
+	for _, n := range append(servers, a) {
+		if !n.Running() || strings.Contains(n.Log(), "everything is started anew") {
+			t.Errorf("%s did not live through it\n%s", n.Name, n.Tail(3000))
+		}
+	}
+}
+
 // Two of three servers are lost for good. The last is told to go on alone, and others join anew: machines in the old ones' places,
 // one of them with its old data.
 func TestNodesClusterReset(t *testing.T) {

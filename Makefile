@@ -107,7 +107,7 @@ kubectl: ## ask the cluster: make kubectl ARGS='get pods -A'
 ##################################################  check  ##################################################
 STAGE := .ci/stage
 
-test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
+test: setup ## run the tests, those in QEMU too (CI runs this); what takes hours has targets of its own
 	@$(STAGE) 'check: format, vet, lint, import rules, other architectures (the first time compiles Kubernetes: 15 minutes on two cores)' $(MAKE) check
 	@$(STAGE) 'quick: unit tests' $(MAKE) quick SKERRY_TOOLS=1
 	@$(STAGE) 'fuzz: a thousand inputs of its own to each reader of foreign bytes' $(MAKE) fuzz FUZZTIME=1000x
@@ -118,6 +118,7 @@ test: setup ## run all tests, the long ones and those in QEMU too (CI runs this)
 	@$(STAGE) 'image: nothing is built a second time' $(MAKE) unchanged
 	@$(STAGE) 'native: skerryd as a server on this host' $(MAKE) native
 	@$(STAGE) 'nodes: clusters of several nodes, in namespaces of this host' $(MAKE) nodes
+	@$(STAGE) 'conformance-quick: thirty of the tests that upstream asks every Kubernetes to pass' $(MAKE) conformance-quick
 	@$(STAGE) 'vm: the image in QEMU, from firmware to a pod that outlives a reboot' $(MAKE) vm
 	@echo; echo 'ok: all stages'
 

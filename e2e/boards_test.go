@@ -169,7 +169,6 @@ func joinsAndUpdates(t *testing.T, e *engine, l *lan.LAN, at int, b *boards.Boar
 	why := n.expect(2*slowly, `skerry: update: (.*99\.0\.1.*)`)[1]
 	say("a release whose kernel finds no init is left")
 	t.Log(why)
-	n.expect(slowly, `skerry: start node`)
 	works()
 	say("the pod works")
 }

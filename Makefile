@@ -119,6 +119,7 @@ test: setup ## run the tests, those in QEMU too (CI runs this); what takes hours
 	@$(STAGE) 'native: skerryd as a server on this host' $(MAKE) native
 	@$(STAGE) 'nodes: clusters of several nodes, in namespaces of this host' $(MAKE) nodes
 	@$(STAGE) 'conformance-quick: thirty of the tests that upstream asks every Kubernetes to pass' $(MAKE) conformance-quick
+	@$(STAGE) 'gateway-conformance: all that upstream asks of a Gateway' $(MAKE) gateway-conformance
 	@$(STAGE) 'vm: the image in QEMU, from firmware to a pod that outlives a reboot' $(MAKE) vm
 	@echo; echo 'ok: all stages'
 
@@ -161,7 +162,7 @@ conformance-quick: programs ## thirty of upstream's tests, minutes (needs root)
 	@$(AS_ROOT) $(CONFORMANCE) -quick -parallel 8 -agents 0
 
 .PHONY: gateway-conformance
-gateway-conformance: programs ## upstream's Gateway API suite against the ingress (needs root; half an hour; FOCUS=test for one)
+gateway-conformance: programs ## upstream's Gateway API suite against the ingress (needs root; minutes; FOCUS=test for one)
 	@$(AS_ROOT) go test -count=1 -v -timeout 75m ./e2e/gatewayapi -args -out '$(CURDIR)/$(OUT)' -focus '$(FOCUS)'
 
 vm: image ## the image in QEMU

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -208,18 +209,86 @@ func TestHostname(t *testing.T) {
 
 func TestMachineID(t *testing.T) {
 	kept := filepath.Join(t.TempDir(), "machine-id")
-	first, err := machineID(kept)
+	first, err := machineID(kept, "")
 	if err != nil || !machineIDs.MatchString(first) {
 		t.Fatalf("got %q, %v", first, err)
 	}
-	if again, err := machineID(kept); err != nil || again != first {
-		t.Errorf("then %q, %v", again, err)
+	for _, hardware := range []string{"", "serial another"} { // a board that was changed makes no new machine
+		if again, err := machineID(kept, hardware); err != nil || again != first {
+			t.Errorf("then %q, %v", again, err)
+		}
+	}
+	if other, err := machineID(kept+"1", ""); err != nil || other == first {
+		t.Errorf("another machine without a name is %q too, %v", other, err)
 	}
 	if err := os.WriteFile(kept+"2", []byte("torn"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := machineID(kept + "2"); err != nil || !machineIDs.MatchString(got) {
+	if got, err := machineID(kept+"2", ""); err != nil || !machineIDs.MatchString(got) {
 		t.Errorf("a damaged one is made anew: %q, %v", got, err)
+	}
+	if err := os.Mkdir(kept+"3", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := machineID(kept+"3", "serial S-1"); err == nil {
+		t.Errorf("one that cannot be read is taken to be %q", got)
+	}
+}
+
+// A machine that keeps nothing from one start to the next, or was installed anew, is the same machine to its cluster.
+func TestAMachineWithoutItsDiskIsTheSame(t *testing.T) {
+	const uuid, serial, board = "sys/class/dmi/id/product_uuid", "sys/class/dmi/id/product_serial", "proc/device-tree/serial-number"
+	card := func(name, mac, kind string) map[string]string {
+		return map[string]string{"sys/class/net/" + name + "/address": mac, "sys/class/net/" + name + "/device/uevent": "", "sys/class/net/" + name + "/addr_assign_type": kind}
+	}
+	at := func(parts ...map[string]string) fs.FS {
+		root := fstest.MapFS{}
+		for _, p := range parts {
+			for name, text := range p {
+				root[name] = &fstest.MapFile{Data: []byte(text + "\n")}
+			}
+		}
+		return root
+	}
+	starts := func(root fs.FS) string {
+		t.Helper()
+		id, err := machineID(filepath.Join(t.TempDir(), "machine-id"), hardwareName(root))
+		if err != nil || !machineIDs.MatchString(id) {
+			t.Fatalf("%q, %v", id, err)
+		}
+		return id
+	}
+	const own, junk = "4c4c4544-0035-3010-8048-b7c04f4a4d32", "03000200-0400-0500-0006-000700080009"
+	eth := card("eth0", "52:54:00:00:00:02", "0")
+	seen := map[string]string{}
+	for name, root := range map[string]fs.FS{
+		"a PC":                      at(map[string]string{uuid: own, serial: "S-1"}, eth),
+		"another PC of its maker":   at(map[string]string{uuid: own, serial: "S-2"}, eth),
+		"one without a serial":      at(map[string]string{uuid: own, serial: "To be filled by O.E.M."}, eth),
+		"one without a UUID":        at(map[string]string{uuid: junk, serial: "S-1"}, eth),
+		"a board":                   at(map[string]string{board: "10000000a1b2c3d4\x00"}, eth),
+		"one with nothing but card": at(map[string]string{uuid: junk, serial: "0"}, eth, card("eth1", "52:54:00:00:00:03", "0"), map[string]string{"sys/class/net/veth0/address": "02:00:00:00:00:00"}),
+		"another card":              at(card("eth0", "52:54:00:00:00:04", "0")),
+	} {
+		id := starts(root)
+		if again := starts(root); again != id {
+			t.Errorf("%s: is %s at one start and %s at the next", name, id, again)
+		}
+		if other := seen[id]; other != "" {
+			t.Errorf("%s is the same machine as %s", name, other)
+		}
+		seen[id] = name
+	}
+	if a, b := starts(at(map[string]string{uuid: own})), starts(at(map[string]string{uuid: strings.ToUpper(own)}, eth)); a != b {
+		t.Error("a card that was added makes another machine")
+	}
+	if id := starts(at(map[string]string{uuid: own})); strings.Contains(id, strings.ReplaceAll(own, "-", "")[:8]) || id[12] != '4' {
+		t.Errorf("%s", id)
+	}
+	for name, root := range map[string]fs.FS{"nothing": at(), "an address that changes": at(card("eth0", "02:11:22:33:44:55", "1"))} {
+		if a, b := starts(root), starts(root); a == b {
+			t.Errorf("%s makes one machine of many: %s", name, a)
+		}
 	}
 }
 

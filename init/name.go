@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -32,7 +36,7 @@ func nameMachine(_ context.Context, s *system) error {
 		return err
 	}
 	s.hostname = name
-	id, err := machineID(filepath.Join(dataDir, "machine-id"))
+	id, err := machineID(filepath.Join(dataDir, "machine-id"), hardwareName(os.DirFS("/")))
 	if err != nil {
 		return err
 	}
@@ -85,8 +89,10 @@ func hardwareAddresses() []string {
 
 var machineIDs = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// machineID is made once and kept.
-func machineID(kept string) (string, error) {
+// machineID is what tells this machine from others, for as long as its hardware is the same: its first start makes it, and keeps it.
+// One that keeps nothing, since it runs from memory, or nothing any more, since it was installed anew, finds the same again, and
+// its cluster takes it for the machine that it is (pkg/server/membership). Only hardware without a name gets a random one.
+func machineID(kept, hardware string) (string, error) {
 	data, err := os.ReadFile(kept)
 	if id := strings.TrimSpace(string(data)); err == nil && machineIDs.MatchString(id) {
 		return id, nil
@@ -95,9 +101,66 @@ func machineID(kept string) (string, error) {
 		return "", err
 	}
 	b := make([]byte, 16)
-	_, _ = rand.Read(b)
+	if hardware == "" {
+		_, _ = rand.Read(b)
+	} else {
+		b = derivedID(hardware)
+	}
 	id := hex.EncodeToString(b)
 	return id, atomicfile.Write(kept, []byte(id+"\n"), 0o444)
+}
+
+// idPurpose is what a machine-id is derived for; another purpose has another number, and neither leads to the hardware's.
+const idPurpose = "skerry machine-id 1"
+
+// derivedID is a UUID (version 4) in the way of sd_id128_get_machine_app_specific: a keyed hash, so that whoever reads the
+// machine-id does not learn the serial number from it.
+func derivedID(hardware string) []byte {
+	h := hmac.New(sha256.New, []byte(hardware))
+	_, _ = io.WriteString(h, idPurpose) // never fails
+	b := h.Sum(nil)[:16]
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return b
+}
+
+// hardwareName is what makers call this machine and no other: its UUID and serial number, else the least address of its network
+// cards; "" if it has none.
+func hardwareName(root fs.FS) string {
+	read := func(name string) string {
+		data, err := fs.ReadFile(root, name)
+		if err != nil {
+			return ""
+		}
+		return strings.ToLower(strings.Trim(string(data), "\x00 \n\t"))
+	}
+	var out []string
+	for _, id := range []string{
+		"uuid " + machine.RealUUID(read("sys/class/dmi/id/product_uuid")),
+		"serial " + machine.RealSerial(read("sys/class/dmi/id/product_serial")),
+		"board " + machine.RealSerial(read("proc/device-tree/serial-number")),
+	} {
+		if !strings.HasSuffix(id, " ") {
+			out = append(out, id)
+		}
+	}
+	if len(out) > 0 {
+		return strings.Join(out, "\n")
+	}
+	cards, _ := fs.Glob(root, "sys/class/net/*/address")
+	for _, name := range cards {
+		dir := path.Dir(name)
+		const random = "1" // NET_ADDR_RANDOM: another one at the next start
+		if _, err := fs.Stat(root, dir+"/device"); err != nil || read(dir+"/addr_assign_type") == random {
+			continue
+		}
+		if mac := read(name); len(mac) == 17 && mac != "00:00:00:00:00:00" {
+			out = append(out, "mac "+mac)
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return slices.Min(out)
 }
 
 // sysctls are what every node needs. What a kernel does not have is not missed.

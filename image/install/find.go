@@ -19,6 +19,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 
 	"github.com/skerry-os/skerry/image/netboot/protocol"
+	"github.com/skerry-os/skerry/pkg/machine"
 )
 
 // look is how long an interface listens for the server before it asks again.
@@ -121,16 +122,10 @@ func Describe(board string) protocol.Hello {
 		}
 		return strings.TrimSpace(string(data))
 	}
-	h.Serial, h.UUID = read("product_serial"), strings.ToLower(read("product_uuid"))
+	h.Serial, h.UUID = machine.RealSerial(read("product_serial")), machine.RealUUID(read("product_uuid"))
 	h.Model = strings.TrimSpace(read("sys_vendor") + " " + read("product_name"))
-	if slices.Contains(noSerials, strings.ToLower(h.Serial)) {
-		h.Serial = ""
-	}
 	return h
 }
-
-// noSerials is what makers write where they write nothing.
-var noSerials = []string{"0", "none", "not specified", "default string", "system serial number", "to be filled by o.e.m.", "123456789", "0123456789"}
 
 // MACs lists the hardware addresses of all cards.
 func MACs() (out []string) {

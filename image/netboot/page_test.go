@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,6 +79,65 @@ func TestThePageIsForThisHostAndReadsWithoutScript(t *testing.T) {
 	}
 }
 
+// inBrowser shows a page in a browser of its own.
+func inBrowser(t *testing.T, browser, url string, more ...chromedp.ExecAllocatorOption) context.Context {
+	t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(browser), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-quic", true), chromedp.NoFirstRun,
+		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
+		chromedp.UserDataDir(t.TempDir()), chromedp.WSURLReadTimeout(2*time.Minute))
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(options, more...)...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
+	t.Cleanup(cancel)
+	if err := chromedp.Do(ctx, chromedp.Navigate(url), chromedp.WaitReady("#machines table")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithTimeout(ctx, 4*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// In a real browser whose scripts are off: the page can be read, and is read again by itself.
+func TestThePageInABrowserWithoutScript(t *testing.T) {
+	browser := imagetest.Tool(t, "chromium", "chromium")
+	if !inNamespace(t) {
+		return
+	}
+	s, url := onPage(t)
+	ctx := inBrowser(t, browser, url, chromedp.Flag("blink-settings", "scriptEnabled=false"))
+	shows := func(words ...string) {
+		t.Helper()
+		var text string
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+			html, err := chromedp.Run(ctx, chromedp.OuterHTML("html"))
+			if err != nil {
+				continue // the page is being read again
+			}
+			if text = html; !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(html, w) }) {
+				return
+			}
+		}
+		t.Fatalf("does not show %q: %s", words, text)
+	}
+	shows("No machine has asked yet.", `<noscript><meta http-equiv="refresh"`)
+	for _, m := range []struct {
+		stage, err string
+		done       int64
+	}{{protocol.StageWrite, "", 1}, {protocol.StageFailed, "no disk matches install.disk", 2}, {protocol.StageInstalled, "", 4}} {
+		if _, err := s.note(machineMAC, func(r *Machine) error {
+			r.Node, r.Stage, r.Error, r.Done, r.Total = "north-1", m.stage, m.err, m.done, 4
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		shows(machineMAC, "north-1", m.stage, m.err, fmt.Sprintf("%d %%", 25*m.done))
+	}
+	if _, err := chromedp.Run(ctx, chromedp.Nodes("noscript meta")); err != nil {
+		t.Errorf("scripts were on: what is for browsers without is no element here: %v", err)
+	}
+}
+
 // In a real browser: rows come and change without the page being loaded again, and what a machine calls itself runs nowhere.
 func TestThePageInABrowser(t *testing.T) {
 	browser := imagetest.Tool(t, "chromium", "chromium")
@@ -85,19 +145,7 @@ func TestThePageInABrowser(t *testing.T) {
 		return
 	}
 	s, url := onPage(t)
-	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(browser), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-quic", true), chromedp.NoFirstRun,
-		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
-		chromedp.UserDataDir(t.TempDir()), chromedp.WSURLReadTimeout(2*time.Minute))
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
-	defer cancel()
-	ctx, cancel = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
-	defer cancel()
-	if err := chromedp.Do(ctx, chromedp.Navigate(url), chromedp.WaitVisible("#machines table")); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel = context.WithTimeout(ctx, 4*time.Minute)
-	defer cancel()
+	ctx := inBrowser(t, browser, url)
 	text, err := chromedp.Run(ctx, chromedp.Text("#machines"))
 	if err != nil {
 		t.Fatal(err)

@@ -281,12 +281,37 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
+// What a client may send during a transfer, written anew, is what came: no acknowledgement is taken for another, nothing else is
+// taken for one, and what a client says of its end fits on a line of the log.
 func FuzzReply(f *testing.F) {
 	f.Add([]byte{0, opAck, 1, 2})
+	f.Add([]byte{0, opAck, 1, 2, 0})
+	f.Add([]byte{0, opAck, 1})
+	f.Add([]byte{1, opAck, 1, 2})
+	f.Add([]byte{0, opData, 0, 1})
 	f.Add([]byte("\x00\x05\x00\x03full\x00"))
+	f.Add([]byte("\x00\x05\x00\x08\x1b[31m\n" + strings.Repeat("\u00e9", 300)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if r, ok := parseReply(b); ok && len(b) < 4 {
-			t.Errorf("%q became %+v", b, r)
+		r, ok := parseReply(b)
+		kind := -1
+		if len(b) >= 4 {
+			kind = int(binary.BigEndian.Uint16(b))
+		}
+		if ok != (kind == opAck || kind == opError) || (r.end != nil) != (kind == opError) {
+			t.Fatalf("%q became %+v, %v", b, r, ok)
+		}
+		switch {
+		case kind == opAck:
+			if again := binary.BigEndian.AppendUint16([]byte{0, opAck}, r.block); !bytes.Equal(again, b[:4]) {
+				t.Errorf("%q is the acknowledgement %q", b, again)
+			}
+		case r.end != nil:
+			text := r.end.Error()
+			if !strings.Contains(text, fmt.Sprintf("(code %d)", binary.BigEndian.Uint16(b[2:]))) || len(text) > 1000 || strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+				t.Errorf("%q ends it with %q", b, text)
+			}
+		case r.block != 0:
+			t.Errorf("%q has a block: %+v", b, r)
 		}
 	})
 }

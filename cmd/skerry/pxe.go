@@ -72,11 +72,13 @@ func newPXEServeCmd() *cobra.Command {
 	var ring keyringFlags
 	var dns []string
 	cmd := &cobra.Command{
-		Use:   "serve --interface NAME --release DIR",
+		Use:   "serve [--interface NAME] [--release DIR] [--fleet FILE|FOLDER]",
 		Short: "Serve machines until interrupted",
 		Long: "Serve machines on one interface, beside the network's DHCP server, or with --dhcp as the DHCP server itself.\n" +
-			"Machines of the fleet are installed at once; others wait for `skerry pxe approve`. Needs root for ports 67 and 69.",
-		Example: "  sudo skerry pxe serve --interface eth1 --release out/release --fleet nodes/\n" +
+			"Machines that the fleet knows by their MAC address are installed at once; others wait for `skerry pxe approve`. Needs root\n" +
+			"for ports 67 and 69.",
+		Example: "  sudo skerry pxe serve --fleet fleet.yaml\n" +
+			"  sudo skerry pxe serve --interface eth1 --release out/release --fleet nodes/\n" +
 			"  sudo skerry pxe serve --interface eth1 --release out/release --fleet nodes/ --dhcp 10.11.12.100-10.11.12.200",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
@@ -105,7 +107,7 @@ func newPXEServeCmd() *cobra.Command {
 		},
 	}
 	p.bind(cmd)
-	cmd.Flags().StringVar(&o.Interface, "interface", "", "network interface towards the machines (required)")
+	cmd.Flags().StringVar(&o.Interface, "interface", "", "network interface towards the machines; needed where there is more than one")
 	cmd.Flags().StringVar(&fleetName, "fleet", "", "a fleet's file, or a folder of node configs, named after a machine's MAC address, serial number or UUID: 52-54-00-12-34-56.yaml")
 	ring.bind(cmd)
 	cmd.Flags().StringVar(&dhcp, "dhcp", "", "be the network's DHCP server, for addresses such as 10.11.12.100-10.11.12.200")
@@ -115,9 +117,9 @@ func newPXEServeCmd() *cobra.Command {
 	cmd.Flags().IntVar(&o.TLS, "https-port", o.TLS, "port for node configs")
 	cmd.Flags().StringVar(&o.Status, "status", netboot.DefaultStatus, "address of the status page; \"\" for none")
 	cmd.Flags().BoolVar(&o.LeaveUnknown, "leave-unknown", false, "do not start machines that are neither in the fleet nor approved: they start from their disks")
+	cmd.Flags().BoolVar(&o.TrustSerials, "trust-serials", false, "believe the serial numbers, UUIDs and second network cards that machines name; anybody on the network can name them")
 	cmd.Flags().BoolVar(&o.NoPXE, "no-pxe", false, "do not answer firmware that asks by PXE, only UEFI HTTP boot and iPXE")
 	cmd.Flags().BoolVar(&o.NoHTTP, "no-http", false, "do not answer UEFI HTTP boot")
-	_ = cmd.MarkFlagRequired("interface")
 	return cmd
 }
 
@@ -247,6 +249,19 @@ func newPXEListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			warnings, err := s.Warnings()
+			if err != nil {
+				return err
+			}
+			to := cmd.OutOrStdout()
+			if asJSON {
+				to = cmd.ErrOrStderr()
+			}
+			for _, w := range warnings {
+				if _, err := fmt.Fprintf(to, "%s %s\n", w.Since.Local().Format(time.DateTime), w.Text); err != nil {
+					return err
+				}
+			}
 			if asJSON {
 				if list == nil {
 					list = []*netboot.Machine{}
@@ -291,16 +306,22 @@ func newPXEApproveCmd() *cobra.Command {
 	var state, config string
 	var a netboot.Approval
 	cmd := &cobra.Command{
-		Use:   "approve MAC",
-		Short: "Let a machine be installed, or installed anew",
-		Long: "Let a machine that waits be installed with the node config named. A machine is installed once; --reinstall allows it once\n" +
-			"more, over what is on its disk. Works beside a running server or without one: it changes the state folder.",
-		Example: "  skerry pxe approve 52:54:00:12:34:56 --config node.yaml\n  skerry pxe approve 52:54:00:12:34:56 --reinstall",
-		Args:    cobra.ExactArgs(1),
+		Use:   "approve MAC...",
+		Short: "Let machines be installed, or installed anew",
+		Long: "Let a machine that waits be installed: with the node config named, or as the node of the fleet that it says it is. That node\n" +
+			"is this machine then, and no other any more. A machine is installed once; --reinstall allows it once more, over what is on its\n" +
+			"disk. Works beside a running server or without one: it changes the state folder.",
+		Example: "  skerry pxe approve 52:54:00:12:34:56 --config node.yaml\n  skerry pxe approve 52:54:00:12:34:56 52:54:00:12:34:57\n" +
+			"  skerry pxe approve 52:54:00:12:34:56 --reinstall",
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			mac, ok := netboot.NormalMAC(args[0])
-			if !ok {
-				return fmt.Errorf("%q: is not a hardware address, as in 52:54:00:12:34:56", args[0])
+			var macs []string
+			for _, text := range args {
+				mac, ok := netboot.NormalMAC(text)
+				if !ok {
+					return fmt.Errorf("%q: is not a hardware address, as in 52:54:00:12:34:56", text)
+				}
+				macs = append(macs, mac)
 			}
 			if config != "" {
 				data, err := os.ReadFile(config)
@@ -313,16 +334,21 @@ func newPXEApproveCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m, err := s.Approve(mac, a)
-			if err != nil {
-				return err
+			var errs []error
+			for _, mac := range macs {
+				m, err := s.Approve(mac, a)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				text := "is installed as soon as it starts over the network"
+				if m.Stage == netboot.StageWaiting {
+					text = "is installed now"
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", m.MAC, text)
+				errs = append(errs, err)
 			}
-			text := "is installed as soon as it starts over the network"
-			if m.Stage == netboot.StageWaiting {
-				text = "is installed now"
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", m.MAC, text)
-			return err
+			return errors.Join(errs...)
 		},
 	}
 	cmd.Flags().StringVar(&state, "state", defaultPXE, "state folder of the server")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,8 +19,11 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 	"github.com/insomniacslk/dhcp/iana"
+	"github.com/spf13/pflag"
 
+	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/image/releasetest"
+	"github.com/skerry-os/skerry/pkg/machine"
 )
 
 // The page on network boot, as a person follows it: every command in it, in its order, in a network namespace where two
@@ -46,16 +50,128 @@ func TestThePageOnNetworkBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	ran := 0
-	for line := range strings.Lines(string(text)) {
-		line, code := strings.CutPrefix(strings.TrimRight(line, "\n"), "    ")
-		if word, _, _ := strings.Cut(line, " "); !code || word != "skerry" && word != "sudo" && word != "mkdir" && word != "cp" {
+	for _, block := range indented(string(text)) {
+		if strings.HasPrefix(block, "apiVersion:") {
+			if err := os.WriteFile(filepath.Join(p.dir, "fleet.yaml"), []byte(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			continue
 		}
-		ran++
-		p.command(line)
+		for line := range strings.Lines(block) {
+			line = strings.TrimRight(line, "\n")
+			if word, _, _ := strings.Cut(line, " "); word != "skerry" && word != "sudo" && word != "mkdir" && word != "cp" {
+				continue
+			}
+			ran++
+			p.command(line)
+		}
 	}
-	if ran < 10 {
+	if ran < 14 {
 		t.Errorf("only %d commands were found", ran)
+	}
+	// What README.md says of it, where the keys are again.
+	p.sh("mv elsewhere out/keys")
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := regexp.MustCompile("`((?:sudo )?skerry pxe [^`]+)`").FindAllStringSubmatch(strings.ReplaceAll(string(readme), "\n", " "), -1)
+	if len(commands) < 2 {
+		t.Errorf("README.md has %q", commands)
+	}
+	for _, c := range commands {
+		p.command(c[1])
+	}
+}
+
+// indented are the blocks of a page that are indented by four spaces.
+func indented(page string) (out []string) {
+	block := ""
+	for line := range strings.Lines(page + "\n") {
+		if code, ok := strings.CutPrefix(line, "    "); ok {
+			block += code
+			continue
+		}
+		if block != "" {
+			out = append(out, block)
+		}
+		block = ""
+	}
+	return out
+}
+
+// The page's YAML is what the programs read, its flags are theirs, and what it says that they say they do say.
+func TestWhatThePageOnNetworkBootSays(t *testing.T) {
+	text, err := os.ReadFile("../../image/netboot/PXE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]int{}
+	for _, block := range indented(string(text)) {
+		key, _, _ := strings.Cut(block, ":")
+		switch key {
+		case "install":
+			c, err := machine.Decode("PXE.md", []byte(releasetest.Config+block))
+			if err != nil || c.Install.Disk.Empty() == c.Install.State.Empty() {
+				t.Errorf("%s: %v", block, err)
+			}
+		case "apiVersion":
+			file := filepath.Join(t.TempDir(), "fleet.yaml")
+			if err := os.WriteFile(file, []byte(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if f, err := fleet.Load(file); err != nil || len(f.Nodes) != 2 {
+				t.Errorf("%s: %v", block, err)
+			}
+		default:
+			continue
+		}
+		kinds[key]++
+	}
+	if kinds["install"] != 2 || kinds["apiVersion"] != 1 {
+		t.Errorf("found %v", kinds)
+	}
+	flags := map[string]bool{"--node": true, "--single-use": true} // of skerryd token create
+	for _, cmd := range newPXECmd().Commands() {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags["--"+f.Name] = true })
+	}
+	for _, name := range regexp.MustCompile(`--[a-z][a-z-]*`).FindAllString(string(text), -1) {
+		if !flags[name] {
+			t.Errorf("%s is no flag of skerry pxe", name)
+		}
+	}
+	var code strings.Builder
+	for _, pattern := range []string{"../../image/netboot/*.go", "../../image/netboot/*/*.go", "../../image/install/*.go"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasSuffix(name, "_test.go") {
+				code.Write(data)
+			}
+		}
+	}
+	_, table, _ := strings.Cut(string(text), "## When it does not work")
+	rows := 0
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 4 || strings.Contains(cells[1], "---") || strings.Contains(cells[1], "the console, page or log says") {
+			continue
+		}
+		rows++
+		for _, part := range regexp.MustCompile(`…| N\b|arm64`).Split(strings.TrimSpace(cells[1]), -1) {
+			if part = strings.TrimSpace(part); !strings.Contains(code.String(), part) {
+				t.Errorf("nothing says %q", part)
+			}
+		}
+	}
+	if rows < 15 {
+		t.Errorf("found %d rows", rows)
 	}
 }
 

@@ -43,10 +43,13 @@ type Installer struct {
 	Vars   Variables // of the firmware; nil: none
 	Log    func(format string, a ...any)
 	Pause  time.Duration // between two questions; 0: five seconds
+	Stall  time.Duration // how long a connection may say nothing; 0: thirty seconds
 
 	server string
 	client *http.Client
-	waits  string // the last reason to wait that was said
+	waits  string          // the last reason to wait that was said
+	warned map[string]bool // of the server's warnings, those that were said
+	silent bool            // the server did not answer the last time
 }
 
 // Disk is an open disk.
@@ -68,6 +71,9 @@ func (i *Installer) Run(ctx context.Context) (machine.Netboot, error) {
 	if i.Pause == 0 {
 		i.Pause = 5 * time.Second
 	}
+	if i.Stall == 0 {
+		i.Stall = stalled
+	}
 	for {
 		out, err := i.once(ctx)
 		if ctx.Err() != nil {
@@ -78,6 +84,7 @@ func (i *Installer) Run(ctx context.Context) (machine.Netboot, error) {
 		}
 		if err != nil {
 			i.Log("%v; trying again", err)
+			i.silent = errors.Is(err, errNoServer)
 			i.tell(ctx, protocol.Report{Stage: protocol.StageFailed, Error: err.Error()})
 			if errors.Is(err, errNoServer) {
 				i.server = ""
@@ -106,7 +113,7 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 			return nil, err
 		}
 		i.server = url
-		i.client = &http.Client{Transport: &http.Transport{TLSClientConfig: protocol.ClientTLS(i.Pin), IdleConnTimeout: 30 * time.Second}, Timeout: time.Minute}
+		i.client = &http.Client{Transport: &http.Transport{TLSClientConfig: protocol.ClientTLS(i.Pin), IdleConnTimeout: 30 * time.Second}, Timeout: 2 * i.Stall}
 		i.Log("the server is %s", url)
 	}
 	disks, err := i.disks()
@@ -118,6 +125,11 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 	if err := i.ask(ctx, protocol.HelloPath, i.Hello, &a); err != nil {
 		return nil, err
 	}
+	if i.silent {
+		i.Log("the server answers again")
+		i.silent = false
+	}
+	i.warn(a.Warnings)
 	switch a.Do {
 	case protocol.Leave:
 		i.Log("%s", a.Why)
@@ -143,7 +155,7 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := &web{ctx: ctx, base: a.Release, log: i.Log}
+	files := &web{ctx: ctx, base: a.Release, log: i.Log, stall: i.Stall}
 	rel, err := release.Open(files, i.Keys)
 	if err != nil {
 		return nil, fmt.Errorf("release: %w", err)
@@ -153,6 +165,19 @@ func (i *Installer) once(ctx context.Context) (*machine.Netboot, error) {
 		return i.diskless(ctx, c, config, rel, files, disks)
 	}
 	return i.install(ctx, a, c, config, rel, files, disks)
+}
+
+// warn says each of the server's warnings once.
+func (i *Installer) warn(texts []string) {
+	for _, text := range texts {
+		if !i.warned[text] {
+			i.Log("the server warns: %s", text)
+		}
+	}
+	i.warned = map[string]bool{}
+	for _, text := range texts {
+		i.warned[text] = true
+	}
 }
 
 // install writes the image.
@@ -335,7 +360,7 @@ type writer func([]byte) (int, error)
 func (w writer) Write(b []byte) (int, error) { return w(b) }
 
 // errNoServer means that nobody answers at the server's address.
-var errNoServer = errors.New("the server does not answer")
+var errNoServer = errors.New("the server does not answer: is the cable in, and does skerry pxe serve run?")
 
 // post sends a question and gives the answer's body.
 func (i *Installer) post(ctx context.Context, path string, in any) ([]byte, error) {
@@ -349,12 +374,12 @@ func (i *Installer) post(ctx context.Context, path string, in any) ([]byte, erro
 	}
 	r, err := i.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoServer, err)
+		return nil, fmt.Errorf("%w (%w)", errNoServer, err)
 	}
 	defer r.Body.Close() //nolint:errcheck // read whole
 	body, err := io.ReadAll(io.LimitReader(r.Body, 16<<20))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoServer, err)
+		return nil, fmt.Errorf("%w (%w)", errNoServer, err)
 	}
 	if r.StatusCode != http.StatusOK {
 		var f protocol.Fault

@@ -49,6 +49,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// serial is every machine's.
+const serial = "S-LAB"
+
 // order is what a child is to be.
 type order struct {
 	Pin, Root, Memory, Firmware, Session, Outcome string
@@ -79,8 +82,8 @@ func child(text string) error {
 	}
 	say := func(f string, a ...any) { fmt.Printf(f+"\n", a...) }
 	i := &install.Installer{
-		Pin: o.Pin, Root: o.Root, Memory: o.Memory, Log: say, Pause: 300 * time.Millisecond,
-		Hello: protocol.Hello{MACs: install.MACs(), Arch: "amd64", Board: "x86-uefi", Firmware: o.Firmware, Session: o.Session},
+		Pin: o.Pin, Root: o.Root, Memory: o.Memory, Log: say, Pause: 300 * time.Millisecond, Stall: 3 * time.Second,
+		Hello: protocol.Hello{MACs: install.MACs(), Serial: serial, Arch: "amd64", Board: "x86-uefi", Firmware: o.Firmware, Session: o.Session},
 		Open:  func(name string) (install.Disk, error) { return flash.OpenDevice(name) },
 		Find:  func(ctx context.Context) (string, error) { return install.Find(ctx, say) },
 	}
@@ -105,6 +108,25 @@ type lab struct {
 	mem   string
 	mac   net.HardwareAddr
 	near  netlink.Link
+	said  *buffer // the server's log
+}
+
+// buffer is written and read at once.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 func newLab(t *testing.T, with ...func(*releasetest.Bench, testing.TB) *releasetest.Bench) *lab {
@@ -123,7 +145,7 @@ func newLab(t *testing.T, with ...func(*releasetest.Bench, testing.TB) *releaset
 		t.Logf("%s", out)
 		return nil
 	}
-	l := &lab{t: t, b: releasetest.New(t, 2<<20).Netboot(t), fleet: t.TempDir(), root: t.TempDir(), mem: filepath.Join(t.TempDir(), "memory"), mac: net.HardwareAddr{0x52, 0x54, 0, 0, 7, 7}}
+	l := &lab{t: t, b: releasetest.New(t, 2<<20).Netboot(t), fleet: t.TempDir(), root: t.TempDir(), mem: filepath.Join(t.TempDir(), "memory"), mac: net.HardwareAddr{0x52, 0x54, 0, 0, 7, 7}, said: new(buffer)}
 	for _, change := range with {
 		change(l.b, t)
 	}
@@ -145,6 +167,7 @@ func newLab(t *testing.T, with ...func(*releasetest.Bench, testing.TB) *releaset
 		Interface: "near", Releases: []string{l.b.Release}, Trusted: l.b.Trusted(), Fleet: netboot.Folder(l.fleet), State: state, DHCP: &r,
 		Log: func(f string, a ...any) {
 			t.Logf("server: "+f, a...)
+			fmt.Fprintf(l.said, f+"\n", a...)
 			if strings.HasPrefix(f, "serving on") {
 				once.Do(func() { close(up) })
 			}
@@ -202,14 +225,14 @@ func (l *lab) config(extra string) string {
 // installer is a running one.
 type installer struct {
 	*lab
-	out  *bytes.Buffer
+	out  *buffer
 	cmd  *exec.Cmd
 	file string
 }
 
 func (l *lab) start(firmware string) *installer {
 	l.t.Helper()
-	n := &installer{lab: l, out: new(bytes.Buffer), file: filepath.Join(l.t.TempDir(), "outcome.json")}
+	n := &installer{lab: l, out: new(buffer), file: filepath.Join(l.t.TempDir(), "outcome.json")}
 	o := order{Pin: l.pin, Root: l.root, Memory: l.mem, Firmware: firmware, Session: install.NewSession(), Outcome: n.file}
 	for _, k := range l.b.Trusted() {
 		o.Keys = append(o.Keys, k)
@@ -225,6 +248,16 @@ func (l *lab) start(firmware string) *installer {
 	l.must(n.cmd.Start())
 	l.must(netlink.LinkSetNsPid(far, n.cmd.Process.Pid))
 	return n
+}
+
+// console waits for a line on the machine's console.
+func (n *installer) console(part string) {
+	n.t.Helper()
+	for end := time.Now().Add(2 * time.Minute); !strings.Contains(n.out.String(), part); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			n.t.Fatalf("the console lacks %q: %s", part, n.out)
+		}
+	}
 }
 
 func (n *installer) ends() machine.Netboot {
@@ -281,11 +314,12 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%q is not in %q", part, m.Error)
 		}
 	}
-	// Put right while it waits; the cable is out for two seconds then.
-	config := l.config("")
+	// The cable comes out while it waits: its console says so, and what to do. Then all is put right.
 	l.must(netlink.LinkSetDown(l.near))
-	time.Sleep(2 * time.Second)
+	n.console("the server does not answer: is the cable in, and does skerry pxe serve run?")
+	config := l.config("")
 	l.must(netlink.LinkSetUp(l.near))
+	n.console("the server answers again")
 	if o := n.ends(); o.Diskless || !strings.Contains(o.Why, "/dev/nvme0n1") {
 		t.Errorf("%+v", o)
 	}
@@ -304,9 +338,57 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%s was written: %q", name, data)
 		}
 	}
-	if !strings.Contains(n.out.String(), "does not answer") && !strings.Contains(n.out.String(), "lost") {
-		t.Log("the lost link went unnoticed")
+}
+
+// The release's folder is taken away while the server runs: console, log, page and list say what to do, and when it is back the
+// machine goes on.
+func TestTheReleaseGoesAway(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
 	}
+	dev := l.disk("vda", "pci0/virtio1", "V", disk4G, nil)
+	config := l.config("")
+	l.must(os.Rename(l.b.Release, l.b.Release+".gone"))
+	n := l.start(protocol.UEFI)
+	const remedy = "put the release's folder back there, or serve another one with --release"
+	l.until("it says so", func(m *netboot.Machine) bool {
+		return m.Stage == protocol.StageFailed && strings.Contains(m.Error, remedy)
+	})
+	n.console(remedy)
+	n.console("the server warns: " + l.b.Release + ": open manifest.json: no such file or directory; put the release back")
+	if text := l.said.String(); !strings.Contains(text, remedy) || !strings.Contains(text, l.b.Release+": open manifest.json: no such file or directory; put the release back") {
+		t.Errorf("the log: %s", text)
+	}
+	if list, err := l.store.Warnings(); err != nil || len(list) != 1 || !strings.Contains(list[0].Text, "put the release back") {
+		t.Errorf("the list: %v, %v", list, err)
+	}
+	l.must(os.Rename(l.b.Release+".gone", l.b.Release))
+	if o := n.ends(); !strings.Contains(o.Why, "installed on /dev/vda") {
+		t.Errorf("%+v", o)
+	}
+	same(t, l, dev, config)
+	if list, err := l.store.Warnings(); err != nil || len(list) != 0 {
+		t.Errorf("still warned of: %v, %v", list, err)
+	}
+}
+
+// A machine that nobody knows by its serial alone waits; approved, it goes on where it waits.
+func TestAMachineThatOnlySaysWhoItIs(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
+	}
+	dev := l.disk("vda", "pci0/virtio1", "V", disk4G, nil)
+	l.must(os.WriteFile(filepath.Join(l.fleet, serial+".yaml"), []byte(releasetest.Config), 0o600))
+	n := l.start(protocol.UEFI)
+	n.console("waiting: it says that it is node north-1, by its serial " + serial + ", and anybody on this network can say that; if it is, on the server: skerry pxe approve " + l.mac.String())
+	_, err := l.store.Approve(l.mac.String(), netboot.Approval{})
+	l.must(err)
+	if o := n.ends(); !strings.Contains(o.Why, "installed on /dev/vda") {
+		t.Errorf("%+v", o)
+	}
+	same(t, l, dev, releasetest.Config)
 }
 
 // same compares a disk with the image that skerry image build makes, but for the marker.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/skerry-os/skerry/image/disk"
@@ -20,6 +21,8 @@ type web struct {
 	base string // with a slash at its end
 	log  func(format string, a ...any)
 	wait time.Duration // between two tries; 0: two seconds
+
+	stall time.Duration // how long a connection may say nothing; 0: thirty seconds
 }
 
 // Patience with a server that does not answer.
@@ -34,7 +37,7 @@ func (w *web) Open(name string) (fs.File, error) {
 	if !fs.ValidPath(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
 	}
-	f := &webFile{web: w, name: name, size: -1, pause: cmp.Or(w.wait, webWait)}
+	f := &webFile{web: w, name: name, size: -1, pause: cmp.Or(w.wait, webWait), stall: cmp.Or(w.stall, stalled)}
 	return f, f.connect()
 }
 
@@ -49,6 +52,18 @@ type webFile struct {
 	cancel context.CancelFunc
 	alarm  *time.Timer
 	pause  time.Duration
+	stall  time.Duration
+}
+
+// lose says that the link is lost, and what to do about it.
+func (f *webFile) lose(err error) {
+	if errors.Is(err, context.Canceled) && f.ctx.Err() == nil {
+		err = fmt.Errorf("nothing came for %v", f.stall)
+	}
+	if !f.lost {
+		f.log("the link to the server is lost at byte %d of %s: %v; is the cable in, and does skerry pxe serve run? Trying again, and going on from there", f.at, f.name, err)
+	}
+	f.lost = true
 }
 
 // connect opens the file from f.at on, with patience.
@@ -69,10 +84,7 @@ func (f *webFile) connect() error {
 		if f.tries++; f.tries > webTries {
 			return fmt.Errorf("%w; is the cable in, and does the server run?", err)
 		}
-		if !f.lost {
-			f.log("the link to the server is lost: %v; trying again", err)
-			f.lost = true
-		}
+		f.lose(err)
 		if err := sleep(f.ctx, f.pause); err != nil {
 			return err
 		}
@@ -92,7 +104,7 @@ func (f *webFile) request() error {
 	if f.at > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", f.at))
 	}
-	alarm := time.AfterFunc(stalled, cancel) // a cable that is pulled says nothing
+	alarm := time.AfterFunc(f.stall, cancel) // a cable that is pulled says nothing
 	r, err := http.DefaultClient.Do(req)
 	if err != nil {
 		alarm.Stop()
@@ -105,9 +117,10 @@ func (f *webFile) request() error {
 	}
 	if r.StatusCode != want {
 		alarm.Stop()
+		why, _ := io.ReadAll(io.LimitReader(r.Body, 500))
 		_ = r.Body.Close()
 		cancel()
-		err := fmt.Errorf("%s: the server says %s", f.name, r.Status)
+		err := fmt.Errorf("%s: the server says %s: %s", f.name, r.Status, printable(why))
 		if r.StatusCode == http.StatusNotFound {
 			return finalError{err}
 		}
@@ -120,12 +133,23 @@ func (f *webFile) request() error {
 	return nil
 }
 
+// printable is text from the network for the console.
+func printable(b []byte) string {
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, string(b))
+	return strings.TrimSpace(text)
+}
+
 func (f *webFile) Read(b []byte) (int, error) {
 	for {
 		if f.size >= 0 && f.at >= f.size {
 			return 0, io.EOF
 		}
-		f.alarm.Reset(stalled)
+		f.alarm.Reset(f.stall)
 		n, err := f.body.Read(b)
 		f.at += int64(n)
 		if n > 0 {
@@ -139,8 +163,7 @@ func (f *webFile) Read(b []byte) (int, error) {
 			return 0, io.EOF
 		}
 		_ = f.Close()
-		f.log("the link to the server is lost: %v; trying again", err)
-		f.lost = true
+		f.lose(err)
 		if err := f.connect(); err != nil {
 			return 0, err
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -51,12 +52,51 @@ func TestAFileIsReadOnAfterALostLink(t *testing.T) {
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
 	}
-	if text := strings.Join(said, "\n"); !strings.Contains(text, "is lost") || !strings.Contains(text, "is back") {
-		t.Errorf("said %s", text)
+	lost, back := 0, 0
+	for _, line := range said {
+		switch {
+		case strings.HasPrefix(line, "the link to the server is lost at byte ") && strings.Contains(line, " of f: ") && strings.Contains(line, "is the cable in, and does skerry pxe serve run? Trying again"):
+			lost++
+		case strings.HasPrefix(line, "the link is back; going on with f at byte "):
+			back++
+		default:
+			t.Errorf("said %s", line)
+		}
+	}
+	if lost == 0 || lost != back {
+		t.Errorf("lost %d times, back %d times: %q", lost, back, said)
 	}
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
+	// A cable that is pulled says nothing: the connection stays, and nothing comes.
+	var silent atomic.Bool
+	quiet := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "4")
+		if r.Header.Get("Range") != "" {
+			w.Header().Set("Content-Length", "2")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write([]byte("cd"))
+			return
+		}
+		_, _ = w.Write([]byte("ab"))
+		_ = http.NewResponseController(w).Flush()
+		silent.Store(true)
+		<-r.Context().Done()
+	}))
+	defer quiet.Close()
+	said = nil
+	w = &web{ctx: t.Context(), base: quiet.URL + "/", wait: time.Millisecond, stall: 300 * time.Millisecond, log: w.log}
+	if f, err = w.Open("f"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = io.ReadAll(f); err != nil || string(got) != "abcd" || !silent.Load() {
+		t.Errorf("%s, %v", got, err)
+	}
+	if text := strings.Join(said, "\n"); !strings.Contains(text, "the link to the server is lost at byte 2 of f: nothing came for 300ms; is the cable in") || !strings.Contains(text, "is back") {
+		t.Errorf("said %s", text)
+	}
+	w.base = srv.URL + "/release/"
 	for _, name := range []string{"missing", "../etc/passwd"} {
 		if _, err := w.Open(name); err == nil {
 			t.Errorf("%s was opened", name)

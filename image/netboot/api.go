@@ -19,6 +19,7 @@ import (
 
 	"github.com/skerry-os/skerry/image/netboot/protocol"
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/seed"
 )
 
 // maxBody bounds what a machine may send.
@@ -140,7 +141,31 @@ func (s *Server) node(m *Machine) (Node, bool, error) {
 			return Node{}, false, err
 		}
 	}
-	return s.Fleet.Find(m.MAC, m.Serial, m.UUID)
+	return s.Fleet.Find(m.claim())
+}
+
+// stranger says why a machine is not given the node of the fleet that it claims to be, "" if it is.
+func (s *Server) stranger(m *Machine, n Node) (string, error) {
+	if n.Key == "" || m.Bound == n.Key {
+		return "", nil
+	}
+	owners, err := s.owners(n.Key, m)
+	if err != nil {
+		return "", err
+	}
+	_, first := n.Beside[seed.Name]
+	approve := "on the server: skerry pxe approve " + m.MAC
+	switch {
+	case len(owners) > 0:
+		o := owners[0]
+		return fmt.Sprintf("node %s is another machine already, %s, which %s. If this one takes its place, %s. If the other one is not yours, it may have this node's config and token: skerryd node remove %s",
+			n.Name, described(o), o.fate(), approve, n.Name), nil
+	case n.Said != "" && !s.TrustSerials:
+		return fmt.Sprintf("it says that it is node %s, by its %s, and anybody on this network can say that; if it is, %s", n.Name, n.Said, approve), nil
+	case n.Said != "" && first:
+		return fmt.Sprintf("it says that it is node %s, by its %s, and that node gets the cluster's keys; if it is, %s", n.Name, n.Said, approve), nil
+	}
+	return "", nil
 }
 
 // verdict is what a machine is to do now, without changing anything of it.
@@ -149,27 +174,41 @@ func (s *Server) verdict(m *Machine, h protocol.Hello) (protocol.Answer, Node) {
 		return protocol.Answer{Do: protocol.Wait, Why: fmt.Sprintf(format, a...)}
 	}
 	n, known, err := s.node(m)
-	switch {
-	case err != nil:
-		return wait("its node config cannot be used: %v", err), n
-	case !known:
-		return wait("nobody knows this machine (%s); on the server: skerry pxe approve %s --config FILE", described(m), m.MAC), n
-	case n.Board != "" && startedBy(n.Board) != h.Board:
-		return wait("it runs the installer of board %s, and the fleet says it is a %s", h.Board, n.Board), n
+	c := new(machine.Config)
+	if err == nil && known {
+		if c, err = machine.Decode(n.File, n.Config); err != nil {
+			c = new(machine.Config)
+		}
 	}
-	c, err := machine.Decode(n.File, n.Config)
-	if err != nil {
-		return wait("its node config cannot be used: %v", err), n
-	}
-	if bios := startedBy(n.Board) != n.Board; n.Board != "" && !c.Install.Diskless && bios != (h.Firmware == protocol.BIOS) {
-		return wait("it was started by its %s, and the fleet says it is a %s, which is not for that: change one of them", strings.ToUpper(h.Firmware), n.Board), n
+	anew := "; to install it anew: skerry pxe approve " + m.MAC + " --reinstall"
+	if !known && err == nil {
+		anew += " --config FILE"
 	}
 	same := subtle.ConstantTimeCompare([]byte(m.Session), []byte(hash(h.Session))) == 1
+	// First what changes nothing on the machine: it must not wait for a person before it starts from its own disk.
 	switch {
 	case !m.Installed.IsZero():
-		return protocol.Answer{Do: protocol.Leave, Name: n.Name, Why: m.fate() + "; to install it anew: skerry pxe approve " + m.MAC + " --reinstall"}, n
+		return protocol.Answer{Do: protocol.Leave, Name: n.Name, Why: m.fate() + anew}, n
 	case h.Holds != "" && !m.Again && !c.Install.Diskless && !same:
-		return protocol.Answer{Do: protocol.Leave, Name: n.Name, ID: h.Holds, Why: "its disk holds an installation of this machine; to install it anew: skerry pxe approve " + m.MAC + " --reinstall"}, n
+		return protocol.Answer{Do: protocol.Leave, Name: n.Name, ID: h.Holds, Why: "its disk holds an installation of this machine" + anew}, n
+	case err != nil:
+		return wait("its node config cannot be used: %v", err), n
+	case !known && s.LeaveUnknown:
+		return protocol.Answer{Do: protocol.Leave, Why: leftAlone + m.MAC + " --config FILE"}, n
+	case !known:
+		return wait("nobody knows this machine (%s); on the server: skerry pxe approve %s --config FILE", described(m), m.MAC), n
+	}
+	if why, err := s.stranger(m, n); err != nil {
+		return wait("whether it is node %s cannot be told: %v", n.Name, err), n
+	} else if why != "" {
+		return wait("%s", why), n
+	}
+	bios := startedBy(n.Board) != n.Board
+	switch {
+	case n.Board != "" && startedBy(n.Board) != h.Board:
+		return wait("it runs the installer of board %s, and the fleet says it is a %s", h.Board, n.Board), n
+	case n.Board != "" && !c.Install.Diskless && bios != (h.Firmware == protocol.BIOS):
+		return wait("it was started by its %s, and the fleet says it is a %s, which is not for that: change one of them", strings.ToUpper(h.Firmware), n.Board), n
 	case !m.Handed.IsZero() && !same && !c.Install.Diskless:
 		return wait("%s; if that was this machine, and it lost its power: skerry pxe approve %s", m.fate(), m.MAC), n
 	}
@@ -180,6 +219,9 @@ func (s *Server) verdict(m *Machine, h protocol.Hello) (protocol.Answer, Node) {
 	return protocol.Answer{Do: protocol.Install, Name: n.Name, ID: m.Install, Again: m.Again, Why: "its node config is " + n.Name,
 		Release: "http://" + net.JoinHostPort(s.self.Addr().String(), strconv.Itoa(s.httpPort)) + "/release/" + rel.path() + "/"}, n
 }
+
+// leftAlone is for machines that nobody knows, where such machines are not to wait.
+const leftAlone = "is in no fleet, and such machines are left alone; to install it: skerry pxe approve "
 
 func (s *Server) releaseFor(h protocol.Hello) *Release {
 	for _, k := range s.kernels {
@@ -213,18 +255,30 @@ func (s *Server) hello(mac string, from netip.Addr, r *http.Request) (any, error
 		if u := strings.ToLower(clean(h.UUID)); u != "" {
 			m.UUID = u
 		}
+		m.Cards = nil
+		for _, text := range h.MACs[:min(len(h.MACs), mostCards)] {
+			if mac, ok := NormalMAC(text); ok {
+				m.Cards = append(m.Cards, mac)
+			}
+		}
 		if m.Install == "" {
 			m.Install = newID()
 		}
 		var n Node
 		a, n = s.verdict(m, h)
-		m.Node = n.Name
-		switch a.Do {
-		case protocol.Wait:
+		a.Warnings = s.warnings()
+		m.Node, m.Key = n.Name, n.Key
+		switch {
+		case a.Do == protocol.Wait:
 			m.Stage, m.Error = StageWaiting, a.Why
-		case protocol.Leave:
+		case a.Do == protocol.Leave && m.Installed.IsZero() && a.ID == "":
+			m.Stage, m.Error = StageLeft, a.Why
+		case a.Do == protocol.Leave:
 			if m.Installed.IsZero() { // the folder was lost, the disk was not
 				m.Installed, m.Install = time.Now().UTC(), clean(a.ID)
+				if why, err := s.stranger(m, n); why == "" && err == nil {
+					m.Bound = n.Key
+				}
 			}
 			m.Stage, m.Error = protocol.StageInstalled, ""
 		default:
@@ -252,7 +306,10 @@ func clean(text string) string {
 	return strings.TrimSpace(text[:min(len(text), 64)])
 }
 
-// handOut gives the node config, once. That it was given is on the disk before it is sent.
+// mostCards bounds what is kept of a machine's cards.
+const mostCards = 32
+
+// handOut gives the node config, once, and a node of the fleet to one machine. That it was given is on the disk before it is sent.
 func (s *Server) handOut(mac string, _ netip.Addr, r *http.Request) (any, error) {
 	h, err := readHello(r)
 	if err != nil {
@@ -267,6 +324,14 @@ func (s *Server) handOut(mac string, _ netip.Addr, r *http.Request) (any, error)
 		if m.Session != hash(h.Session) {
 			m.Session, m.Handed = hash(h.Session), time.Now().UTC()
 			s.Log("%s: node config %s handed out", described(m), n.Name)
+			if c, err := machine.Decode(n.File, n.Config); err == nil && n.Key == "" {
+				if text := advice(n.File, c); text != "" {
+					s.Log("%s", text)
+				}
+			}
+		}
+		if n.Key != "" {
+			m.Bound = n.Key
 		}
 		m.Stage, config = protocol.StageFetch, protocol.Config{Node: n.Config, Beside: n.Beside}
 		return nil

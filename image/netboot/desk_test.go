@@ -63,7 +63,9 @@ type one struct {
 	err error
 }
 
-func (o one) Find(string, string, string) (Node, bool, error) { return o.n, true, o.err }
+func (o one) Find(Claim) (Node, bool, error) { return o.n, true, o.err }
+
+func (one) BySaying() bool { return false }
 
 // A disk is written when a node config says so, nothing stands against it, and no start of the machine before this one may be
 // writing still. The config goes to nobody else.
@@ -92,6 +94,12 @@ func TestVerdicts(t *testing.T) {
 		"either, diskless":                {biosDiskless, Machine{}, protocol.Hello{Firmware: protocol.UEFI}, protocol.Install, ""},
 		"fleet that cannot be read":       {one{plain.n, errors.New("is broken")}, Machine{}, protocol.Hello{}, protocol.Wait, "is broken"},
 		"config that cannot be used":      {one{n: Node{Config: []byte("role: king\n")}}, Machine{}, protocol.Hello{}, protocol.Wait, "cannot be used"},
+		"broken fleet, disk holds one":    {one{plain.n, errors.New("is broken")}, Machine{}, protocol.Hello{Holds: "x"}, protocol.Leave, "holds an installation"},
+		"broken config, disk holds one":   {one{n: Node{Config: []byte("role: king\n")}}, Machine{}, protocol.Hello{Holds: "x"}, protocol.Leave, "holds an installation"},
+		"broken fleet, installed":         {one{plain.n, errors.New("is broken")}, Machine{Installed: now}, protocol.Hello{}, protocol.Leave, "was installed"},
+		"unknown, disk holds one":         {Nobody{}, Machine{}, protocol.Hello{Holds: "x"}, protocol.Leave, "holds an installation of this machine; to install it anew: skerry pxe approve " + machineMAC + " --reinstall --config FILE"},
+		"unknown, installed":              {Nobody{}, Machine{Installed: now}, protocol.Hello{}, protocol.Leave, "was installed"},
+		"of another board, holds one":     {board, Machine{}, protocol.Hello{Holds: "x"}, protocol.Leave, "holds an installation"},
 		"no release":                      {plain, Machine{}, protocol.Hello{Arch: "arm64"}, protocol.Wait, "no release"},
 		"disk holds one":                  {plain, Machine{}, protocol.Hello{Holds: "x"}, protocol.Leave, "holds an installation"},
 		"disk holds one, reinstall":       {plain, Machine{Again: true}, protocol.Hello{Holds: "x"}, protocol.Install, ""},
@@ -273,9 +281,9 @@ func TestWaysThatAreTurnedOff(t *testing.T) {
 // unreadable is a fleet that cannot be asked.
 type unreadable struct{}
 
-func (unreadable) Find(string, string, string) (Node, bool, error) {
-	return Node{}, false, errors.New("is broken")
-}
+func (unreadable) Find(Claim) (Node, bool, error) { return Node{}, false, errors.New("is broken") }
+
+func (unreadable) BySaying() bool { return false }
 
 // An installed machine starts from its disk; one that a broken fleet may know is not taken for unknown.
 func TestWhoIsStarted(t *testing.T) {
@@ -528,11 +536,11 @@ func TestNamesOfConfigs(t *testing.T) {
 		}
 	}
 	for _, serial := range []string{"../secret", "x/../../secret", ".hidden", top + "/secret"} {
-		if n, ok, err := Folder(dir).Find("02:00:00:00:00:02", serial, serial); ok || err != nil {
+		if n, ok, err := Folder(dir).Find(Claim{MAC: "02:00:00:00:00:02", Serial: serial, UUID: serial}); ok || err != nil {
 			t.Errorf("%s: %+v, %v", serial, n, err)
 		}
 	}
-	if n, ok, err := Folder(dir).Find("02:00:00:00:00:02", "S-7", ""); ok || err == nil {
+	if n, ok, err := Folder(dir).Find(Claim{MAC: "02:00:00:00:00:02", Serial: "S-7"}); ok || err == nil {
 		t.Errorf("a file that cannot be read: %+v", n)
 	}
 }

@@ -33,6 +33,7 @@ type dhcp struct {
 	// boot gives the boot file's name for a client, "" to be silent: its firmware then goes on to the next entry of its list.
 	boot func(Client) string
 	log  func(format string, a ...any)
+	warn func(of, text string)
 
 	mu      sync.Mutex
 	foreign map[string]bool // other DHCP servers that were seen
@@ -143,17 +144,27 @@ func (d *dhcp) reply(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, c Client, file s
 	return r
 }
 
+// mostOthers bounds what is kept of other servers: whoever makes up their addresses must not fill page and log.
+const mostOthers = 16
+
 // sawOther takes note of another DHCP server.
 func (d *dhcp) sawOther(id string) {
 	d.mu.Lock()
-	first := !d.foreign[id]
+	first := !d.foreign[id] && len(d.foreign) < mostOthers
+	if !first {
+		d.mu.Unlock()
+		return
+	}
 	if d.foreign == nil {
 		d.foreign = map[string]bool{}
 	}
 	d.foreign[id] = true
 	d.mu.Unlock()
-	if first && d.pool != nil {
-		d.log("dhcp: a second DHCP server, %s, answers on %s: machines may take its addresses and miss their boot file; turn it off there, or leave out --dhcp here", id, d.iface)
+	switch others := d.others(); {
+	case d.pool != nil:
+		d.warn("dhcp "+id, "a second DHCP server, "+id+", answers on "+d.iface+": machines may take its addresses and miss their boot file; turn it off there, or leave out --dhcp here")
+	case len(others) > 1:
+		d.warn("dhcp", manyDHCP(d.iface, others))
 	}
 }
 

@@ -66,6 +66,10 @@ func desk(t testing.TB, full bool, log *[]string) *dhcp {
 		if log != nil {
 			*log = append(*log, f)
 		}
+	}, warn: func(_, text string) {
+		if log != nil {
+			*log = append(*log, text)
+		}
 	}}
 	if full {
 		r, err := ParseRange("10.9.0.10-10.9.0.11")

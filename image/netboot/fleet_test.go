@@ -34,11 +34,11 @@ func TestMachinesOfAFleetsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, ok, err := n.Find("52:54:00:aa:00:01", "", "")
+	got, ok, err := n.Find(Claim{MAC: "52:54:00:aa:00:01"})
 	if err != nil || !ok || got.Name != "north-1" || got.Board != "x86-uefi" || len(got.Beside[seed.Name]) == 0 {
 		t.Errorf("the first server: %+v, %v", got, err)
 	}
-	got, ok, err = n.Find("02:00:00:00:00:01", "S-2", "")
+	got, ok, err = n.Find(Claim{MAC: "02:00:00:00:00:01", Serial: "S-2"})
 	if err != nil || !ok || got.Name != "south-1" || len(got.Beside) != 0 {
 		t.Fatalf("the agent: %+v, %v", got, err)
 	}
@@ -46,11 +46,11 @@ func TestMachinesOfAFleetsFile(t *testing.T) {
 	if err != nil || !strings.HasPrefix(c.Cluster.Token, "K10") || c.Cluster.Server != "https://10.11.12.50:6443" {
 		t.Errorf("the agent's config: %s, %v", got.Config, err)
 	}
-	if _, ok, err := n.Find("02:00:00:00:00:01", "S-3", ""); ok || err != nil {
+	if _, ok, err := n.Find(Claim{MAC: "02:00:00:00:00:01", Serial: "S-3"}); ok || err != nil {
 		t.Errorf("somebody else: %v", err)
 	}
 	for _, mac := range []string{"", "02:00:00:00:00:01"} { // one that says nothing of itself is none of those that have no serial
-		if got, ok, err := n.Find(mac, "", ""); ok || err != nil {
+		if got, ok, err := n.Find(Claim{MAC: mac}); ok || err != nil {
 			t.Errorf("nobody: %+v, %v", got, err)
 		}
 	}
@@ -58,7 +58,7 @@ func TestMachinesOfAFleetsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if same, _, _ := again.Find("02:00:00:00:00:01", "S-2", ""); string(same.Config) != string(got.Config) {
+	if same, _, _ := again.Find(Claim{MAC: "02:00:00:00:00:01", Serial: "S-2"}); string(same.Config) != string(got.Config) {
 		t.Error("another token after a restart of the server")
 	}
 	if _, err := OpenNodes(write("  - {name: north-1, board: x86-uefi, role: server}\n"), fleet.Options{Now: time.Now()}); err == nil || !strings.Contains(err.Error(), "neither mac nor serial") {
@@ -74,14 +74,14 @@ func TestAFolderOfConfigs(t *testing.T) {
 		}
 	}
 	f := Folder(dir)
-	if n, ok, err := f.Find("52:54:00:aa:00:01", "", ""); err != nil || !ok || n.Name != "north-1" {
+	if n, ok, err := f.Find(Claim{MAC: "52:54:00:aa:00:01"}); err != nil || !ok || n.Name != "north-1" {
 		t.Errorf("%+v, %v", n, err)
 	}
-	if _, ok, err := f.Find("02:00:00:00:00:02", "S-9", ""); ok || err == nil {
+	if _, ok, err := f.Find(Claim{MAC: "02:00:00:00:00:02", Serial: "S-9"}); ok || err == nil {
 		t.Error("a broken config is used")
 	}
 	for _, serial := range []string{"../secret", ".hidden", "S-8", ""} {
-		if _, ok, err := f.Find("02:00:00:00:00:02", serial, ""); ok || err != nil {
+		if _, ok, err := f.Find(Claim{MAC: "02:00:00:00:00:02", Serial: serial}); ok || err != nil {
 			t.Errorf("%q: %v", serial, err)
 		}
 	}

@@ -369,8 +369,8 @@ func TestTwoDHCPServersAreOneTooMany(t *testing.T) {
 	}
 	o.DHCP = nil
 	s = run(t, o)
-	if s.warning != "" {
-		t.Errorf("beside it: %s", s.warning)
+	if w := s.warnings(); len(w) > 0 {
+		t.Errorf("beside it: %s", w)
 	}
 	m := ask(t, mac1, dhcpv4.MessageTypeDiscover, "PXEClient:Arch:00007", 7)
 	r, err := l.exchange(mac1, m, func(r *dhcpv4.DHCPv4) bool { return r.ServerIdentifier().String() == "10.9.0.1" })

@@ -24,16 +24,19 @@ import (
 // Machine is what is known of one machine that asked to be started. It is a file of the state folder, so that it outlives the
 // server, and a second command can read and change it.
 type Machine struct {
-	MAC      string `json:"mac"` // of the card it asked by: its name here
-	UUID     string `json:"uuid,omitempty"`
-	Serial   string `json:"serial,omitempty"`
-	Model    string `json:"model,omitempty"`
-	Arch     string `json:"arch,omitempty"`
-	Board    string `json:"board,omitempty"`
-	Firmware string `json:"firmware,omitempty"`
-	By       Means  `json:"by,omitempty"`   // of its last question
-	Node     string `json:"node,omitempty"` // its name, once it has one
-	Address  string `json:"address,omitempty"`
+	MAC      string   `json:"mac"` // of the card it asked by: its name here
+	UUID     string   `json:"uuid,omitempty"`
+	Serial   string   `json:"serial,omitempty"`
+	Model    string   `json:"model,omitempty"`
+	Arch     string   `json:"arch,omitempty"`
+	Board    string   `json:"board,omitempty"`
+	Firmware string   `json:"firmware,omitempty"`
+	By       Means    `json:"by,omitempty"`    // of its last question
+	Cards    []string `json:"cards,omitempty"` // addresses of all its cards, as it says
+	Node     string   `json:"node,omitempty"`  // its name, once it has one
+	Key      string   `json:"key,omitempty"`   // of the fleet's node that it is, or says it is
+	Bound    string   `json:"bound,omitempty"` // key of the node that it is: its config was given to this machine, or a person said so
+	Address  string   `json:"address,omitempty"`
 
 	Stage string `json:"stage"` // one of the stages below, or of protocol's
 	Done  int64  `json:"done,omitempty"`
@@ -60,6 +63,7 @@ const (
 	StageBooting = "loading the installer"
 	StageWaiting = "waiting for approval"
 	StageHello   = "installer started"
+	StageLeft    = "left alone" // nobody knows it, and such machines are not to wait
 )
 
 // Store is the state folder. Its changes are whole and in turn, across processes.
@@ -143,11 +147,46 @@ func (s *Store) Change(mac string, f func(*Machine) error) (*Machine, error) {
 	if err := f(m); err != nil {
 		return m, err
 	}
+	return m, s.write(m)
+}
+
+func (s *Store) write(m *Machine) error {
 	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(s.file(m.MAC, ".json"), append(data, '\n'), 0o600)
+}
+
+// owners are the machines that a node of the fleet is bound to, but for one: its own cards have other addresses.
+func (s *Store) owners(key string, but *Machine) ([]*Machine, error) {
+	list, err := s.List()
 	if err != nil {
 		return nil, err
 	}
-	return m, atomicfile.Write(s.file(mac, ".json"), append(data, '\n'), 0o600)
+	return slices.DeleteFunc(list, func(o *Machine) bool { return o.Bound != key || o.MAC == but.MAC }), nil
+}
+
+// bind says that a machine is the node that it claims to be, and no other machine is any more, but by another of its cards.
+func (s *Store) bind(m *Machine) error {
+	if m.Key == "" {
+		return nil
+	}
+	list, err := s.owners(m.Key, m)
+	if err != nil {
+		return err
+	}
+	for _, o := range list {
+		if slices.Contains(m.Cards, o.MAC) {
+			continue
+		}
+		o.Bound, o.Session, o.Error = "", "", "node "+m.Node+" is machine "+m.MAC+" now, as a person said; if it is this one: skerry pxe approve "+o.MAC
+		if err := s.write(o); err != nil {
+			return err
+		}
+	}
+	m.Bound = m.Key
+	return nil
 }
 
 func (s *Store) lock() (unlock func(), err error) {
@@ -169,7 +208,8 @@ type Approval struct {
 	Again  bool   // install once more, over what is there
 }
 
-// Approve lets a machine be installed.
+// Approve lets a machine be installed. Without a config it says, too, that the machine is the node of the fleet that it claims to
+// be, whatever was before.
 func (s *Store) Approve(mac string, a Approval) (*Machine, error) {
 	if a.Config != nil {
 		if _, err := machine.Decode(a.Name, a.Config); err != nil {
@@ -190,6 +230,10 @@ func (s *Store) Approve(mac string, a Approval) (*Machine, error) {
 				return err
 			}
 			m.Approved = true
+		} else if !m.Approved {
+			if err := s.bind(m); err != nil {
+				return err
+			}
 		}
 		// An installation that did not end may begin again; one that did may be repeated, if that is what was said.
 		m.Again = a.Again
@@ -207,17 +251,32 @@ var silence = map[string]time.Duration{
 
 // Trouble is what a person should know of: the machine's last error, or that it went silent in the middle. "" for nothing.
 func (m *Machine) Trouble(now time.Time) string {
-	limit, works := silence[m.Stage]
-	if works && now.Sub(m.Last) > limit {
+	if m.silent(now) {
 		return "silent since " + m.Last.Local().Format(time.TimeOnly) + ": is its cable in, and is it on? It goes on where it was when the link is back. " + m.Error
 	}
 	return m.Error
+}
+
+// silent says whether a machine that works has not been heard of for too long.
+func (m *Machine) silent(now time.Time) bool {
+	limit, works := silence[m.Stage]
+	return works && now.Sub(m.Last) > limit
+}
+
+// told says whether the machine's installer has said what it is, at some start.
+func (m *Machine) told() bool { return m.Board != "" }
+
+func (m *Machine) claim() Claim {
+	return Claim{MAC: m.MAC, Cards: m.Cards, Serial: m.Serial, UUID: m.UUID, Early: !m.told()}
 }
 
 // fate says what became of an installation that was begun.
 func (m *Machine) fate() string {
 	if !m.Installed.IsZero() {
 		return "was installed at " + m.Installed.Format(time.RFC3339)
+	}
+	if m.Handed.IsZero() {
+		return "was approved by a person"
 	}
 	return "got its node config at " + m.Handed.Format(time.RFC3339) + " and did not end its installation"
 }

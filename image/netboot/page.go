@@ -78,16 +78,7 @@ func (s *Server) tableHTML() ([]byte, error) {
 		Warnings []string
 		Rows     []row
 	}
-	s.mu.Lock()
-	if s.warning != "" {
-		v.Warnings = append(v.Warnings, s.warning)
-	}
-	s.mu.Unlock()
-	if s.DHCP != nil {
-		for _, o := range s.dhcp.others() {
-			v.Warnings = append(v.Warnings, "A second DHCP server, "+o+", answers on "+s.Interface+": turn it off, or leave out --dhcp here.")
-		}
-	}
+	v.Warnings = s.warnings()
 	list, err := s.List()
 	if err != nil {
 		v.Warnings = append(v.Warnings, err.Error())

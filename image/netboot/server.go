@@ -3,12 +3,14 @@
 // A machine's firmware asks by DHCP and gets the name of a boot file (dhcp.go): a kernel image of the release with an installer
 // in its initramfs (boot.go), by TFTP or HTTP. The installer (image/install) looks for the server, trusts it by the pin on its
 // command line, and asks what to do (api.go). Release files come by plain HTTP, since they are signed; the node config, with
-// its secrets, comes once, over TLS, to the hardware address it is for. What is known of each machine is a file of the state
-// folder (machines.go), and that file is also the marker that keeps a machine from being installed twice.
+// its secrets, comes once, over TLS, to one machine: the first that asks by the MAC address of the fleet's node, or the one that a
+// person approved. What is known of each machine is a file of the state folder (machines.go), and that file is also the marker
+// that keeps a machine from being installed twice, and a node from being given to two.
 package netboot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -46,6 +48,9 @@ type Options struct {
 	// LeaveUnknown keeps machines that nobody has named out, so that they start from their disks. Otherwise they start the
 	// installer, which waits, and changes nothing.
 	LeaveUnknown bool
+	// TrustSerials believes what machines say of themselves: the first that names a node's serial number, UUID or second network
+	// card is that node. Otherwise a person says so.
+	TrustSerials bool
 	// NoPXE, NoHTTP: do not answer firmware that asks that way.
 	NoPXE, NoHTTP bool
 	Log           func(format string, a ...any)
@@ -70,8 +75,8 @@ type Server struct {
 	neighbour func(netip.Addr) (string, error)
 
 	mu      sync.Mutex
-	changed chan struct{} // closed when a machine changed
-	warning string        // about the network as a whole, for the page
+	changed chan struct{}      // closed when a machine changed
+	alarms  map[string]Warning // about the network as a whole, by what they are of
 }
 
 // Ports that are used unless others are named.
@@ -93,11 +98,16 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Options: o, Store: store, changed: make(chan struct{})}
+	s := &Server{Options: o, Store: store, changed: make(chan struct{}), alarms: map[string]Warning{}}
+	if s.Interface == "" {
+		if s.Interface, err = pickInterface(); err != nil {
+			return nil, err
+		}
+	}
 	if s.ca, err = OpenAuthority(o.State); err != nil {
 		return nil, err
 	}
-	if s.self, err = addressOf(o.Interface); err != nil {
+	if s.self, err = addressOf(s.Interface); err != nil {
 		return nil, err
 	}
 	var errs []error
@@ -124,13 +134,13 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("no release: name the folder of one with --release (skerry release build makes it)")
 	}
 	s.bios, s.noBIOS = loader(s.releases)
-	s.dhcp = &dhcp{iface: o.Interface, self: s.self, boot: s.bootFile, log: s.Log}
+	s.dhcp = &dhcp{iface: s.Interface, self: s.self, boot: s.bootFile, log: s.Log, warn: s.warn}
 	if o.DHCP != nil {
 		if s.dhcp.pool, err = openPool(*o.DHCP, s.self, filepath.Join(o.State, "leases.json")); err != nil {
 			return nil, err
 		}
 	}
-	s.neighbour = func(a netip.Addr) (string, error) { return neighbourOf(o.Interface, a) }
+	s.neighbour = func(a netip.Addr) (string, error) { return neighbourOf(s.Interface, a) }
 	return s, nil
 }
 
@@ -165,6 +175,10 @@ const probeFor = 3 * time.Second
 
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
+	if err := s.setWarnings(nil); err != nil { // of a run that ended without a word
+		return err
+	}
+	defer func() { _ = s.setWarnings(nil) }()
 	if err := s.lookAround(ctx); err != nil {
 		return err
 	}
@@ -203,6 +217,7 @@ func (s *Server) Run(ctx context.Context) error {
 		func(ctx context.Context) error { return (&tftp.Server{Open: s.tftpFile, Log: s.Log}).Serve(ctx, files) },
 		func(ctx context.Context) error { return s.dhcp.serve(ctx, conns[0], dhcpv4.ServerPort) },
 		func(ctx context.Context) error { return s.dhcp.serve(ctx, conns[1], bootServerPort) },
+		s.listen,
 	}
 	if s.Status != "" {
 		l, err := net.Listen("tcp", s.Status)
@@ -247,6 +262,11 @@ func (s *Server) greet() {
 		}
 		s.Log("board %s: release %s, %d MiB, %s", k.Board, k.Release.Manifest().Version, len(k.EFI)>>20, word)
 	}
+	if f, ok := s.Fleet.(interface{ Advice() []string }); ok {
+		for _, text := range f.Advice() {
+			s.Log("%s", text)
+		}
+	}
 	if s.page != "" {
 		s.Log("status page: http://%s/", s.page)
 	}
@@ -263,18 +283,11 @@ func (s *Server) lookAround(ctx context.Context) error {
 	case s.DHCP != nil && len(others) > 0:
 		return fmt.Errorf("%s: a DHCP server answers already: %s; two of them give one address to two machines. Leave out --dhcp to work beside it, or turn it off", s.Interface, strings.Join(others, ", "))
 	case s.DHCP == nil && len(others) == 0:
-		s.warn("no DHCP server answers on " + s.Interface + ": machines get no address; start one, or add --dhcp FROM-TO to be it")
+		s.warn("dhcp", "no DHCP server answers on "+s.Interface+": machines get no address; start one, or add --dhcp FROM-TO to be it")
 	case len(others) > 1:
-		s.warn("more than one DHCP server answers on " + s.Interface + ": " + strings.Join(others, ", ") + "; machines may get addresses from either")
+		s.warn("dhcp", manyDHCP(s.Interface, others))
 	}
 	return nil
-}
-
-func (s *Server) warn(text string) {
-	s.mu.Lock()
-	s.warning = text
-	s.mu.Unlock()
-	s.Log("%s", text)
 }
 
 // note changes a machine and tells whoever watches.
@@ -363,20 +376,22 @@ func (s *Server) bootFile(c Client) string {
 // choose gives the kernel for a client, or why there is none; no reason is a machine that is to start from its disk.
 func (s *Server) choose(c Client, m *Machine) (*Kernel, string) {
 	if c.Arch == "" {
-		return nil, fmt.Sprintf("its architecture is %d (%s), and no release is made for that", uint16(c.Code), c.Code)
+		return nil, fmt.Sprintf("its architecture is %d (%s), and releases are made for amd64 and arm64 alone: take the network out of its boot order, or switch its firmware to one of them", uint16(c.Code), c.Code)
 	}
 	if !m.Installed.IsZero() {
 		return nil, ""
 	}
 	board := ""
 	if !m.Approved {
-		n, known, err := s.Fleet.Find(c.MAC, m.Serial, c.UUID)
-		if err == nil && !known && s.LeaveUnknown {
-			return nil, "is in no fleet, and such machines are left alone; approve it to install it"
+		who := m.claim()
+		who.UUID = cmp.Or(c.UUID, m.UUID)
+		n, known, err := s.Fleet.Find(who)
+		if err == nil && !known && s.LeaveUnknown && (m.told() || !s.Fleet.BySaying()) {
+			return nil, leftAlone + m.MAC + " --config FILE"
 		}
 		if err == nil {
 			board = n.Board
-			m.Node = n.Name
+			m.Node, m.Key = n.Name, n.Key
 		}
 	}
 	if c.By == PXE && c.Firmware == protocol.BIOS && s.noBIOS != nil {
@@ -420,12 +435,38 @@ func (s *Server) bootBytes(name string) ([]byte, error) {
 			return k.Initrd, nil
 		case "-" + protocol.UEFI + ".ipxe":
 			// One signed file, which firmware checks if it checks anything.
-			return []byte("#!ipxe\nchain " + k.Board + ".efi || shell\n"), nil
+			remedy := "If it was refused (Permission denied), this firmware has Secure Boot on and not our keys: clear its keys (setup mode) or switch Secure Boot off."
+			if !k.Signed {
+				remedy = "If it was refused (Permission denied), this firmware has Secure Boot on and the kernel image is not signed: start skerry pxe serve with the key folder, by --keys."
+			}
+			return ipxeScript("chain --autofree "+k.Board+".efi", remedy), nil
 		case "-" + protocol.BIOS + ".ipxe":
-			return []byte("#!ipxe\nkernel " + k.Board + ".vmlinuz " + k.Cmdline + "\ninitrd " + k.Board + ".initrd\nboot\n"), nil
+			return ipxeScript("imgfree && kernel "+k.Board+".vmlinuz "+k.Cmdline+" && initrd "+k.Board+".initrd && boot", "If memory was short, the machine needs 2 GiB."), nil
 		}
 	}
 	return nil, fmt.Errorf("%s: is not served: %w", name, fs.ErrNotExist)
+}
+
+// How often iPXE tries, and how long it waits before it tries again.
+const (
+	ipxeTries = 5
+	ipxeWait  = 10 // seconds
+)
+
+// ipxeScript tries a command again and again, for a cable that comes back, and then lets the firmware go on with its next entry.
+// It says what is wrong, and never ends at a prompt: nobody may be near. It needs no command that small builds of iPXE lack.
+func ipxeScript(command, remedy string) []byte {
+	var b strings.Builder
+	b.WriteString("#!ipxe\n")
+	for try := range ipxeTries {
+		fmt.Fprintf(&b, "%s ||\necho Skerry: the installer did not start, try %d of %d; the line above says why.\necho %s\n", command, try+1, ipxeTries, remedy)
+		b.WriteString("echo If the link was lost, look at the cable, and whether skerry pxe serve runs.\n")
+		if try+1 < ipxeTries {
+			fmt.Fprintf(&b, "echo Again in %d seconds.\nsleep %d\n", ipxeWait, ipxeWait)
+		}
+	}
+	b.WriteString("echo Skerry: giving up; the firmware goes on with its next boot entry. Restart the machine to try again.\nsleep 10\nexit 1\n")
+	return []byte(b.String())
 }
 
 // bootHandler serves boot files and releases. Nothing in them is secret, and all of it is signed.
@@ -455,6 +496,15 @@ func (s *Server) bootHandler() http.Handler {
 				http.NotFound(w, r)
 				return
 			}
+			name := strings.TrimPrefix(r.URL.Path, "/")
+			f, err := rel.files.Open(name)
+			if err != nil { // somebody took it away while we serve
+				s.warn("release "+rel.path()+"/"+name, fmt.Sprintf("%s: %v; put the release back, or serve another one with --release", rel.dir, err))
+				http.Error(w, fmt.Sprintf("the server cannot read %s of release %s; put the release's folder back there, or serve another one with --release", name, rel.Manifest().Version), http.StatusNotFound)
+				return
+			}
+			_ = f.Close()
+			s.warn("release "+rel.path()+"/"+name, "")
 			files.ServeHTTP(w, r)
 		})))
 	}

@@ -68,6 +68,8 @@ type Answer struct {
 	ID      string `json:"id,omitempty"`      // of this installation: what the marker on the disk will hold
 	// Again allows writing over a disk that holds an earlier installation of this machine.
 	Again bool `json:"again,omitempty"`
+	// Warnings are about the network or the server, for the console.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Config is what stands on the machine's config partition.

@@ -278,8 +278,9 @@ func TestBIOSToDisk(t *testing.T) {
 	}
 }
 
-// A fleet of which nothing but its file exists: a server, an agent that starts by UEFI HTTP boot, one of another architecture, and one
-// with a BIOS and no disk. Switched on, they become one cluster.
+// A fleet of which nothing but its file exists: a server, an agent that starts by UEFI HTTP boot, one of another architecture, one
+// whose BIOS starts its disk, and one with a BIOS that runs from memory. Switched on, they become one cluster. The one that keeps
+// nothing is the same machine to it after a lost plug, and so is the one that is installed anew.
 func TestEveryWayIntoOneCluster(t *testing.T) {
 	n := newNetwork(t)
 	if n == nil {
@@ -294,7 +295,7 @@ func TestEveryWayIntoOneCluster(t *testing.T) {
 		"gateway: 10.11.12.1\nconfig: {network: {nameservers: [10.11.12.1]}, ntp: {servers: []}, server: {disable: [ingress, local-storage, metrics-server, servicelb]}}\nnodes:\n"
 	for number, node := range map[int]string{
 		11: "name: server-1, role: server, board: x86-uefi", 12: "name: http-1, role: agent, board: x86-uefi", 13: "name: arm-1, role: agent, board: arm64-uefi",
-		14: "name: memory-1, role: agent, board: x86-uefi, config: {install: {diskless: true}}",
+		14: "name: memory-1, role: agent, board: x86-uefi, config: {install: {diskless: true}}", 15: "name: bios-1, role: agent, board: x86-bios",
 	} {
 		text += fmt.Sprintf("  - {%s, mac: %q, address: 10.11.12.%d/24}\n", node, mac(number), number)
 	}
@@ -316,16 +317,33 @@ func TestEveryWayIntoOneCluster(t *testing.T) {
 	installed(server)
 	server.expect(`skerry: node: Ready.*`)
 	installed(n.machineOf("arm64-uefi", 13, nil))
-	n.machine(14, func(o *vm.Options) {
+	bios := n.machineOf("x86-bios", 15, nil)
+	installed(bios)
+	memory := n.machine(14, func(o *vm.Options) {
 		o.Board.Machine, o.Board.Firmware, o.Board.Args, o.Memory = "q35", vm.BIOS, nil, 3<<30
-	}).expect(`skerry: netboot: run from memory: release .*`)
-	want := "amd64 amd64 amd64 arm64 True True True True"
+	})
+	memory.expect(`skerry: netboot: run from memory: release .*`)
+	n.nodes(kubeconfig, "amd64 amd64 amd64 amd64 arm64 True True True True True")
+	// Both come back without a word from anybody, while the cluster still takes them for alive. "Ready" on the console is of this start.
+	memory.PowerCut()
+	n.power(memory.o).expect(`skerry: node: Ready.*`)
+	n.skerry("pxe", "approve", mac(15), "--reinstall", "--state", n.state)
+	bios.PowerCut()
+	bios = n.power(bios.o)
+	installed(bios)
+	bios.expect(`skerry: node: Ready.*`)
+	n.nodes(kubeconfig, "amd64 amd64 amd64 amd64 arm64 True True True True True")
+}
+
+// nodes waits until the cluster's nodes are of these architectures and in these states.
+func (n *network) nodes(kubeconfig, want string) {
+	n.t.Helper()
 	var got string
 	for end := time.Now().Add(patience); got != want; time.Sleep(5 * time.Second) {
 		if time.Now().After(end) {
-			t.Fatalf("nodes: %s; want %s", got, want)
+			n.t.Fatalf("nodes: %s; want %s", got, want)
 		}
-		b, err := exec.CommandContext(t.Context(), filepath.Join(n.out, "amd64/usr/bin/kubectl"), "--kubeconfig", kubeconfig, "--request-timeout=1m", "get", "nodes",
+		b, err := exec.CommandContext(n.t.Context(), filepath.Join(n.out, "amd64/usr/bin/kubectl"), "--kubeconfig", kubeconfig, "--request-timeout=1m", "get", "nodes",
 			"--sort-by", "{.metadata.labels.kubernetes\\.io/arch}", "-o", `jsonpath={.items[*].status.nodeInfo.architecture} {.items[*].status.conditions[?(@.type=="Ready")].status}`).CombinedOutput()
 		if got = string(b); err != nil {
 			got += err.Error()

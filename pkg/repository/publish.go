@@ -53,6 +53,8 @@ type Notice struct {
 	Minimum   string    `json:"minimum,omitempty"` // the oldest version that can be updated to this one
 	Stone     bool      `json:"stone,omitempty"`   // a machine that is older must run this one before any newer
 	Waves     []Wave    `json:"waves,omitempty"`   // none: all at once
+	// Kubernetes is its version, for those who bring a cluster to the release in an order.
+	Kubernetes string `json:"kubernetes,omitempty"`
 }
 
 // PublishOptions are what a person decides.
@@ -71,7 +73,7 @@ type PublishOptions struct {
 // after: names of files hold their digests or versions, and the timestamp comes last.
 func Publish(dir string, r *Roles, rel *release.Release, files fs.FS, o PublishOptions) (*Notice, error) {
 	m := rel.Manifest()
-	n := &Notice{Version: m.Version, Arch: m.Arch, Boards: m.BoardIDs(), Channel: o.Channel, Published: o.Now.UTC().Truncate(time.Second), Minimum: o.Minimum, Stone: o.Stone, Waves: o.Waves}
+	n := &Notice{Version: m.Version, Arch: m.Arch, Boards: m.BoardIDs(), Channel: o.Channel, Published: o.Now.UTC().Truncate(time.Second), Minimum: o.Minimum, Stone: o.Stone, Waves: o.Waves, Kubernetes: m.Kubernetes}
 	if n.Channel == "" {
 		n.Channel = DefaultChannel
 	}

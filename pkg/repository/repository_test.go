@@ -101,6 +101,9 @@ func TestPublishAndFetch(t *testing.T) {
 		check(t, err)
 		p, err := k.Package(t.Context(), o, b.verify)
 		check(t, err)
+		if have := p.Release.Manifest().Kubernetes; have == "" || o.Kubernetes != have {
+			t.Errorf("the offer has Kubernetes %q, the release %q", o.Kubernetes, have)
+		}
 		want, err := os.ReadFile(filepath.Join(b.Release, "root.img"))
 		check(t, err)
 		r, err := p.Root(t.Context(), 4096, 8192)

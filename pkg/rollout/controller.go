@@ -58,7 +58,7 @@ func run(ctx context.Context, k *controllers.Kit) error {
 // same says whether a plan would decide the same of both.
 func same(a, b *corev1.Node) bool {
 	return a.Annotations[reportAnnotation] == b.Annotations[reportAnnotation] && a.Annotations[requestAnnotation] == b.Annotations[requestAnnotation] &&
-		memberOf(a).ready == memberOf(b).ready && maps.Equal(a.Labels, b.Labels)
+		memberOf(a).ready == memberOf(b).ready && memberOf(a).kubelet == memberOf(b).kubelet && maps.Equal(a.Labels, b.Labels)
 }
 
 // pass decides for all plans and tells nodes and plans. It gives when to look again if nothing changes; 0 is never.
@@ -78,7 +78,7 @@ func (c *controller) pass(ctx context.Context) (again time.Duration, err error) 
 	var faults []error
 	taken := map[string]string{} // node -> plan
 	for _, u := range plans {
-		p, err := read(u.Spec)
+		p, err := u.plan()
 		if err != nil {
 			faults = append(faults, c.tell(ctx, u, Status{Phase: Refused, Message: err.Error()}))
 			continue
@@ -96,13 +96,15 @@ func (c *controller) pass(ctx context.Context) (again time.Duration, err error) 
 			taken[m.node.Name] = u.Name
 			mine = append(mine, m)
 		}
-		now := c.now()
-		d := p.decide(u.Name, u.Status, all, mine, now)
+		d := p.decide(u.Status, all, mine, c.now())
 		if len(lost) > 0 {
 			d.status.Message += "; left to older plans: " + strings.Join(lost, ", ")
 		}
-		for _, m := range mine {
-			faults = append(faults, c.ask(ctx, m, d.requests[m.node.Name]))
+		for i, m := range all {
+			if taken[m.node.Name] == u.Name {
+				all[i].request = d.requests[m.node.Name] // for the plans that follow
+				faults = append(faults, c.ask(ctx, m, all[i].request))
+			}
 		}
 		faults = append(faults, c.tell(ctx, u, d.status))
 		if d.again > 0 && (again == 0 || d.again < again) {
@@ -126,11 +128,7 @@ func (c *controller) list() ([]*UpdatePlan, error) {
 	}
 	var plans []*UpdatePlan
 	for _, o := range objects {
-		u := &UpdatePlan{}
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.(*unstructured.Unstructured).Object, u); err != nil {
-			return nil, fmt.Errorf("update plan %s: %w", o.(*unstructured.Unstructured).GetName(), err)
-		}
-		plans = append(plans, u)
+		plans = append(plans, updatePlan(o.(*unstructured.Unstructured)))
 	}
 	slices.SortFunc(plans, func(a, b *UpdatePlan) int {
 		if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
@@ -198,7 +196,7 @@ func (c *controller) tell(ctx context.Context, u *UpdatePlan, s Status) error {
 
 // withNulls names each field of a Status that a JSON text of it leaves out.
 func withNulls(text []byte) []byte {
-	fields := map[string]any{"message": nil, "version": nil, "progress": nil, "updating": nil, "failed": nil, "stage": nil, "stageDone": nil}
+	fields := map[string]any{"message": nil, "version": nil, "channel": nil, "progress": nil, "updating": nil, "failed": nil, "stage": nil, "stageDone": nil}
 	_ = json.Unmarshal(text, &fields) // made by us just now
 	out, _ := json.Marshal(fields)
 	return out

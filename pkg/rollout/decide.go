@@ -17,21 +17,23 @@ import (
 // serverLabel is on every server.
 const serverLabel = "node-role.kubernetes.io/control-plane"
 
-// member is a node of a plan.
+// member is a node of the cluster.
 type member struct {
 	node    *corev1.Node
 	server  bool
 	ready   bool
+	turned  time.Time // when ready became what it is
+	kubelet string    // its version
 	report  *Report
 	request *Request
 }
 
 func memberOf(n *corev1.Node) member {
-	m := member{node: n, report: ReportOf(n), request: RequestOf(n)}
+	m := member{node: n, kubelet: n.Status.NodeInfo.KubeletVersion, report: ReportOf(n), request: RequestOf(n)}
 	_, m.server = n.Labels[serverLabel]
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			m.ready = c.Status == corev1.ConditionTrue
+			m.ready, m.turned = c.Status == corev1.ConditionTrue, c.LastTransitionTime.Time
 		}
 	}
 	return m
@@ -42,17 +44,28 @@ func (m member) runs(version string) bool {
 	return m.report != nil && m.report.Version == version && m.report.Phase == ""
 }
 
-// under says whether the node is on its way to the version.
-func (m member) under(version string) bool {
-	return m.request != nil && m.request.Version == version && !m.runs(version) && m.failure(version) == ""
+// beyond says whether the node runs something newer: updates do not go back.
+func (m member) beyond(version string) bool {
+	return m.report != nil && m.report.Phase == "" && release.CompareVersions(m.report.Version, version) > 0
 }
 
-// failure is why the node does not run the version; "" is none.
-func (m member) failure(version string) string {
+// under says whether the node is on its way to the version.
+func (m member) under(version string) bool {
+	return m.request != nil && m.request.Version == version && !m.runs(version) && m.failure(version, m.request.Attempt) == ""
+}
+
+// failure is why the node does not run the version after an attempt; "" is none.
+func (m member) failure(version, attempt string) string {
 	if m.report == nil || m.runs(version) {
 		return ""
 	}
-	return m.report.Failed[version]
+	if m.report.Attempt == attempt && m.report.Failed[version] != "" {
+		return m.report.Failed[version]
+	}
+	if m.request != nil && m.request.Attempt == attempt && m.request.Late == version {
+		return cmp.Or(m.report.Problem, "was asked and is not back") + "; the plan's deadline is over"
+	}
+	return ""
 }
 
 // decision is what a plan comes to.
@@ -64,17 +77,22 @@ type decision struct {
 
 // decide says what each node of a plan is to do now. all are the cluster's nodes, mine those that belong to this plan and to no
 // other; before is the status of the last decision.
-func (p *plan) decide(name string, before Status, all, mine []member, now time.Time) decision {
-	p.sort(mine)
-	d := decision{requests: map[string]*Request{}, status: Status{Nodes: len(mine)}}
+func (p *plan) decide(before Status, all, mine []member, now time.Time) decision {
+	named := p.sort(mine)
+	d := decision{requests: map[string]*Request{}, status: Status{Nodes: len(mine), Channel: p.spec.Channel}}
 	s := &d.status
 	hold := func(m member, version string) {
-		r := Request{Plan: name, Channel: p.spec.Channel}
+		r := Request{Plan: p.name, Channel: p.spec.Channel, Target: p.spec.Version, Attempt: p.attempt}
 		if version != "" { // Since stays, or every pass would begin the deadline anew
-			r = Request{Plan: name, Channel: p.spec.Channel, Version: version, Since: now, Drain: p.drain}
-			if m.request != nil && m.request.Version == version && !m.request.Since.IsZero() {
+			r.Version, r.Since, r.Drain = version, now, p.drain
+			if m.under(version) {
+				r.Attempt = m.request.Attempt
+			}
+			if m.under(version) || m.runs(version) && m.request != nil && m.request.Version == version {
 				r.Since = m.request.Since
 			}
+		} else if m.request != nil && m.request.Attempt == p.attempt {
+			r.Late = m.request.Late
 		}
 		d.requests[m.node.Name] = &r
 	}
@@ -96,44 +114,55 @@ func (p *plan) decide(name string, before Status, all, mine []member, now time.T
 		for _, m := range mine {
 			hold(m, "")
 		}
-		return say(Waiting, "no node has been offered a release of channel %s yet", p.spec.Channel)
+		return say(Waiting, "no node has been offered a release of channel %s yet%s", p.spec.Channel, problems(mine))
 	}
 
 	// Where everybody is.
-	var late *member
-	silent := ""
+	var silent, beyond []string
 	for i, m := range mine {
-		switch why := m.failure(version); {
+		switch why := m.failure(version, p.attempt); {
 		case m.report == nil:
-			silent = cmp.Or(silent, m.node.Name)
+			silent = append(silent, m.node.Name)
 			hold(m, "")
 		case m.runs(version):
 			s.Updated++
 			hold(m, version)
+		case m.beyond(version):
+			beyond = append(beyond, fmt.Sprintf("%s, which runs %s", m.node.Name, m.report.Version))
+			hold(m, "")
 		case why != "":
 			s.Failed = append(s.Failed, m.node.Name+": "+why)
+			hold(m, "")
+		case m.under(version) && now.Sub(m.request.Since) > p.deadline:
+			m.request = &Request{Attempt: p.attempt, Late: version}
+			mine[i] = m
+			s.Failed = append(s.Failed, m.node.Name+": "+m.failure(version, p.attempt))
 			hold(m, "")
 		case m.under(version):
 			s.Updating = append(s.Updating, m.node.Name)
 			hold(m, version)
-			if now.Sub(m.request.Since) > p.deadline && late == nil {
-				late = &mine[i]
-			}
 		default:
 			hold(m, "")
 		}
-	}
-	if late != nil {
-		s.Failed = append(s.Failed, fmt.Sprintf("%s: asked %s ago and not back", late.node.Name, now.Sub(late.request.Since).Round(time.Minute)))
 	}
 	if s.Updated == len(mine) {
 		s.Stage = len(p.stages)
 		return say(Complete, "all nodes run %s", version)
 	}
+	unready := ""
+	for _, m := range mine {
+		switch {
+		case !m.runs(version) || m.ready:
+		case now.Sub(m.turned) > p.deadline:
+			s.Failed = append(s.Failed, fmt.Sprintf("%s: runs %s and is not Ready", m.node.Name, version))
+		default:
+			unready = cmp.Or(unready, m.node.Name)
+		}
+	}
 	d.again = time.Minute
 	switch {
 	case len(s.Failed) > p.spec.MaxFailures:
-		return say(Failed, "%s; no other node is updated: publish a newer release, or raise maxFailures to go on", s.Failed[0])
+		return say(Failed, "%s; no other node is updated: publish a newer release, or change the plan to try again (spec.resume), or raise maxFailures to go on", s.Failed[0])
 	case p.spec.Paused:
 		return say(Paused, "paused; %s under way go on", count(len(s.Updating), "node"))
 	}
@@ -142,22 +171,24 @@ func (p *plan) decide(name string, before Status, all, mine []member, now time.T
 	if !p.open(now) {
 		return say(Waiting, "for the next window (%s, UTC)", strings.Join(p.spec.Windows, ", "))
 	}
-	for _, m := range mine {
-		if m.runs(version) && !m.ready {
-			return say(Waiting, "for node %s, which runs %s and is not Ready", m.node.Name, version)
-		}
+	if p.canaries != nil && named == 0 {
+		return say(Waiting, "no node of this plan is one that spec.canary.nodeSelector means")
 	}
-	limit, soaking := p.limit(s, mine, version, now)
+	if unready != "" {
+		return say(Waiting, "for node %s, which runs %s and is not Ready", unready, version)
+	}
+	limit, soaking := p.limit(s, mine, named, version, now)
 	if soaking > 0 {
 		d.again = min(d.again, soaking)
 		return say(Soaking, "stage %d of %d is done; the next begins in %s", s.Stage, len(p.stages), soaking.Round(time.Second))
 	}
 	room := p.concurrency(len(mine)) - len(s.Updating)
-	for i, m := range mine[:limit] {
-		if m.report == nil || m.runs(version) || m.under(version) || m.failure(version) != "" {
+	kubernetes := kubernetesOf(version, all)
+	for _, m := range mine[:limit] {
+		if m.report == nil || m.under(version) || p.done(m, version) {
 			continue
 		}
-		if wait := blocked(m, all, version); wait != "" {
+		if wait := blocked(m, all, version, kubernetes); wait != "" {
 			if len(s.Updating) > 0 {
 				break
 			}
@@ -170,65 +201,107 @@ func (p *plan) decide(name string, before Status, all, mine []member, now time.T
 			break
 		}
 		room--
-		hold(mine[i], version)
+		hold(m, version)
 		s.Updating = append(s.Updating, m.node.Name)
 		if m.server {
 			break
 		}
 	}
-	if len(s.Updating) == 0 {
-		if silent != "" {
-			return say(Waiting, "node %s does not report its release: it runs another system, or is switched off", silent)
-		}
-		return say(Complete, "all nodes run %s but %s", version, strings.Join(s.Failed, "; "))
+	switch {
+	case len(s.Updating) > 0:
+		return say(Rolling, "updating %s%s", strings.Join(s.Updating, ", "), problems(mine))
+	case len(silent) > 0:
+		return say(Waiting, "node %s does not report its release: it runs another system, or is switched off", silent[0])
 	}
-	return say(Rolling, "updating %s", strings.Join(s.Updating, ", "))
+	return say(Complete, "all nodes run %s but %s", version, strings.Join(append(beyond, s.Failed...), "; "))
 }
 
-// target is the version to bring the nodes to. A channel's is taken up when the one before has come to its end.
+// done says whether the plan has nothing more to ask of the node: the node runs the version, or something newer, or failed.
+func (p *plan) done(m member, version string) bool {
+	return m.runs(version) || m.beyond(version) || m.failure(version, p.attempt) != ""
+}
+
+// problems is what nodes try to get over, for the end of a message.
+func problems(mine []member) (text string) {
+	for _, m := range mine {
+		if m.report != nil && m.report.Problem != "" && text == "" {
+			text = fmt.Sprintf("; %s: %s", m.node.Name, m.report.Problem)
+		}
+	}
+	return text
+}
+
+// target is the version to bring the nodes to: the newest that the plan's channel offers any of them. While nodes are brought to
+// one, it stays.
 func (p *plan) target(before Status, mine []member) string {
 	if p.spec.Version != "" {
 		return p.spec.Version
 	}
-	newest := before.Version
-	for _, m := range mine {
-		if m.report == nil {
-			continue
-		}
-		for _, v := range []string{m.report.Version, m.report.Offered} {
-			if v != "" && (newest == "" || release.CompareVersions(v, newest) > 0) {
-				newest = v
-			}
-		}
+	last := ""
+	if before.Channel == p.spec.Channel {
+		last = before.Version
 	}
 	switch before.Phase {
-	case "", Complete, Failed, Waiting, Refused:
-		return newest
+	case Rolling, Soaking, Paused:
+		if last != "" {
+			return last
+		}
 	}
-	return cmp.Or(before.Version, newest)
+	newest := ""
+	for _, m := range mine {
+		if m.report == nil || m.report.Channel != p.spec.Channel || m.report.Offered == "" {
+			continue
+		}
+		if newest == "" || release.CompareVersions(m.report.Offered, newest) > 0 {
+			newest = m.report.Offered
+		}
+	}
+	return cmp.Or(newest, last)
 }
 
-// sort puts the nodes into the order in which they go.
-func (p *plan) sort(mine []member) {
+// kubernetesOf is the version of Kubernetes in a release; "" if no node knows.
+func kubernetesOf(version string, all []member) string {
+	for _, m := range all {
+		switch {
+		case m.report == nil:
+		case m.report.Offered == version && m.report.Kubernetes != "":
+			return m.report.Kubernetes
+		case m.runs(version) && m.kubelet != "":
+			return m.kubelet
+		}
+	}
+	return ""
+}
+
+// sort puts the nodes into the order in which they go, and says how many the canary's selector means: they are the first.
+func (p *plan) sort(mine []member) (named int) {
 	rank := func(m member) (r int) {
-		if !m.server {
+		if p.canaries == nil || !p.canaries.Matches(labels.Set(m.node.Labels)) {
 			r += 2
 		}
-		if p.canaries != nil && !p.canaries.Matches(labels.Set(m.node.Labels)) {
+		if !m.server {
 			r++
 		}
 		return r
 	}
 	slices.SortFunc(mine, func(a, b member) int { return cmp.Or(rank(a)-rank(b), strings.Compare(a.node.Name, b.node.Name)) })
+	for named < len(mine) && rank(mine[named]) < 2 {
+		named++
+	}
+	return named
 }
 
-// limit is how many of the nodes belong to the stage that is under way, and how long it must still soak before the next.
-func (p *plan) limit(s *Status, mine []member, version string, now time.Time) (int, time.Duration) {
+// limit is how many of the nodes belong to the stage that is under way, and how long it must still soak before the next. named
+// are those of the canary's selector.
+func (p *plan) limit(s *Status, mine []member, named int, version string, now time.Time) (int, time.Duration) {
 	for {
 		i := min(s.Stage, len(p.stages)-1)
 		n := p.stages[i].upto(len(mine))
+		if i == 0 && p.canaries != nil {
+			n = min(n, named)
+		}
 		for _, m := range mine[:n] {
-			if !m.runs(version) && m.failure(version) == "" {
+			if !p.done(m, version) {
 				if s.Stage > 0 && s.StageDone.IsZero() {
 					s.StageDone = metav1.NewTime(now)
 				}
@@ -245,20 +318,6 @@ func (p *plan) limit(s *Status, mine []member, version string, now time.Time) (i
 		}
 		s.Stage, s.StageDone = i+1, metav1.NewTime(now)
 	}
-}
-
-// blocked says what in the cluster keeps a node from going now; "" is nothing.
-func blocked(m member, all []member, version string) string {
-	for _, other := range all {
-		switch {
-		case !other.server || other.node.Name == m.node.Name:
-		case m.server && !other.ready:
-			return fmt.Sprintf("for server %s, which is not Ready: with one more away the cluster might stand still", other.node.Name)
-		case !m.server && other.report != nil && release.CompareVersions(other.report.Version, version) < 0:
-			return fmt.Sprintf("for server %s, which runs %s: an agent must not be newer than its servers", other.node.Name, other.report.Version)
-		}
-	}
-	return ""
 }
 
 func count(n int, what string) string {

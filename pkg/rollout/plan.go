@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"regexp"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -22,10 +24,31 @@ var Plans = schema.GroupVersionResource{Group: Group, Version: "v1alpha1", Resou
 
 // UpdatePlan is the object; the manifest of its definition explains the fields to kubectl.
 type UpdatePlan struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-	Spec              Spec   `json:"spec"`
-	Status            Status `json:"status,omitzero"`
+	metav1.ObjectMeta
+	Spec   Spec
+	Status Status
+
+	unread error // why Spec is empty
+}
+
+// updatePlan reads the object as the API has it. That its spec cannot be read is for its own status.
+func updatePlan(o *unstructured.Unstructured) *UpdatePlan {
+	u := &UpdatePlan{}
+	_ = recoded(o.Object["metadata"], &u.ObjectMeta) // the API server wrote it
+	_ = recoded(o.Object["status"], &u.Status)       // it is written anew
+	if err := recoded(o.Object["spec"], &u.Spec); err != nil {
+		u.unread = fmt.Errorf("spec: %w", err)
+	}
+	return u
+}
+
+// recoded reads what was JSON into a value.
+func recoded(from, to any) error {
+	text, err := json.Marshal(from)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, to)
 }
 
 // Spec is what a person writes.
@@ -43,6 +66,7 @@ type Spec struct {
 	Deadline    *metav1.Duration `json:"deadline,omitempty"`    // for a node to be back, one hour by default
 	MaxFailures int              `json:"maxFailures,omitempty"` // nodes that may fail before the plan stops
 	Paused      bool             `json:"paused,omitempty"`
+	Resume      string           `json:"resume,omitempty"` // any text; a new one, as every change of the spec, begins another attempt
 }
 
 // Canary is the first wave.
@@ -71,6 +95,7 @@ type Status struct {
 	Phase              string      `json:"phase,omitempty"`
 	Message            string      `json:"message,omitempty"`  // what the plan waits for, or why it stopped
 	Version            string      `json:"version,omitempty"`  // that the nodes are brought to
+	Channel            string      `json:"channel,omitempty"`  // that it is of
 	Progress           string      `json:"progress,omitempty"` // 3/20
 	Nodes              int         `json:"nodes"`
 	Updated            int         `json:"updated"`
@@ -91,8 +116,10 @@ const (
 	Refused  = "Refused"  // the plan makes no sense; the message says why
 )
 
-// plan is a Spec that has been read.
+// plan is an UpdatePlan that has been read.
 type plan struct {
+	name     string
+	attempt  string // another one for each change of the spec, and for each plan
 	spec     Spec
 	selector labels.Selector
 	canaries labels.Selector // nil: by order
@@ -122,6 +149,19 @@ var (
 	shareForm   = regexp.MustCompile(`^([1-9][0-9]?|100)%$`)
 	versionForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,127}$`)
 )
+
+// plan reads the object.
+func (u *UpdatePlan) plan() (*plan, error) {
+	if u.unread != nil {
+		return nil, u.unread
+	}
+	p, err := read(u.Spec)
+	if err != nil {
+		return nil, err
+	}
+	p.name, p.attempt = u.Name, fmt.Sprintf("%s.%d", u.UID, u.Generation)
+	return p, nil
+}
 
 // read checks a spec. The error names the field.
 func read(spec Spec) (*plan, error) {

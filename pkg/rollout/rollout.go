@@ -4,15 +4,19 @@
 //
 // It is a conversation in two annotations of each Node:
 //
-//	updates.skerry.io/request  by the server: which plan the node belongs to, and which release it is to run now, if any
-//	updates.skerry.io/report   by the node: what it runs, what it could run, what failed
+//	updates.skerry.io/request  by the server: which plan the node belongs to, where it is to look, and which release it is to run now, if any
+//	updates.skerry.io/report   by the node: what it runs, what it was offered there, what failed
 //
 // A node with a request no longer updates itself by its own schedule. A node without the server goes on as it is.
 //
-// The order: servers before agents, because a kubelet may not be newer than its API server, and one server at a time, only
-// while all servers are Ready; then by name. The canaries are the first of that order, and the waves what follows. Nobody goes
-// while a node that was updated is not Ready, and with the first failure (or more, if the plan allows them) nobody goes any more
-// until a person changes the plan or a newer release is there.
+// The order: canaries that a plan names, then servers before agents, then by name. The canaries are the first of that order, and
+// the waves what follows. Servers go one at a time, across all plans and with those that update themselves, only while all others
+// are Ready. Nobody goes whose kubelet would be newer than an API server, and no server past a minor version of Kubernetes (skew.go).
+// Nobody goes while a node that was updated is not Ready, and with the first failure (or more, if the plan allows them) nobody goes
+// any more until a person changes the plan or another release is there.
+//
+// What a node's source or network keeps it from it tries again, until the plan's deadline. A change of a plan's spec, or a new
+// plan, begins another attempt: what failed before is tried again, even a release that a node tried and left.
 package rollout
 
 import (
@@ -34,8 +38,11 @@ const (
 type Request struct {
 	Plan    string    `json:"plan"`              // name; the node leaves the choice of time to it
 	Version string    `json:"version,omitempty"` // the release to run now; "" is the one it runs
-	Channel string    `json:"channel,omitempty"` // to look at; "" is the node's own
+	Channel string    `json:"channel,omitempty"` // to look at, or
+	Target  string    `json:"target,omitempty"`  // the release to look for: the one that the plan is for
+	Attempt string    `json:"attempt,omitempty"` // with another one, what failed counts no more
 	Since   time.Time `json:"since,omitzero"`    // when the version was asked for
+	Late    string    `json:"late,omitempty"`    // the release that was asked for in vain until the plan's deadline
 	Drain   *Drain    `json:"drain,omitempty"`   // nil leaves the pods alone
 }
 
@@ -56,10 +63,18 @@ const (
 // Report is what a node says of its releases.
 type Report struct {
 	Version string            `json:"version"`           // that runs and is kept
-	Offered string            `json:"offered,omitempty"` // the newest that its source has for it
 	Phase   string            `json:"phase,omitempty"`   // what it does now: writing, trying; "" is nothing
+	Attempt string            `json:"attempt,omitempty"` // of the request that it took up last
 	Failed  map[string]string `json:"failed,omitempty"`  // version -> why
-	Problem string            `json:"problem,omitempty"` // with its source
+	Problem string            `json:"problem,omitempty"` // that it tries to get over
+	Offer
+}
+
+// Offer is what a node's source has for it, of what it was asked to look at.
+type Offer struct {
+	Channel    string `json:"channel,omitempty"`    // "" if it was a version
+	Offered    string `json:"offered,omitempty"`    // the newest that the node could run next, or runs; of a version, that one
+	Kubernetes string `json:"kubernetes,omitempty"` // in the release offered
 }
 
 // RequestOf reads what is asked of a node; nil is nothing. A request that cannot be read asks for nothing but patience.

@@ -2,8 +2,12 @@ package updates
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,22 +15,20 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skerry-os/skerry/pkg/drain"
+	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/repository"
 	"github.com/skerry-os/skerry/pkg/rollout"
-	"github.com/skerry-os/skerry/pkg/update/host"
+	"github.com/skerry-os/skerry/pkg/update"
 	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
-// planLook is how often a node looks what update plans ask of it, planAgain how often it tries what did not work because of
-// its source.
-const (
-	planLook  = 10 * time.Second
-	planAgain = time.Minute
-)
+// planLook is how often a node looks what update plans ask of it.
+const planLook = 10 * time.Second
 
 // followPlan does what update plans ask of this node and reports how it is, until ctx ends. Without a server nothing is asked.
 func (s *service) followPlan(ctx context.Context) {
-	p := planned{service: s, refused: map[string]string{}}
+	p := &planned{service: s, lock: Lock, now: time.Now}
+	p.look, p.bring = p.lookAt, p.bringTo
 	tick := time.NewTicker(planLook)
 	defer tick.Stop()
 	for {
@@ -44,69 +46,135 @@ func (s *service) followPlan(ctx context.Context) {
 // planned is the node's side of pkg/rollout.
 type planned struct {
 	*service
-	since   time.Time         // of the request that refused belongs to
-	refused map[string]string // version -> why this node did not come to it, besides what the record says
-	after   time.Time         // when to try again
+	look  func(context.Context, *rollout.Request) (rollout.Offer, error) // at the sources
+	bring func(context.Context, *rollout.Request) error                  // the node to the release; in the good case it restarts
+	lock  func() (unlock func(), err error)
+	now   func() time.Time
+
+	node    *corev1.Node      // as the API last had it
+	refused map[string]string // version -> why this node did not come to it in this attempt, besides what the record says
+	attempt string            // that refused belongs to
+	trouble string            // with what it is asked for
+
+	offer    rollout.Offer
+	of       time.Time // the record's look that was newest at that of offer
+	nothing  string    // why there is no newer offer
+	looks    pause
+	bringing pause
 }
 
+// pass is one look at what is asked, and what is to be done now.
 func (p *planned) pass(ctx context.Context) error {
 	c, err := p.kube()
 	if err != nil {
 		return err
 	}
-	node, err := c.CoreV1().Nodes().Get(ctx, p.o.NodeName, metav1.GetOptions{})
-	if err != nil {
+	if p.node, err = c.CoreV1().Nodes().Get(ctx, p.o.NodeName, metav1.GetOptions{}); err != nil {
 		return err
 	}
-	r := rollout.RequestOf(node)
+	r := rollout.RequestOf(p.node)
 	p.planned.Store(r != nil)
-	if err := p.report(ctx, node); err != nil {
+	if p.refused == nil { // skerryd started; what it said before still holds
+		p.refused = map[string]string{}
+		if before := rollout.ReportOf(p.node); before != nil {
+			p.attempt = before.Attempt
+			maps.Copy(p.refused, before.Failed)
+		}
+	}
+	rec, err := p.n.Updater.Store.Load()
+	if err != nil {
 		return err
 	}
-	if r == nil || r.Version == "" || r.Version == p.n.ID.Release.Version || p.n.ID.Boot.Trial && !p.kept() {
+	asked := r != nil && r.Version != "" && (!p.n.ID.Boot.Trial || rec.Phase != record.Trying)
+	switch {
+	case r == nil:
+		p.offer, p.nothing, p.trouble, p.looks = rollout.Offer{}, "", "", pause{}
+	case !asked:
+		p.lookFor(ctx, r, rec.Checked)
+	case r.Attempt != p.attempt:
+		if asked, err = p.begin(r); err != nil {
+			return err
+		}
+	}
+	// This is what the node remembers the attempt by, after its restart too.
+	if err := p.report(ctx, record.Idle); err != nil {
+		return err
+	}
+	if !asked || r.Version == p.n.ID.Release.Version || rollout.ReportOf(p.node).Failed[r.Version] != "" {
 		return nil
 	}
-	if !r.Since.Equal(p.since) { // asked anew
-		p.since, p.after = r.Since, time.Time{}
-		clear(p.refused)
-	}
-	if p.refused[r.Version] != "" || time.Now().Before(p.after) {
-		return nil
-	}
-	p.after = time.Now().Add(planAgain)
-	p.serve(ctx, r)
-	return p.report(ctx, node)
+	return p.serve(ctx, r)
 }
 
-// kept says whether the slot that began as a trial is one no more.
-func (p *planned) kept() bool {
-	r, err := record.File(host.RecordFile).Load()
-	return err == nil && r.Phase != record.Trying
-}
-
-// serve brings the node to the release it is asked for. In the good case the machine restarts.
-func (p *planned) serve(ctx context.Context, r *rollout.Request) {
-	unlock, err := Lock()
+// begin takes up another attempt: a person wants again what this node may have tried and left. It does not while somebody
+// updates the node by hand.
+func (p *planned) begin(r *rollout.Request) (bool, error) {
+	unlock, err := p.lock()
 	if err != nil {
-		return // somebody does it by hand right now
+		return false, nil //nolint:nilerr // said above
 	}
 	defer unlock()
-	u := p.n.Updater
-	u.Want = r.Version
-	defer func() { u.Want = "" }()
-	release, err := p.n.Check(ctx, false)
-	switch {
-	case errors.Is(err, repository.ErrUpToDate):
-		p.refused[r.Version] = err.Error()
-		return
-	case err != nil: // the source may answer later; the plan has a deadline
-		p.o.Log.Warn("update plan: the source", "plan", r.Plan, "err", err)
-		return
+	rec, err := p.n.Updater.Store.Load()
+	if err != nil {
+		return false, err
 	}
-	p.o.Log.Info("an update plan asks for a release", "plan", r.Plan, "version", release.Offer.Version)
+	rec.Failed = slices.DeleteFunc(rec.Failed, func(f record.Failure) bool {
+		return release.CompareVersions(f.Version, p.n.ID.Release.Version) > 0 && release.CompareVersions(f.Version, r.Version) <= 0
+	})
+	if err := p.n.Updater.Store.Save(rec); err != nil {
+		return false, err
+	}
+	p.attempt, p.trouble, p.bringing = r.Attempt, "", pause{}
+	clear(p.refused)
+	return true, nil
+}
+
+// serve brings the node to the release that is asked for. What may be better in a while is tried again, as long as it is asked.
+func (p *planned) serve(ctx context.Context, r *rollout.Request) error {
+	if !p.bringing.over(r.Version, p.now()) {
+		return nil
+	}
+	unlock, err := p.lock()
+	if err != nil {
+		return nil //nolint:nilerr // somebody does it by hand right now
+	}
+	defer unlock()
+	p.trouble, p.nothing = "", ""
+	switch err = p.bring(ctx, r); {
+	case err == nil || ctx.Err() != nil:
+	case lasting(err):
+		p.refused[r.Version] = err.Error()
+	default:
+		p.trouble = err.Error()
+		p.bringing.longer(p.now())
+	}
+	if err != nil && ctx.Err() == nil {
+		p.o.Log.Warn("update plan", "plan", r.Plan, "version", r.Version, "err", err)
+	}
+	return p.report(ctx, record.Idle)
+}
+
+// lasting says of an update's error that trying again soon would not help: the machine, the release or a person must change.
+func lasting(err error) bool {
+	for _, e := range []error{update.ErrRoom, update.ErrDebug, release.ErrRollback, drain.ErrStuck} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// bringTo brings the node to the release that is asked for, or the next on the way.
+func (p *planned) bringTo(ctx context.Context, r *rollout.Request) error {
+	u := p.n.Updater
 	own := u.Drain
-	defer func() { u.Drain = own }()
-	u.Drain = nil
+	defer func() { u.Want, u.Drain = "", own }()
+	u.Want, u.Drain = r.Version, nil
+	next, err := p.n.Check(ctx, false)
+	if err != nil {
+		return err
+	}
+	p.o.Log.Info("an update plan asks for a release", "plan", r.Plan, "version", next.Offer.Version)
 	if d := r.Drain; d != nil {
 		policy := drain.Stop // which fails the plan
 		if d.OnDeadline == rollout.Force {
@@ -114,36 +182,119 @@ func (p *planned) serve(ctx context.Context, r *rollout.Request) {
 		}
 		u.Drain = p.drains(time.Duration(d.DeadlineSeconds)*time.Second, policy)
 	}
-	if err := u.Apply(ctx, release); err != nil && ctx.Err() == nil {
-		p.refused[r.Version] = err.Error()
-		p.o.Log.Warn("update plan", "plan", r.Plan, "version", r.Version, "err", err)
+	if err := p.report(ctx, record.Writing); err != nil && ctx.Err() == nil {
+		p.o.Log.Debug("update plans: the server does not answer", "err", err) // it knows whom it asked
 	}
+	return u.Apply(ctx, next)
 }
 
-// report tells the plans how this node is, if that is new.
-func (p *planned) report(ctx context.Context, node *corev1.Node) error {
-	r, err := record.File(host.RecordFile).Load()
+// lookFor looks what the sources have of what a plan is for: at once for a new question, whenever the machine looked for itself,
+// and after trouble.
+func (p *planned) lookFor(ctx context.Context, r *rollout.Request, checked time.Time) {
+	if p.offer.Channel != r.Channel {
+		p.offer = rollout.Offer{}
+	}
+	question := r.Channel + "\n" + r.Target
+	if question == p.looks.of && p.nothing == "" && checked.Equal(p.of) || !p.looks.over(question, p.now()) {
+		return
+	}
+	unlock, err := p.lock()
+	if err != nil {
+		return
+	}
+	defer unlock()
+	offer, err := p.look(ctx, r)
+	if err != nil && ctx.Err() == nil {
+		p.nothing = err.Error()
+		p.looks.longer(p.now())
+		return
+	}
+	p.offer, p.of, p.nothing, p.looks = offer, checked, "", pause{of: question}
+}
+
+// lookAt looks at the sources in turn.
+func (p *planned) lookAt(ctx context.Context, r *rollout.Request) (rollout.Offer, error) {
+	sources, err := p.n.sources()
+	if err != nil {
+		return rollout.Offer{}, err
+	}
+	if len(sources) == 0 {
+		return rollout.Offer{}, errors.New("the node config names no source of updates (update.source), and no stick with a repository is plugged in")
+	}
+	u := p.n.Updater
+	var errs []error
+	for _, s := range sources {
+		k, err := (&repository.Client{Source: s, Root: u.Root, Dir: u.Dir, Now: u.Now()}).Look(ctx)
+		if err == nil {
+			var offer rollout.Offer
+			if offer, err = offered(k.Offers, repository.Machine{Arch: u.Arch, Board: u.Board, Version: u.Version, Seed: u.Seed}, r, u.Now()); err == nil {
+				return offer, nil
+			}
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", s, err))
+	}
+	return rollout.Offer{}, errors.Join(errs...)
+}
+
+// offered is what a repository has for a machine of what a plan is for.
+func offered(offers []repository.Offer, m repository.Machine, r *rollout.Request, now time.Time) (rollout.Offer, error) {
+	find := func(version string) (repository.Offer, bool) {
+		i := slices.IndexFunc(offers, func(o repository.Offer) bool {
+			return o.Version == version && o.Arch == m.Arch && slices.Contains(o.Boards, m.Board) && (r.Channel == "" || o.Channel == r.Channel)
+		})
+		if i < 0 {
+			return repository.Offer{}, false
+		}
+		return offers[i], true
+	}
+	if r.Target != "" {
+		o, ok := find(r.Target)
+		if !ok && release.CompareVersions(r.Target, m.Version) > 0 {
+			return rollout.Offer{}, fmt.Errorf("there is no release %s for board %s (%s)", r.Target, m.Board, m.Arch)
+		}
+		return rollout.Offer{Offered: o.Version, Kubernetes: o.Kubernetes}, nil
+	}
+	m.Channel = r.Channel
+	o, err := repository.Choose(offers, m, now)
+	if err != nil {
+		o, _ = find(m.Version) // that is the newest for it, or it came from elsewhere
+	}
+	return rollout.Offer{Channel: r.Channel, Offered: o.Version, Kubernetes: o.Kubernetes}, nil
+}
+
+// report tells the plans how this node is, if that is new. phase is what it begins; Idle is what the record says.
+func (p *planned) report(ctx context.Context, phase record.Phase) error {
+	rec, err := p.n.Updater.Store.Load()
 	if err != nil {
 		return err
 	}
-	text := reportOf(p.n.ID.Release.Version, r, p.refused).Patch()
-	if have := rollout.ReportOf(node); have != nil && bytes.Equal(have.Patch(), text) {
+	if rec.Phase == record.Writing {
+		if unlock, err := p.lock(); err == nil { // nobody writes: the power failed when somebody did
+			unlock()
+			rec.Phase = record.Idle
+		}
+	}
+	rec.Phase = cmp.Or(phase, rec.Phase)
+	out := reportOf(p.n.ID.Release.Version, rec, p.refused)
+	out.Attempt, out.Offer, out.Problem = p.attempt, p.offer, cmp.Or(p.trouble, p.nothing, out.Problem)
+	text := out.Patch()
+	if have := rollout.ReportOf(p.node); have != nil && bytes.Equal(have.Patch(), text) {
 		return nil
 	}
 	c, err := p.kube()
 	if err != nil {
 		return err
 	}
-	_, err = c.CoreV1().Nodes().Patch(ctx, p.o.NodeName, types.MergePatchType, text, metav1.PatchOptions{})
+	node, err := c.CoreV1().Nodes().Patch(ctx, p.o.NodeName, types.MergePatchType, text, metav1.PatchOptions{})
+	if err == nil {
+		p.node = node
+	}
 	return err
 }
 
 // reportOf is what the record says to plans.
 func reportOf(version string, r record.Record, refused map[string]string) rollout.Report {
-	out := rollout.Report{Version: version, Offered: r.Offered, Phase: string(r.Phase), Problem: r.Problem, Failed: map[string]string{}}
-	for v, why := range refused {
-		out.Failed[v] = why
-	}
+	out := rollout.Report{Version: version, Phase: string(r.Phase), Problem: r.Problem, Failed: maps.Clone(refused)}
 	for _, f := range r.Failed {
 		out.Failed[f.Version] = f.Reason
 	}
@@ -151,4 +302,31 @@ func reportOf(version string, r record.Record, refused map[string]string) rollou
 		out.Failed = nil
 	}
 	return out
+}
+
+// The time between two tries, which doubles.
+const (
+	firstPause = 30 * time.Second
+	lastPause  = 10 * time.Minute
+)
+
+// pause is the time until something is tried again.
+type pause struct {
+	of   string
+	last time.Duration
+	end  time.Time
+}
+
+// over says whether it is time; what is new has not been tried.
+func (p *pause) over(of string, now time.Time) bool {
+	if p.of != of {
+		*p = pause{of: of}
+	}
+	return !now.Before(p.end)
+}
+
+// longer begins the next, longer one.
+func (p *pause) longer(now time.Time) {
+	p.last = min(max(firstPause, 2*p.last), lastPause)
+	p.end = now.Add(p.last)
 }

@@ -65,6 +65,7 @@ func TestBoardStarts(t *testing.T) {
 		say("verified root")
 		n.expect(slowly, `skerry: mount data: ok`)
 		say("data partition")
+		t.Log(n.expect(slowly, `skerry: (check-config: \d+ checks passed.*)`)[1])
 		n.expect(slowly, `skerry: start node`)
 		say("skerryd started")
 		if *upTo != "ready" || o.Board.Network == "none" {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -43,12 +44,25 @@ func power(t *testing.T, o vm.Options) *node {
 	}
 	t.Cleanup(func() {
 		v.PowerCut()
+		checked(t, v.Text())
 		if text := v.Text(); t.Failed() {
 			t.Logf("the end of the console:\n%s", text[max(0, len(text)-6000):])
 		}
 	})
 	return &node{t, o, v}
 }
+
+// checked says whether each start that came to a Ready node had found nothing missing before.
+func checked(t *testing.T, console string) {
+	t.Helper()
+	for _, start := range strings.Split(console, "skerry: mount node filesystems")[1:] {
+		if strings.Contains(start, "skerry: node: Ready") && !passed.MatchString(start) {
+			t.Error("check-config did not pass in a start; the console says what is missing")
+		}
+	}
+}
+
+var passed = regexp.MustCompile(`skerry: check-config: \d+ checks passed`)
 
 func (n *node) expect(limit time.Duration, expr string) []string {
 	n.t.Helper()

@@ -18,9 +18,23 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/checkconfig"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/machine"
 )
+
+// checkMachine says what the engine would miss here. Nothing else listens on a node's ports.
+func checkMachine(_ context.Context, s *system) error {
+	text, err := checkconfig.Run(checkconfig.Options{
+		DataDir: dataDir, Ports: []checkconfig.Port{}, Agent: s.config.Role == machine.RoleAgent, Built: s.id.Release.BuildTime,
+	}).Summary()
+	if err != nil {
+		s.note("check-config", oneLine(err))
+		return fmt.Errorf("check-config: %w", err)
+	}
+	s.console.say("check-config: " + text)
+	return nil
+}
 
 // loadConfigured loads the modules that the config names.
 func loadConfigured(_ context.Context, s *system) error {

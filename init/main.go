@@ -7,6 +7,7 @@
 //
 //	skerry: <step>: ok (120ms)
 //	skerry: <step>: <error>; <what happens next>
+//	skerry: check-config: <n> checks passed
 //	skerry: switch root: slot <a|b>, release <version>, <partition> (3.1s after power on)
 //	skerry: waiting: <what the node waits for>
 //	skerry: node: Ready (12.3s after power on)
@@ -78,6 +79,7 @@ var stage2 = []step{
 	may("lay out files", layFiles, 10*time.Second),
 	may("load configured modules", loadConfigured, 30*time.Second),
 	may("apply kernel settings", applySysctls, 5*time.Second),
+	may("check machine", checkMachine, 10*time.Second),
 	may("bring up network", startNetwork, 30*time.Second), // keeps trying behind us
 	onDebug("start SSH", startSSH, 10*time.Second),
 	must("start node", startNode, time.Minute), // server or agent, as the config says

@@ -228,6 +228,7 @@ type kernel struct {
 	image   string // the kernel, a file of the host
 	modules string // folder of lib/modules/<release>
 	trees   string // folder of device trees; may not exist
+	config  string // what it was built with
 	pkgs    []debian.Package
 }
 
@@ -264,6 +265,10 @@ func (p *packages) kernel(name, suite string) (*kernel, error) {
 	}
 	if _, err := os.Stat(filepath.Join(k.modules, "kernel")); err != nil {
 		return nil, fmt.Errorf("package %s of %s: has no modules for its kernel: %w", name, suite, err)
+	}
+	k.config = filepath.Join(dir, "boot/config-"+release)
+	if _, err := os.Stat(k.config); err != nil {
+		k.config = filepath.Join(k.modules, "config")
 	}
 	k.trees = filepath.Join(dir, "usr/lib/linux-image-"+release)
 	if _, err := os.Stat(filepath.Join(k.modules, "dtb")); err == nil {

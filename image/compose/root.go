@@ -157,6 +157,10 @@ func (b *build) addBoards(t *rootfs.Tree) error {
 		if err := initramfs.AddModules(t, k.release, sub, k.modules); err != nil {
 			return err
 		}
+		// Debian's kernels do not tell it themselves; check-config reads it at each start.
+		if err := t.AddFile(path.Join(initramfs.ModulesDir, k.release, "config"), k.config, 0o644); err != nil {
+			return err
+		}
 		for _, p := range k.pkgs {
 			if err := b.packages.use(t, p.Name); err != nil {
 				return err

@@ -39,6 +39,7 @@ type Options struct {
 	DataDir string    // whose filesystem has to have room; not looked at if empty
 	Libexec string    // folder of helper programs, looked into before PATH's folders
 	Ports   []Port    // DefaultPorts if nil
+	Agent   bool      // it is to be an agent, which takes less memory than a server
 	Now     time.Time // time.Now() if zero
 	Built   time.Time // of the release; the clock cannot be right before it
 }
@@ -106,6 +107,7 @@ func Run(o Options) Report {
 	h.memory()
 	h.disk()
 	h.clock()
+	h.console()
 	return h.report
 }
 
@@ -118,6 +120,29 @@ func (r Report) Count(level Level) int {
 		}
 	}
 	return n
+}
+
+// Summary is the report in one line: how many checks passed and what is to be looked at. The error names what is missing, and what to
+// do about it.
+func (r Report) Summary() (string, error) {
+	var missing, look []string
+	for _, f := range r.Findings {
+		text := fmt.Sprintf("%s %s: %s; %s", f.Area, f.Name, f.Found, f.Do)
+		switch f.Level {
+		case Missing:
+			missing = append(missing, text)
+		case Warn:
+			look = append(look, text)
+		}
+	}
+	if len(missing) > 0 {
+		return "", fmt.Errorf("%d of %d checks failed: %s", len(missing), len(r.Findings), strings.Join(missing, " | "))
+	}
+	text := fmt.Sprintf("%d checks passed", r.Count(OK))
+	if len(look) > 0 {
+		text += fmt.Sprintf(", %d to look at: %s", len(look), strings.Join(look, " | "))
+	}
+	return text, nil
 }
 
 // WriteText prints the report for a person: what is wrong first in each line, and what to do below it.

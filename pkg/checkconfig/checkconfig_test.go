@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +35,7 @@ func goodHost(t *testing.T) string {
 		NF_NAT NFT_CT NFT_NAT NFT_MASQ NFT_REJECT NFT_FIB NFT_FIB_INET NFT_NUMGEN NFT_HASH NFT_LIMIT INET IPV6 EXT4_FS WIREGUARD`) {
 		options.WriteString("CONFIG_" + s + "=y\n")
 	}
-	options.WriteString("# CONFIG_SOMETHING is not set\nCONFIG_OVERLAY_FS=m\nCONFIG_NF_TABLES=m\nCONFIG_VXLAN=m\n")
+	options.WriteString("CONFIG_HUGETLB_PAGE=y\n# CONFIG_SOMETHING is not set\nCONFIG_OVERLAY_FS=m\nCONFIG_NF_TABLES=m\nCONFIG_VXLAN=m\n")
 	var z bytes.Buffer
 	w := gzip.NewWriter(&z)
 	if _, err := w.Write([]byte(options.String())); err != nil {
@@ -57,6 +59,8 @@ func goodHost(t *testing.T) string {
 	write("proc/sys/fs/inotify/max_user_watches", "524288\n", 0o444)
 	write("proc/sys/kernel/pid_max", "4194304\n", 0o444)
 	write("proc/meminfo", "MemTotal:        2000000 kB\n", 0o444)
+	write("proc/cmdline", "console=tty0 quiet\n", 0o444)
+	write("sys/class/tty/console/active", "tty0 ttyS0\n", 0o444)
 	write("proc/swaps", "Filename Type Size Used Priority\n", 0o444)
 	return root
 }
@@ -97,6 +101,7 @@ func TestEveryFaultIsFound(t *testing.T) {
 		"few inotify instances": {"proc/sys/fs/inotify/max_user_instances", "128\n", "fs.inotify.max_user_instances", checkconfig.Warn, "128", "sysctl -w fs.inotify.max_user_instances=512"},
 		"small machine":         {"proc/meminfo", "MemTotal: 400000 kB\n", "RAM", checkconfig.Missing, "390 MiB", "1 GiB"},
 		"middling machine":      {"proc/meminfo", "MemTotal: 800000 kB\n", "RAM", checkconfig.Warn, "781 MiB", "1 GiB"},
+		"no console":            {"sys/class/tty/console/active", "", "kernel", checkconfig.Warn, "none of the command line's", "console=ttyS0"},
 		"swap":                  {"proc/swaps", "Filename Type\n/dev/sda2 partition 1 0 -2\n", "swap", checkconfig.Warn, "1 in use", "swapoff"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -171,6 +176,47 @@ func TestClockDiskAndOutput(t *testing.T) {
 	var back checkconfig.Report
 	if err := json.Unmarshal(data.Bytes(), &back); err != nil || len(back.Findings) != len(report.Findings) {
 		t.Errorf("%d findings came back, %v", len(back.Findings), err)
+	}
+}
+
+// A start says in one line that all is well, or what is missing and what to do about it; what is only to be looked at stops nobody.
+func TestSummary(t *testing.T) {
+	root := goodHost(t)
+	if got, err := checkconfig.Run(options(root)).Summary(); err != nil || !regexp.MustCompile(`^\d\d checks passed$`).MatchString(got) {
+		t.Errorf("%q, %v", got, err)
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("proc/swaps", "Filename Type\n/dev/sda2 partition 1 0 -2\n")
+	if got, err := checkconfig.Run(options(root)).Summary(); err != nil || !strings.Contains(got, "checks passed, 1 to look at: memory swap: 1 in use; nothing has to be done") {
+		t.Errorf("%q, %v", got, err)
+	}
+	write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io pids\n")
+	if got, err := checkconfig.Run(options(root)).Summary(); err == nil || !regexp.MustCompile(`^1 of \d\d checks failed: cgroups memory: off; add cgroup_enable=memory`).MatchString(err.Error()) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// An agent gets along with what a server does not, and a kernel without huge pages needs no limit of them.
+func TestWhatIsNotNeeded(t *testing.T) {
+	root := goodHost(t)
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	_, err := w.Write([]byte("CONFIG_NAMESPACES=y\n"))
+	if err := errors.Join(err, w.Close(), os.WriteFile(filepath.Join(root, "proc/config.gz"), z.Bytes(), 0o600),
+		os.WriteFile(filepath.Join(root, "proc/meminfo"), []byte("MemTotal: 400000 kB\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	o := options(root)
+	o.Agent = true
+	for _, f := range checkconfig.Run(o).Findings {
+		if f.Name == "RAM" && f.Level != checkconfig.OK || f.Name == "CONFIG_CGROUP_HUGETLB" {
+			t.Errorf("%+v", f)
+		}
 	}
 }
 

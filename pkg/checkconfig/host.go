@@ -174,7 +174,11 @@ func (h *host) memory() {
 	found := fmt.Sprintf("%d MiB", total>>10)
 	switch {
 	case total == 0:
-		h.add("memory", "RAM", Warn, "not readable", "", "look by hand: a server needs 1 GiB")
+		h.add("memory", "RAM", Warn, "not readable", "", "look by hand: a server needs 1 GiB, an agent 512 MiB")
+	case h.Agent && total < 240<<10:
+		h.add("memory", "RAM", Missing, found, "an agent (the engine alone takes 150 MiB)", "use a machine with 512 MiB or more")
+	case h.Agent:
+		h.add("memory", "RAM", OK, found, "", "")
 	case total < 480<<10:
 		h.add("memory", "RAM", Missing, found, "a server (the engine alone takes 350 MiB)", "use a machine with 1 GiB or more")
 	case total < 900<<10:
@@ -222,6 +226,16 @@ func (h *host) disk() {
 		level = Warn
 	}
 	h.add("disk", h.DataDir, level, fmt.Sprintf("%d MiB free", free), "images, containers and the datastore", "free some space, or use another --data-dir")
+}
+
+// console looks for a place where the kernel can say what is wrong; a machine without a screen and a serial port may have none.
+func (h *host) console() {
+	if active := strings.Fields(h.text("sys/class/tty/console/active")); len(active) > 0 {
+		h.add("console", "kernel", OK, strings.Join(active, " "), "", "")
+	} else if cmdline := h.text("proc/cmdline"); strings.Contains(cmdline, "console=") {
+		h.add("console", "kernel", Warn, "none of the command line's", "messages before the network is up",
+			"name a port that this machine has, as in console=ttyS0,115200 or console=tty0")
+	}
 }
 
 func (h *host) clock() {

@@ -1,7 +1,6 @@
 package checkconfig
 
 import (
-	"bufio"
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
@@ -87,6 +86,9 @@ func (h *host) kernel() {
 		h.add(area, "configuration", OK, from, "", "")
 	}
 	for _, o := range kernelOptions() {
+		if o.symbol == "CGROUP_HUGETLB" && config != nil && config["HUGETLB_PAGE"] == "" {
+			continue // a kernel without huge pages, as for 32-bit ARM, has none to limit
+		}
 		found := ""
 		switch state := modules[o.module]; {
 		case config[o.symbol] == "y":
@@ -125,9 +127,10 @@ func (h *host) kernelConfig(release string) (map[string]string, string) {
 			}
 		}
 		options := map[string]string{}
-		for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
-			if key, value, ok := strings.Cut(s.Text(), "="); ok && strings.HasPrefix(key, "CONFIG_") {
-				options[strings.TrimPrefix(key, "CONFIG_")] = value
+		for line := range bytes.Lines(data) {
+			key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte("="))
+			if symbol, is := bytes.CutPrefix(key, []byte("CONFIG_")); ok && is && len(value) == 1 { // y or m; there are thousands of others
+				options[string(symbol)] = string(value)
 			}
 		}
 		return options, "/" + name

@@ -10,7 +10,7 @@ package deps
 const Layers = `
 leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/notify pkg/token pkg/supervise
 leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
-leaves:    pkg/join pkg/balance pkg/seed
+leaves:    pkg/join pkg/balance pkg/seed pkg/checkconfig
 leaves:    pkg/gateway/proxy pkg/outbound/outboundtest
 formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 formats:   image/cloud/publish
@@ -36,7 +36,7 @@ update:    pkg/update/record pkg/update/host
 update:    pkg/update
 tools:     e2e/vm e2e/nodes e2e/lan
 tools:     e2e/gatewayapi pkg/datastore/databases
-engine:    pkg/cni pkg/datastore pkg/checkconfig
+engine:    pkg/cni pkg/datastore
 engine:    pkg/csiglobals pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
 engine:    pkg/podnet pkg/drain
 engine:    pkg/datastore/snapshot pkg/datastore/etcd

@@ -102,8 +102,11 @@ var channelForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
 func (u *Update) problems(p *problems) {
 	if u.Source != "" {
 		l, err := url.Parse(u.Source)
-		web := err == nil && (l.Scheme == "http" || l.Scheme == "https") && l.Host != "" && l.RawQuery == "" && l.User == nil
-		if !web && (!path.IsAbs(u.Source) || path.Clean(u.Source) != u.Source) {
+		told := err == nil && (l.User != nil || l.RawQuery != "")
+		web := err == nil && (l.Scheme == "http" || l.Scheme == "https") && l.Host != ""
+		if told {
+			p.add("holds a user, a password or a question, as in ?a=b; write the address without: anybody may read a repository", "update", "source")
+		} else if !web && (!path.IsAbs(u.Source) || path.Clean(u.Source) != u.Source) {
 			p.addf([]any{"update", "source"}, "%q is neither an http(s) address nor a folder", u.Source)
 		}
 	}
@@ -114,18 +117,20 @@ func (u *Update) problems(p *problems) {
 		p.addf([]any{"update", "policy"}, "%q is not a policy; write %s or %s", u.Policy, UpdateAuto, UpdateCheck)
 	}
 	for _, d := range []struct {
-		key, text   string
+		at          []any
+		text        string
 		least, most time.Duration
 	}{
-		{"interval", u.Interval, 10 * time.Second, 30 * 24 * time.Hour}, {"deadline", u.Deadline, time.Minute, 2 * time.Hour},
-		{"drain", u.Drain.Deadline, time.Second, 2 * time.Hour},
+		{[]any{"update", "interval"}, u.Interval, 10 * time.Second, 30 * 24 * time.Hour},
+		{[]any{"update", "deadline"}, u.Deadline, time.Minute, 2 * time.Hour},
+		{[]any{"update", "drain", "deadline"}, u.Drain.Deadline, time.Second, 2 * time.Hour},
 	} {
 		if d.text == "" {
 			continue
 		}
 		v, err := time.ParseDuration(d.text)
 		if err != nil || v < d.least || v > d.most {
-			p.addf([]any{"update", d.key}, "%q is not a time from %s to %s, as in 1h30m", d.text, short(d.least), short(d.most))
+			p.addf(d.at, "%q is not a time from %s to %s, as in 1h30m", d.text, short(d.least), short(d.most))
 		}
 	}
 	if s := u.Drain.Stuck; s != "" && !slices.Contains(stuckPolicies, s) {

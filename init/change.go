@@ -23,6 +23,7 @@ var changes = []change{
 	{"sysctls", func(_ context.Context, _ *system, c *machine.Config) error { return setSysctls(c.Sysctls) }},
 	{"network", func(_ context.Context, s *system, c *machine.Config) error { s.network.Apply(c.Network); return nil }},
 	{"ntp", func(_ context.Context, s *system, c *machine.Config) error { s.askTime(c.NTP.Servers); return nil }},
+	{"logs", func(_ context.Context, s *system, c *machine.Config) error { s.holdLogs(c.Logs); return nil }},
 	{"ssh", func(_ context.Context, s *system, c *machine.Config) error { return s.applySSH(c.SSH) }},
 	{"files", func(_ context.Context, _ *system, c *machine.Config) error { return writeKept("/", c) }},
 	{"registries", func(_ context.Context, _ *system, c *machine.Config) error { return writeKept("/", c) }},
@@ -40,22 +41,26 @@ func (s *system) watchConfig(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-look.C:
+			seen, running = s.lookAgain(ctx, seen, running)
 		}
-		now := readToldFrom(os.DirFS(configDir), s.policy)
-		if now.data == nil || now.same(seen) {
-			continue // a partition that was pulled out is no change
-		}
-		seen = now
-		if now.err != nil {
-			s.complain("%s was changed, and is refused: %s; the one before goes on", configName, oneLine(now.err))
-			continue
-		}
-		s.note("config", "")
-		if err := keepGood(goodConfig, now.data); err != nil {
-			s.console.sayf("config: keeping it as the last good one: %s", oneLine(err))
-		}
-		running = s.takeUp(ctx, running, now.config)
 	}
+}
+
+// lookAgain gives what stands on the partition now, and the config that is in force.
+func (s *system) lookAgain(ctx context.Context, seen told, running *machine.Config) (told, *machine.Config) {
+	now := readToldFrom(os.DirFS(configDir), s.policy)
+	if now.data == nil || now.same(seen) {
+		return seen, running // a partition that was pulled out is no change
+	}
+	if now.err != nil {
+		s.complain("%s was changed, and is refused: %s; the one before goes on", configName, oneLine(now.err))
+		return now, running
+	}
+	s.note("config", "")
+	if err := keepGood(goodConfig, now.data); err != nil {
+		s.console.sayf("config: keeping it as the last good one: %s", oneLine(err))
+	}
+	return now, s.takeUp(ctx, running, now.config)
 }
 
 // takeUp applies what differs, and gives the config to compare the next one with. What takes a restart is compared with what the

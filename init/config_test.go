@@ -148,7 +148,7 @@ func TestLastGoodConfig(t *testing.T) {
 func TestWaitingPage(t *testing.T) {
 	p := &waitingPage{identity: machine.Identity{Release: machine.Release{Version: "1.2.3", Kubernetes: "v1.37.2"}, Boot: machine.Boot{Slot: "a", Board: "x86-uefi"}}}
 	_, err := machine.Decode(configName, []byte(serverConfig+"hostname: \"Hunter 2\"\nserver: {debug: hunter3}\nhunter4: 5\n"))
-	p.set(err)
+	p.set("a node config", err.Error(), editConfig)
 	w := httptest.NewRecorder()
 	p.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 	body := w.Body.String()

@@ -43,7 +43,9 @@ func findOwnNode(ctx context.Context, s *system) error {
 	if exists(filepath.Join(configDir, machine.TableName)) {
 		m = configMount(p.Dev(), unix.MS_REMOUNT)
 		if err = m.Do(); err == nil {
-			err = pickNode(ctx, configDir, os.DirFS("/"), s.console.say)
+			tell, done := s.waitsFor(machine.Network{}, "its place in a fleet")
+			err = pickNode(ctx, configDir, os.DirFS("/"), s.console.say, tell)
+			done()
 		}
 	}
 	return errors.Join(err, linux.UnmountBelow(configDir))
@@ -55,7 +57,10 @@ func configMount(dev string, flags uintptr) linux.Mount {
 
 // takeSeed brings what the first server of a fleet is given from the config partition, which read config has mounted, to the data
 // partition, and erases it where it was.
-func takeSeed(_ context.Context, s *system) error {
+//
+// One that cannot be taken stops the machine here, where it says why: it would begin another cluster without. It is tried again and
+// again, for a full disk may be made emptier.
+func takeSeed(ctx context.Context, s *system) error {
 	if !exists(filepath.Join(configDir, seed.Name)) {
 		return nil
 	}
@@ -66,7 +71,17 @@ func takeSeed(_ context.Context, s *system) error {
 		readOnly := configMount("", unix.MS_REMOUNT|unix.MS_RDONLY)
 		defer func() { _ = readOnly.Do() }() // a partition that stays writable does no harm
 	}
-	return moveSeed(configDir, dataDir, s.console.say)
+	tell, done := s.waitsFor(s.config.Network, "its cluster's keys")
+	defer done()
+	for {
+		err := moveSeed(configDir, dataDir, s.console.say)
+		if err == nil {
+			return nil
+		}
+		if err := pause(ctx, tell, oneLine(err)); err != nil {
+			return err
+		}
+	}
 }
 
 // moveSeed is content when the seed is on the data partition, even if it cannot be erased from a card that is write-protected.
@@ -83,8 +98,9 @@ func moveSeed(dir, dataDir string, say func(string)) error {
 	return err
 }
 
-// pickNode writes the config of this machine's node, and its seed if it has one, in the table's place.
-func pickNode(ctx context.Context, dir string, hardware fs.FS, say func(string)) error {
+// pickNode writes the config of this machine's node, and its seed if it has one, in the table's place. say gets what was done, tell
+// what the machine waits for.
+func pickNode(ctx context.Context, dir string, hardware fs.FS, say, tell func(string)) error {
 	file, config := filepath.Join(dir, machine.TableName), filepath.Join(dir, configName)
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,11 +116,11 @@ func pickNode(ctx context.Context, dir string, hardware fs.FS, say func(string))
 	}
 	table, err := machine.ParseTable(data)
 	if err != nil {
-		return wait(ctx, say, fmt.Sprintf("%v; write the card again", err))
+		return wait(ctx, tell, fmt.Sprintf("%v; write the card again", err))
 	}
-	n, err := findNode(ctx, table, hardware, say)
+	n, err := findNode(ctx, table, hardware, tell)
 	if err != nil {
-		return err
+		return wait(ctx, tell, err.Error())
 	}
 	if len(n.Seed) > 0 {
 		if err := atomicfile.Write(filepath.Join(dir, seed.Name), n.Seed, 0o600); err != nil {
@@ -119,7 +135,7 @@ func pickNode(ctx context.Context, dir string, hardware fs.FS, say func(string))
 }
 
 // findNode asks the table for every name that the machine has, and waits for more if it knows none: a network card may come late.
-func findNode(ctx context.Context, table *machine.Table, hardware fs.FS, say func(string)) (*machine.TableNode, error) {
+func findNode(ctx context.Context, table *machine.Table, hardware fs.FS, tell func(string)) (*machine.TableNode, error) {
 	var tried []string
 	said := time.Time{}
 	for {
@@ -136,7 +152,7 @@ func findNode(ctx context.Context, table *machine.Table, hardware fs.FS, say fun
 		}
 		if time.Since(said) >= remindEach {
 			said = time.Now()
-			say(fmt.Sprintf("waiting: this machine is none of fleet %s's nodes: it is known as %s; write one of these into fleet.yaml, build and write the card again", table.Fleet, known(tried)))
+			tell(fmt.Sprintf("this machine is none of fleet %s's nodes: it is known as %s; write one of these into fleet.yaml, build and write the card again", table.Fleet, known(tried)))
 		}
 		select {
 		case <-time.After(lateCards):
@@ -154,13 +170,23 @@ func known(ids []string) string {
 }
 
 // wait says what is wrong again and again, for whoever comes to look.
-func wait(ctx context.Context, say func(string), what string) error {
+func wait(ctx context.Context, tell func(string), what string) error {
 	for {
-		say("waiting: " + what)
-		select {
-		case <-time.After(remindEach):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := pause(ctx, tell, what); err != nil {
+			return err
 		}
+	}
+}
+
+func pause(ctx context.Context, tell func(string), what string) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	tell(what)
+	select {
+	case <-time.After(remindEach):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }

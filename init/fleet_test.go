@@ -19,7 +19,7 @@ import (
 
 // settle is what the two steps do, one after the other.
 func settle(ctx context.Context, dir, data string, hardware fs.FS, say func(string)) error {
-	if err := pickNode(ctx, dir, hardware, say); err != nil {
+	if err := pickNode(ctx, dir, hardware, say, func(why string) { say("waiting: " + why) }); err != nil {
 		return err
 	}
 	if !exists(filepath.Join(dir, seed.Name)) {

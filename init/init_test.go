@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -196,14 +197,66 @@ func TestModuleList(t *testing.T) {
 // The name is chosen once: a card added later must not rename the node.
 func TestHostname(t *testing.T) {
 	kept := filepath.Join(t.TempDir(), "hostname")
-	if got, err := hostname("north-1", kept, nil); err != nil || got != "north-1" {
+	if got, err := hostname("north-1", "", kept, nil); err != nil || got != "north-1" {
 		t.Errorf("configured: %q, %v", got, err)
 	}
-	if got, err := hostname("", kept, []string{"52:54:00:ff:00:01", "52:54:00:12:34:56"}); err != nil || got != "skerry-123456" {
+	if got, err := hostname("", "", kept, []string{"52:54:00:ff:00:01", "52:54:00:12:34:56"}); err != nil || got != "skerry-123456" {
 		t.Errorf("first start: %q, %v", got, err)
 	}
-	if got, err := hostname("", kept, []string{"52:54:00:00:00:00"}); err != nil || got != "skerry-123456" {
+	if got, err := hostname("", "", kept, []string{"52:54:00:00:00:00"}); err != nil || got != "skerry-123456" {
 		t.Errorf("second start: %q, %v", got, err)
+	}
+	if got, err := hostname("", "skerry-s1", kept, nil); err != nil || got != "skerry-s1" {
+		t.Errorf("by its serial number: %q, %v", got, err)
+	}
+}
+
+// A serial number names one machine alone, whatever it is made of; what makers leave in its place does not.
+func TestSerialName(t *testing.T) {
+	for want, ids := range map[string][]string{
+		"skerry-10000000abcdef12": {"serial 10000000abcdef12", "mac 520000000001"}, // a Raspberry Pi's
+		"skerry-gtf-24-00x1":      {"serial default string", "serial to be filled by o.e.m.", "serial 0", "serial 0123456789", "serial 00000000", "serial gtf_24/00x1 "},
+		"":                        {"serial not specified", "serial none", "serial ----", "mac 520000000001"},
+		"skerry-" + strings.Repeat("4", 5) + strings.Repeat("a", 51): {"serial " + strings.Repeat("4", 20) + strings.Repeat("a", 51)},
+	} {
+		got := serialName(ids)
+		if got != want {
+			t.Errorf("%q: %q, want %q", ids, got, want)
+		}
+		if _, err := machine.Decode(configName, []byte(serverConfig+"hostname: "+got+"\n")); got != "" && err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestUsualHold(t *testing.T) {
+	sys := fstest.MapFS{"block/sda/removable": {Data: []byte("1\n")}, "block/sdb/removable": {Data: []byte("0\n")}, "block/mmcblk0/removable": {Data: []byte("0\n")}}
+	for disk, want := range map[string]time.Duration{"/dev/mmcblk0": 5 * time.Minute, "/dev/sda": 5 * time.Minute, "/dev/sdb": 10 * time.Second, "/dev/nvme0n1": 10 * time.Second, "": 10 * time.Second} {
+		if got := usualHold(sys, disk); got != want {
+			t.Errorf("%s: %v, want %v", disk, got, want)
+		}
+	}
+}
+
+// The journal of a large partition is bounded; a small one has what mke2fs gives it.
+func TestMakeData(t *testing.T) {
+	for _, program := range []string{"/usr/sbin/mke2fs", "/usr/sbin/dumpe2fs"} {
+		if _, err := os.Stat(program); err != nil {
+			t.Skip(err)
+		}
+	}
+	for size, want := range map[int64]string{1 << 30: "32M", 64 << 30: "64M"} {
+		dev := filepath.Join(t.TempDir(), "disk")
+		if err := errors.Join(os.WriteFile(dev, nil, 0o600), os.Truncate(dev, size)); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("/usr/sbin/mke2fs", makeDataArgs(dev, size)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		out, err := exec.Command("/usr/sbin/dumpe2fs", "-h", dev).Output()
+		if m := regexp.MustCompile(`Total journal size: +(\S+)`).FindSubmatch(out); err != nil || m == nil || string(m[1]) != want {
+			t.Errorf("%d bytes: the journal has %s, %v; want %s", size, m, err, want)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -27,11 +28,21 @@ import (
 	"github.com/skerry-os/skerry/pkg/network"
 )
 
-const runDir = "/run/skerry"
+const (
+	runDir   = "/run/skerry"
+	noSerial = "hostname-from: this machine tells no serial number of its own; a network card's address names it"
+)
 
 // nameMachine gives the machine its host name and id.
 func nameMachine(_ context.Context, s *system) error {
-	name, err := hostname(s.config.Hostname, filepath.Join(dataDir, "hostname"), hardwareAddresses())
+	serial := ""
+	if s.config.NameFrom == machine.NameFromSerial {
+		if serial = serialName(machine.HardwareIDs(os.DirFS("/"))); serial == "" {
+			s.note("hostname", noSerial)
+			s.console.say("config: " + noSerial)
+		}
+	}
+	name, err := hostname(s.config.Hostname, serial, filepath.Join(dataDir, "hostname"), hardwareAddresses())
 	if err != nil {
 		return err
 	}
@@ -50,11 +61,28 @@ func nameMachine(_ context.Context, s *system) error {
 	return errors.Join(errs...)
 }
 
-// hostname is the configured one; else the one this machine got at its first start, from a network card's address, which is
-// kept: the node must not change its name because a card was added.
-func hostname(configured, kept string, cards []string) (string, error) {
-	if configured != "" {
-		return configured, nil
+// serialName is a name by the first serial number that looks like one of this machine's alone, by the names it has for itself;
+// "" for none. Makers leave texts such as "Default string" and 123456789 in place of one.
+func serialName(ids []string) string {
+	for _, id := range ids {
+		serial, is := strings.CutPrefix(id, "serial ")
+		name := strings.Trim(notInNames.ReplaceAllString(serial, "-"), "-")
+		if !is || len(name) < 4 || !strings.ContainsAny(name, "0123456789") || strings.Contains("01234567890", name) || strings.Trim(name, "-"+name[:1]) == "" {
+			continue
+		}
+		const prefix = "skerry-"
+		return prefix + strings.TrimLeft(name[max(0, len(name)-63+len(prefix)):], "-")
+	}
+	return ""
+}
+
+var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
+
+// hostname is the configured one, or that of the serial number; else the one this machine got at its first start, from a network
+// card's address, which is kept: the node must not change its name because a card was added.
+func hostname(configured, serial, kept string, cards []string) (string, error) {
+	if name := cmp.Or(configured, serial); name != "" {
+		return name, nil
 	}
 	data, err := os.ReadFile(kept)
 	if name := strings.TrimSpace(string(data)); err == nil && name != "" {
@@ -175,8 +203,10 @@ var sysctls = map[string]string{
 	"net.bridge.bridge-nf-call-ip6tables": "1",
 	"net.ipv4.ip_forward":                 "1",
 	"net.ipv6.conf.all.forwarding":        "1",
-	"net.ipv6.conf.default.accept_ra":     "2",      // hear routers although we forward
-	"vm.max_map_count":                    "262144", // Elasticsearch and friends
+	"net.ipv6.conf.default.accept_ra":     "2",        // hear routers although we forward
+	"vm.dirty_background_bytes":           "16777216", // what waits in memory for a slow card is bounded, or a sync of the
+	"vm.dirty_bytes":                      "67108864", // datastore's stands in line behind a tenth of the memory
+	"vm.max_map_count":                    "262144",   // Elasticsearch and friends
 	"vm.overcommit_memory":                "1",
 }
 
@@ -216,7 +246,7 @@ func startNetwork(ctx context.Context, s *system) error {
 func (s *system) keepNetwork(cfg machine.Network) {
 	s.network = &network.Manager{
 		Config: cfg, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
-		Patience: network.Patience, Log: s.console.sayf, Reaper: s.reaper, RunDir: runDir + "/wifi", LogDir: logDir,
+		Patience: network.Patience, Log: s.console.sayf, Reaper: s.reaper, RunDir: runDir + "/wifi", Logs: s.logs,
 	}
 	s.behind(func(ctx context.Context) {
 		for ctx.Err() == nil {

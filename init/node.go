@@ -48,7 +48,8 @@ func startNode(_ context.Context, s *system) error {
 	if err != nil {
 		return err
 	}
-	log, err := process.OpenLog(nodeLog, nodeLogSize)
+	s.holdLogs(s.config.Logs)
+	log, err := s.logs.Open(filepath.Base(nodeLog), nodeLogSize)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (s *system) allNotes() (out []string) {
 	if s.id.Release.Debug {
 		out = append(out, machine.DebugNotice+" (press Enter; on a screen Alt-F2 first)")
 	}
-	for _, kind := range []string{"config", "restart", "ssh"} {
+	for _, kind := range []string{"config", "hostname", "check-config", "restart", "ssh"} {
 		if text := s.notes[kind]; text != "" {
 			out = append(out, text)
 		}

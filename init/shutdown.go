@@ -46,6 +46,7 @@ func (s *system) shutdown(cause error) {
 	endProcesses(stopOthers)
 	s.console.sayf("%s: unmounting", word)
 	s.console.logTo(nil)
+	_ = s.logs.Sync() // skerryd's may be open still
 	for _, dir := range []string{"/var", configDir} {
 		if err := linux.UnmountBelow(dir); err != nil {
 			s.console.sayf("%s: %s", word, oneLine(err))

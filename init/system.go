@@ -30,6 +30,7 @@ const (
 // system is what the steps have made of the machine so far; each field is set by one step and read by later ones.
 type system struct {
 	console  *console
+	logs     *process.Logs // on the data partition
 	devices  devices
 	loader   *kmod.Loader
 	watchdog *linux.Watchdog
@@ -56,8 +57,9 @@ type system struct {
 	screen    *screen
 	health    *health
 	time      *timekeeper
-	ssh       sshService    // of a debug release
-	trial     *record.Trial // nil unless the slot is on trial and the record is there
+	readers   *linux.Readers // of the logs; nil while nothing is held
+	ssh       sshService     // of a debug release
+	trial     *record.Trial  // nil unless the slot is on trial and the record is there
 
 	notesMu sync.Mutex
 	notes   map[string]string // what is not as the config says, by kind
@@ -69,7 +71,7 @@ type system struct {
 }
 
 func newSystem() *system {
-	s := &system{console: &console{shells: machine.OpenShells}, reaper: process.NewReaper(), health: newHealth(), time: newTimekeeper()}
+	s := &system{console: &console{shells: machine.OpenShells}, logs: process.NewLogs(logDir), reaper: process.NewReaper(), health: newHealth(), time: newTimekeeper()}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.console.open([]string{"/dev/console"})
 	return s

@@ -16,12 +16,8 @@ import (
 // waitForConfig keeps a machine without a usable config alive: it shows what is wrong on its consoles and to whoever asks it over
 // HTTP, and goes on when the config partition holds a good one. It is on the network by DHCP, as a machine that is told nothing.
 func (s *system) waitForConfig(ctx context.Context) error {
-	s.keepNetwork(machine.Network{})
-	s.screen = newScreen(s)
-	s.behind(s.screen.run)
-	page := &waitingPage{identity: s.id}
-	stop := page.serve(s)
-	defer stop()
+	page, done := s.openPage(machine.Network{})
+	defer done()
 	said := ""
 	look := time.NewTicker(lookAtConfig)
 	defer look.Stop()
@@ -32,7 +28,7 @@ func (s *system) waitForConfig(ctx context.Context) error {
 		}
 		if text := oneLine(s.told.err); text != said {
 			said = text
-			page.set(s.told.err)
+			page.set("a node config", s.told.err.Error(), editConfig)
 			s.screen.waits(fmt.Sprintf("a node config: %s. Edit it on a PC: volume %s", text, configVolume))
 			s.screen.show()
 		}
@@ -45,19 +41,55 @@ func (s *system) waitForConfig(ctx context.Context) error {
 	}
 }
 
+// openPage makes a machine that cannot go on reachable, and says over HTTP why, until done. Network and display stay.
+func (s *system) openPage(cfg machine.Network) (page *waitingPage, done func()) {
+	if s.network == nil {
+		s.keepNetwork(cfg)
+	}
+	if s.screen == nil {
+		s.screen = newScreen(s)
+		s.behind(s.screen.run)
+	}
+	page = &waitingPage{identity: s.id}
+	return page, page.serve(s)
+}
+
+// waitsFor gives what tells everybody, again and again, what the machine waits for; the first time it opens the page, which done
+// closes.
+func (s *system) waitsFor(cfg machine.Network, what string) (tell func(why string), done func()) {
+	var page *waitingPage
+	done, said := func() {}, ""
+	return func(why string) {
+		if page == nil {
+			page, done = s.openPage(cfg)
+		}
+		page.set(what, why, "Then start the machine with it.")
+		if why == said {
+			s.console.say("waiting: " + why) // for whoever comes to look
+			return
+		}
+		said = why
+		s.screen.waits(why)
+		s.screen.show()
+	}, func() { done() }
+}
+
 // waitingPage tells a browser what the machine waits for. It holds nothing that a person typed: a secret may stand in the wrong
 // place of a config.
 type waitingPage struct {
-	identity machine.Identity
-	mu       sync.Mutex
-	faults   string
+	identity          machine.Identity
+	mu                sync.Mutex
+	what, faults, fix string
 }
 
-func (p *waitingPage) set(err error) {
+func (p *waitingPage) set(what, faults, fix string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.faults = machine.Redact(err.Error())
+	p.what, p.faults, p.fix = what, machine.Redact(faults), fix
 }
+
+var editConfig = fmt.Sprintf("Edit %s on the volume %s, on any PC. The machine looks at it every %v.\n"+
+	"What stands in place of … is shown on the machine's own console.", configName, configVolume, lookAtConfig)
 
 // serve answers until stop. A port that is taken is no reason to stop waiting.
 func (p *waitingPage) serve(s *system) (stop func()) {
@@ -92,8 +124,7 @@ func (p *waitingPage) text() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	release, slot := describeIdentity(p.identity)
-	return fmt.Sprintf("Skerry %s, slot %s\n\nThis machine waits for a node config.\n\n%s\n\nEdit %s on the volume %s, on any PC. The machine looks at it every %v.\n"+
-		"What stands in place of … is shown on the machine's own console.\n", release, slot, indent(p.faults), configName, configVolume, lookAtConfig)
+	return fmt.Sprintf("Skerry %s, slot %s\n\nThis machine waits for %s.\n\n%s\n\n%s\n", release, slot, p.what, indent(p.faults), p.fix)
 }
 
 func indent(text string) string {

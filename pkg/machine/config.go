@@ -48,11 +48,13 @@ type Config struct {
 	APIVersion string            `yaml:"apiVersion" enum:"skerry/v1alpha1" help:"the version of this format"`
 	Kind       string            `yaml:"kind" enum:"NodeConfig" help:"what this file is"`
 	Role       Role              `yaml:"role" enum:"server,agent" help:"a server runs the control plane and pods; an agent joins a server and runs pods"`
-	Hostname   string            `yaml:"hostname" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$" default:"skerry- and the end of a network card's address" help:"name of the machine, and of its node"`
+	Hostname   string            `yaml:"hostname" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$" default:"as hostname-from says" help:"name of the machine, and of its node"`
+	NameFrom   NameFrom          `yaml:"hostname-from" enum:"mac,serial" default:"mac" help:"what a machine without a hostname is called by, behind skerry-: mac is the end of a network card's address at its first start, serial its serial number at every start, or mac where it has none"`
 	Cluster    Cluster           `yaml:"cluster" help:"which cluster the node belongs to"`
 	Network    Network           `yaml:"network" help:"how the machine talks to others"`
 	NTP        NTP               `yaml:"ntp" help:"whom to ask the time"`
 	Data       Data              `yaml:"data" help:"the data partition"`
+	Logs       Logs              `yaml:"logs" help:"the machine's own logs, in /var/log/skerry"`
 	Mounts     []Volume          `yaml:"mounts" help:"more filesystems to mount"`
 	Modules    []string          `yaml:"modules" pattern:"^[A-Za-z0-9_-]+( .+)?$" help:"kernel modules to load, with their parameters, as in nbd max_part=8; the release must carry them"`
 	Sysctls    map[string]string `yaml:"sysctls" key:"^[a-z0-9_]+([./][A-Za-z0-9_*-]+)+$" help:"kernel settings, by name, as in net.core.somaxconn"`
@@ -67,6 +69,15 @@ type Config struct {
 	Server       Server            `yaml:"server" help:"the engine's settings of a server, named as skerryd's flags"`
 	Agent        Agent             `yaml:"agent" help:"the engine's settings of an agent, named as skerryd's flags"`
 }
+
+// NameFrom is what a machine without a hostname is called by.
+type NameFrom string
+
+// The two ways.
+const (
+	NameFromMAC    NameFrom = "mac"
+	NameFromSerial NameFrom = "serial"
+)
 
 // Cluster says which cluster the node belongs to.
 type Cluster struct {
@@ -174,6 +185,11 @@ func (c *Config) problems() []Problem {
 		if msg := checkHostname(c.Hostname); msg != "" {
 			p.add(msg, "hostname")
 		}
+	}
+	if n := c.NameFrom; n != "" && n != NameFromMAC && n != NameFromSerial {
+		p.addf([]any{"hostname-from"}, "%q is no way to a name; write mac or serial", string(n))
+	} else if n != "" && c.Hostname != "" {
+		p.add("the machine has its name from hostname; take one of the two out", "hostname-from")
 	}
 	if c.Cluster.Token != "" {
 		if msg := checkToken(c.Cluster.Token); msg != "" {

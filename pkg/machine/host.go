@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"gopkg.in/yaml.v3"
 
@@ -19,6 +20,23 @@ import (
 type Data struct {
 	Size size.Bytes `yaml:"size" pattern:"^[0-9]+(\\.[0-9]+)? ?[KMGT]iB$" default:"the rest of the disk" help:"how far the partition grows, as in 20GiB; it never shrinks"`
 	Wipe string     `yaml:"wipe" help:"a word; when it is another than at the last start, everything on the partition is lost and the machine begins anew"`
+}
+
+// Logs says how the machine keeps its own logs.
+type Logs struct {
+	Flush string `yaml:"flush" default:"5m on a memory card, eMMC or removable disk; 10s on others" help:"how long lines stay in memory, up to 64KiB of a log, before they are written, as in 30s; 0s writes each at once; a power cut loses what was not written. Whoever reads a log sees all of it, and what tells of a crash is written at once"`
+}
+
+// Hold is how long lines stay in memory; otherwise stands for what the config leaves open.
+func (l Logs) Hold(otherwise time.Duration) time.Duration { return duration(l.Flush, otherwise) }
+
+func (l Logs) problems(p *problems) {
+	if l.Flush == "" {
+		return
+	}
+	if d, err := time.ParseDuration(l.Flush); err != nil || d < 0 || d > time.Hour {
+		p.addf([]any{"logs", "flush"}, "%q is not a time from 0s to 1h, as in 5m", l.Flush)
+	}
 }
 
 // Volume is one more filesystem to mount.
@@ -96,6 +114,7 @@ func (c *Config) hostProblems(p *problems) {
 	if c.Data.Size != 0 && c.Data.Size < size.GiB {
 		p.addf([]any{"data", "size"}, "%v is too small; a node needs 1GiB or more", c.Data.Size)
 	}
+	c.Logs.problems(p)
 	seen := map[string]bool{}
 	for i := range c.Mounts {
 		c.Mounts[i].problems(p, func(key string) []any { return []any{"mounts", i, key} }, seen)

@@ -34,7 +34,7 @@ type Manager struct {
 	// What WiFi needs.
 	Reaper *process.Reaper // starts wpa_supplicant
 	RunDir string          // for its configuration, which holds keys, and its sockets; made when needed
-	LogDir string          // for its log; "" for none
+	Logs   *process.Logs   // for its log; nil for none
 
 	wg      sync.WaitGroup
 	mu      sync.Mutex

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -229,7 +228,7 @@ func allow(sys, name string) string {
 // supplicantLog writes wpa_supplicant's lines to a file, each with its time and without keys.
 type supplicantLog struct {
 	mu      sync.Mutex
-	file    io.WriteCloser // nil for none
+	file    *process.LogFile // nil for none
 	secrets []string
 	rest    []byte // of a line
 	last    []string
@@ -238,8 +237,8 @@ type supplicantLog struct {
 // wifiLog opens a card's log. A log that cannot be opened is none.
 func (m *Manager) wifiLog(name string, w *machine.WiFi) *supplicantLog {
 	out := &supplicantLog{secrets: w.Secrets()}
-	if m.LogDir != "" {
-		f, err := process.OpenLog(filepath.Join(m.LogDir, "wifi-"+name+".log"), wifiLogSize)
+	if m.Logs != nil {
+		f, err := m.Logs.Open("wifi-"+name+".log", wifiLogSize)
 		if err != nil {
 			m.Log("%s: WiFi: its log: %v", name, err)
 		} else {
@@ -272,6 +271,14 @@ func (l *supplicantLog) Write(p []byte) (int, error) {
 			_, _ = fmt.Fprintf(l.file, "%s %s\n", time.Now().UTC().Format(time.RFC3339), text)
 		}
 	}
+}
+
+// Sync is called when wpa_supplicant ended.
+func (l *supplicantLog) Sync() error {
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Sync()
 }
 
 func (l *supplicantLog) lastLines() []string {

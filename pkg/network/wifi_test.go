@@ -52,7 +52,7 @@ func newAir(t *testing.T) *air {
 	done := make(chan struct{})
 	go func() { a.reaper.Run(ctx); close(done) }()
 	t.Cleanup(func() { cancel(); <-done })
-	a.m = &Manager{StateDir: a.dir + "/state", Reaper: a.reaper, RunDir: a.dir + "/run", LogDir: a.dir}
+	a.m = &Manager{StateDir: a.dir + "/state", Reaper: a.reaper, RunDir: a.dir + "/run", Logs: process.NewLogs(a.dir)}
 	a.m.Log = func(format string, v ...any) {
 		a.mu.Lock()
 		a.lines = append(a.lines, fmt.Sprintf(format, v...))
@@ -242,7 +242,7 @@ func noKeys(t *testing.T, a *air) {
 // A line is written when it is whole, with its keys taken out, however it comes in.
 func TestSupplicantLog(t *testing.T) {
 	dir := t.TempDir()
-	m := &Manager{LogDir: dir, Log: t.Logf}
+	m := &Manager{Logs: process.NewLogs(dir), Log: t.Logf}
 	l := m.wifiLog("wlan0", &machine.WiFi{WiFiNetwork: machine.WiFiNetwork{SSID: "home", Passphrase: key}})
 	for _, part := range []string{"Line 3: failed to parse psk 'correct ho", "rse'.\nnext\nlong ", strings.Repeat("x", 2*maxLine), "\nlast"} {
 		if n, err := l.Write([]byte(part)); n != len(part) || err != nil {

@@ -1,16 +1,21 @@
 package process
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
 	"sync"
+	"time"
 )
 
 // LogFile is a file that is written to its size limit, then renamed to NAME.1 and begun anew, so that the two together never
 // hold more than twice the limit. It remembers the last lines for whoever has to explain an end.
+//
+// What is written goes to the file at once, or is held in memory for a while (see Hold), so that a line now and then does not cost
+// a flash block each.
 type LogFile struct {
 	mu    sync.Mutex
 	name  string
@@ -18,10 +23,17 @@ type LogFile struct {
 	f     *os.File
 	size  int64
 	last  tail
+
+	of    *Logs // nil for a log of its own
+	hold  time.Duration
+	held  []byte
+	timer *time.Timer // runs while something is held
 }
 
-// lastBytes is how much Last can look back.
-const lastBytes = 8 << 10
+const (
+	lastBytes = 8 << 10  // how much Last can look back
+	heldBytes = 64 << 10 // how much is held at most
+)
 
 // OpenLog opens the log for appending.
 func OpenLog(name string, limit int64) (*LogFile, error) {
@@ -42,12 +54,79 @@ func (l *LogFile) open() error {
 	return nil
 }
 
+// Hold keeps what is written from now on in memory for so long, or until there are 64 KiB of it. 0 is the usual: not at all. What
+// tells of a panic goes to the disk at once, with all before it.
+func (l *LogFile) Hold(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hold = d
+	_ = l.sync()
+}
+
 // Write appends p. A log that cannot be written (a full disk) loses the bytes, and tries again with the next ones: the
 // program that logs must not stop for it. Last still has them.
 func (l *LogFile) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, _ = l.last.Write(p)
+	if l.hold == 0 {
+		l.put(p)
+		return len(p), nil
+	}
+	if len(l.held)+len(p) > heldBytes {
+		l.flush()
+	}
+	l.held = append(l.held, p...)
+	switch {
+	case len(l.held) > heldBytes: // p alone is
+		l.flush()
+	case tellsOfPanic(p):
+		_ = l.sync()
+	case l.timer == nil:
+		l.timer = time.AfterFunc(l.hold, func() { _ = l.Sync() })
+	}
+	return len(p), nil
+}
+
+// tellsOfPanic is for those that a program gets over; one that it dies of ends it, which Service sees.
+func tellsOfPanic(p []byte) bool {
+	return bytes.Contains(p, []byte("panic")) || bytes.Contains(p, []byte("fatal error"))
+}
+
+// Flush gives readers of the file what is held.
+func (l *LogFile) Flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flush()
+}
+
+// Sync brings what is held, and what the kernel holds, to the disk.
+func (l *LogFile) Sync() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sync()
+}
+
+func (l *LogFile) sync() error {
+	l.flush()
+	if l.f == nil {
+		return nil
+	}
+	return l.f.Sync()
+}
+
+func (l *LogFile) flush() {
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+	if len(l.held) > 0 {
+		l.put(l.held)
+		l.held = l.held[:0]
+	}
+}
+
+func (l *LogFile) put(p []byte) {
 	if l.f != nil && l.size > 0 && l.size+int64(len(p)) > l.limit {
 		_ = l.f.Close()
 		l.f = nil
@@ -57,12 +136,11 @@ func (l *LogFile) Write(p []byte) (int, error) {
 	}
 	if l.f == nil {
 		if err := l.open(); err != nil {
-			return len(p), nil
+			return
 		}
 	}
 	n, _ := l.f.Write(p)
 	l.size += int64(n)
-	return len(p), nil
 }
 
 // Last gives the last n lines written since the log was opened.
@@ -77,10 +155,12 @@ func (l *LogFile) Last(n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
-// Close closes the file.
+// Close writes what is held and closes the file.
 func (l *LogFile) Close() error {
+	l.of.closed(l)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.flush()
 	if l.f == nil {
 		return nil
 	}

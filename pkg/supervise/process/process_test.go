@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -226,5 +227,154 @@ func TestLogRotation(t *testing.T) {
 	all := string(before) + string(now)
 	if strings.Count(all, "\n") < 60 || !strings.Contains(all, "round 2 line 050") {
 		t.Errorf("too little is left: %d lines", strings.Count(all, "\n"))
+	}
+}
+
+// hold makes a log that holds its lines, and a way to see what a power cut would leave.
+func hold(t *testing.T, limit int64, d time.Duration) (l *process.LogFile, onDisk func() string) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "skerryd.log")
+	l, err := process.OpenLog(name, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Hold(d)
+	return l, func() string {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(data)
+	}
+}
+
+// Lines wait in memory for as long as they were told to, and the wait begins with the first of them.
+func TestLogHoldsLinesForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, onDisk := hold(t, 1<<20, 5*time.Minute)
+		for _, line := range []string{"one\n", "two\n"} {
+			_, _ = l.Write([]byte(line))
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			if got := onDisk(); got != "" {
+				t.Errorf("%q was written after two minutes", got)
+			}
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := onDisk(); got != "one\ntwo\n" {
+			t.Errorf("%q is on the disk after five minutes", got)
+		}
+		if last := l.Last(1); len(last) != 1 || last[0] != "two" {
+			t.Errorf("the last line is %q", last)
+		}
+		_, _ = l.Write([]byte("three\n"))
+		l.Hold(0)
+		_, _ = l.Write([]byte("four\n"))
+		if got := onDisk(); got != "one\ntwo\nthree\nfour\n" {
+			t.Errorf("nothing is held any more, and %q is on the disk", got)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// However much is written, memory is bounded, no line is lost, and the size limit of the file holds.
+func TestLogHoldsNoMoreThanItMay(t *testing.T) {
+	l, onDisk := hold(t, 1<<30, time.Hour)
+	total := 0
+	for i := range 20000 {
+		line := fmt.Sprintf("line %d of many\n", i)
+		total += len(line)
+		_, _ = l.Write([]byte(line))
+		if i%1000 == 0 && total-len(onDisk()) > 64<<10 {
+			t.Fatalf("%d bytes are in memory alone", total-len(onDisk()))
+		}
+	}
+	_, _ = l.Write(bytes.Repeat([]byte("x"), 200<<10)) // more than is ever held
+	if got := len(onDisk()); got != total+200<<10 {
+		t.Errorf("%d bytes are on the disk, of %d", got, total+200<<10)
+	}
+	small, onDisk := hold(t, 100<<10, time.Hour)
+	for range 20000 {
+		_, _ = small.Write([]byte("a line like many others\n"))
+	}
+	if err := small.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(onDisk()); n > 100<<10 || n == 0 {
+		t.Errorf("the file of at most 100KiB has %d bytes", n)
+	}
+}
+
+// What explains a crash does not wait: a panic, the end of a program, the end of the log.
+func TestLogHoldsNoLastWords(t *testing.T) {
+	for name, c := range map[string]struct{ say, want string }{
+		"a panic that the program got over": {"Observed a panic: assignment to entry in nil map\n", "before\nObserved a panic: assignment to entry in nil map\n"},
+		"the runtime's last":                {"fatal error: all goroutines are asleep\n", "before\nfatal error: all goroutines are asleep\n"},
+		"a usual line":                      {"all is well\n", ""},
+	} {
+		l, onDisk := hold(t, 1<<20, time.Hour)
+		_, _ = l.Write([]byte("before\n"))
+		_, _ = l.Write([]byte(c.say))
+		if got := onDisk(); got != c.want {
+			t.Errorf("%s: %q is on the disk; want %q", name, got, c.want)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := onDisk(); got != "before\n"+c.say {
+			t.Errorf("%s: %q is on the disk once the log is closed", name, got)
+		}
+	}
+	r := reaper(t)
+	l, onDisk := hold(t, 1<<20, time.Hour)
+	ctx, cancel := context.WithCancel(t.Context())
+	s := process.Service{
+		Spec: sh("echo the disk is on fire; exit 1"), Log: l, Backoff: process.Backoff{First: time.Hour, Most: time.Hour, Reset: time.Hour},
+		Ended: func(string, time.Duration) {
+			if got := onDisk(); got != "the disk is on fire\n" {
+				t.Errorf("the program ended, and %q is on the disk", got)
+			}
+			cancel()
+		},
+	}
+	s.Run(ctx, r)
+}
+
+// Logs of a folder are held alike, also those that come later, and one that is closed is forgotten.
+func TestLogsOfAFolder(t *testing.T) {
+	dir := t.TempDir()
+	logs := process.NewLogs(dir)
+	onDisk := func(name, want string) {
+		t.Helper()
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s has %q, %v; want %q", name, got, err, want)
+		}
+	}
+	open := func(name string) *process.LogFile {
+		t.Helper()
+		l, err := logs.Open(name, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	a := open("a.log")
+	logs.Hold(time.Hour)
+	b := open("b.log")
+	_, _ = a.Write([]byte("a\n"))
+	_, _ = b.Write([]byte("b\n"))
+	onDisk("a.log", "")
+	onDisk("b.log", "")
+	logs.Flush()
+	onDisk("a.log", "a\n")
+	onDisk("b.log", "b\n")
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := logs.Sync(); err != nil {
+		t.Errorf("one is closed: %v", err)
 	}
 }

@@ -12,7 +12,7 @@ import (
 // Service is a program kept running.
 type Service struct {
 	Spec    Spec
-	Log     io.Writer     // gets what the program writes to both outputs
+	Log     io.Writer     // gets what the program writes to both outputs; one with a Sync, as LogFile, is synced at its end
 	Backoff Backoff       // between its end and its next start
 	Grace   time.Duration // from SIGTERM to SIGKILL when it has to stop
 
@@ -90,5 +90,8 @@ func (s *Service) once(ctx context.Context, r *Reaper) string {
 	}
 	_ = pr.Close()
 	<-copied
+	if l, ok := s.Log.(interface{ Sync() error }); ok {
+		_ = l.Sync() // its last lines say why it ended; the log itself does what it can
+	}
 	return c.Status().String()
 }

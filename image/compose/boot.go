@@ -200,6 +200,11 @@ func (b *build) unified(board *boards.Board, p *bootParts) ([]byte, error) {
 // ramdisk makes what the firmware of newer Raspberry Pis takes for a boot partition when config.txt says boot_ramdisk=1: a
 // FAT volume in a file, so that a slot changes by the name of one file. The firmware reads at most 96 MiB:
 // https://www.raspberrypi.com/documentation/computers/config_txt.html#boot_ramdisk
+//
+// kernel_watchdog_timeout makes the firmware arm the watchdog before it starts the kernel, which has it 15 seconds later, the most
+// but one that the hardware counts: a kernel that hangs before its driver runs is then a try of the slot. Firmware of before July 2025
+// takes no notice.
+// https://www.raspberrypi.com/documentation/computers/config_txt.html#kernel_watchdog_timeout
 func (b *build) ramdisk(board *boards.Board, p *bootParts) ([]byte, error) {
 	const most = 96 * size.MiB
 	linux, err := gzipped(p.linux)
@@ -211,7 +216,7 @@ func (b *build) ramdisk(board *boards.Board, p *bootParts) ([]byte, error) {
 		data []byte
 	}{
 		{"config.txt", []byte("# Skerry: what the firmware starts.\narm_64bit=1\nkernel=kernel8.img\ninitramfs initramfs followkernel\nauto_initramfs=0\n" +
-			"enable_uart=1\ndisable_splash=1\nupstream_kernel=1\n")},
+			"enable_uart=1\ndisable_splash=1\nupstream_kernel=1\nkernel_watchdog_timeout=15\n")},
 		{"cmdline.txt", []byte(p.cmdline + "\n")}, {"kernel8.img", linux}, {"initramfs", p.initrd},
 	}
 	for _, t := range board.Boot.DeviceTrees {

@@ -415,7 +415,7 @@ func checkRamdisk(t *testing.T, file string, b *boards.Board, m *release.Manifes
 			t.Fatal(err)
 		}
 	}
-	if c := string(content["config.txt"]); !strings.Contains(c, "kernel=kernel8.img\n") || !strings.Contains(c, "initramfs initramfs followkernel\n") || !strings.Contains(c, "arm_64bit=1\n") {
+	if c := string(content["config.txt"]); !strings.Contains(c, "kernel=kernel8.img\n") || !strings.Contains(c, "initramfs initramfs followkernel\n") || !strings.Contains(c, "arm_64bit=1\n") || !strings.Contains(c, "kernel_watchdog_timeout=15\n") {
 		t.Errorf("%s: config.txt is %q", b.ID, c)
 	}
 	z, err := gzip.NewReader(bytes.NewReader(content["kernel8.img"]))

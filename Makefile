@@ -221,8 +221,11 @@ $(foreach b,$(BOARDS_AMD64),$(eval $(OUT)/boards/$(b).img: $(RELEASE)/manifest.j
 $(OUT)/boards/%.img: $(VMDIR)/node.yaml | $(SKERRY)
 	@mkdir -p $(@D); $(SKERRY) image build --board $* --release $(dir $(filter %/manifest.json,$^)) --config $(VMDIR)/node.yaml -o $@
 
+TEST_RELEASES := $(if $(filter $(BOARDS_ARM64),$(TEST_BOARDS)),release-arm64) $(if $(filter $(BOARDS_ARM),$(TEST_BOARDS)),release-arm)
 .PHONY: test-boards
 test-boards: programs $(TEST_BOARDS:%=$(OUT)/boards/%.img) ## boot the images of ARM boards, and of a PC with a BIOS, in QEMU, as servers and as agents (needs root; hours; BOARD=id, UNTIL=stage2, RUN=regexp)
+	@for r in $(TEST_RELEASES:%=$(abspath $(OUT))/%); do SKERRY_RELEASE=$$r SKERRY_KEYS=$(abspath $(KEYS)) SKERRY_IMAGES='$(TEST_BOARDS:%=$(abspath $(OUT))/boards/%.img)' \
+	  go test -count=1 -run TestBuilt ./image/compose; done
 	@$(AS_ROOT) go test -count=1 -v -timeout 4h ./e2e -run '$(or $(RUN),TestBoard)' -args -out '$(CURDIR)/$(OUT)' -board '$(shell echo $(TEST_BOARDS) | tr ' ' ,)' -board-until '$(or $(UNTIL),ready)'
 
 SEED ?= 1

@@ -1,10 +1,8 @@
 package compose
 
 import (
-	"archive/tar"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -12,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skerry-os/skerry/image/oci"
 	"github.com/skerry-os/skerry/image/rootfs"
 )
 
@@ -31,7 +30,7 @@ var kernelArg = regexp.MustCompile(`^[A-Za-z0-9_.-]+(=[!-~]*)?$`)
 var kernelOwn = []string{"skerry.", "init", "rdinit", "root", "initrd", "panic", "dm-mod.", "module.sig_enforce", "lockdown"}
 
 // check refuses what would be found out only after minutes, or on the machine.
-func (a Additions) check() error {
+func (a Additions) check(arch string) error {
 	var errs []error
 	for _, arg := range a.KernelArgs {
 		name, _, _ := strings.Cut(arg, "=")
@@ -51,7 +50,7 @@ func (a Additions) check() error {
 	for _, file := range a.Archives {
 		if st, err := os.Stat(file); err != nil || !st.Mode().IsRegular() || filepath.Ext(file) != ".tar" {
 			errs = append(errs, fmt.Errorf("image archive %s: is not a file that ends in .tar", file))
-		} else if err := holdsImages(file); err != nil {
+		} else if err := checkArchive(file, arch); err != nil {
 			errs = append(errs, fmt.Errorf("image archive %s: %w", file, err))
 		}
 	}
@@ -66,30 +65,19 @@ func (a Additions) add(t *rootfs.Tree) error {
 		}
 	}
 	for _, file := range a.Archives {
-		if err := t.AddFile(path.Join(imagesDir, filepath.Base(file)), file, 0o644); err != nil {
+		if err := t.AddFile(path.Join(addedDir, filepath.Base(file)), file, 0o644); err != nil {
 			return fmt.Errorf("image archive %s: %w; give it another name", file, err)
 		}
 	}
 	return nil
 }
 
-// holdsImages looks for the list that both formats have: a node cannot start with an archive it cannot read.
-func holdsImages(file string) error {
+// checkArchive refuses what a node could not import: all nodes of the release would lack it.
+func checkArchive(file, arch string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		switch {
-		case errors.Is(err, io.EOF):
-			return errors.New("holds no container images: neither index.json nor manifest.json is in it")
-		case err != nil:
-			return fmt.Errorf("is not a tar archive: %w", err)
-		}
-		if name := path.Clean(h.Name); name == "index.json" || name == "manifest.json" {
-			return nil
-		}
-	}
+	defer func() { _ = f.Close() }()
+	return oci.CheckArchive(f, arch)
 }

@@ -1,13 +1,13 @@
 package compose
 
 import (
-	"archive/tar"
-	"errors"
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/skerry-os/skerry/image/oci"
 	"github.com/skerry-os/skerry/image/rootfs"
 )
 
@@ -26,28 +26,28 @@ func TestAdditions(t *testing.T) {
 	}
 	write("over/etc/motd", "a mountain")
 	write("clash/etc/hosts", "other")
-	archive := write("app.tar", "")
-	f, err := os.Create(archive)
-	if err != nil {
-		t.Fatal(err)
+	image := func(name, arch string) string {
+		t.Helper()
+		var buf bytes.Buffer
+		if err := (oci.Image{Ref: "example.org/app:1", Arch: arch, Program: "app", Binary: []byte("x")}).Write(&buf); err != nil {
+			t.Fatal(err)
+		}
+		return write(name, buf.String())
 	}
-	w := tar.NewWriter(f)
-	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "index.json", Mode: 0o644}), w.Close(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	archive := image("app.tar", "amd64")
 
 	tree := rootfs.New("bin")
 	if err := tree.AddBytes("etc/hosts", []byte("the release's"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	a := Additions{Overlays: []string{filepath.Join(dir, "over")}, Archives: []string{archive}, KernelArgs: []string{"mitigations=off", "quiet", "console=ttyS1,115200n8"}}
-	if err := a.check(); err != nil {
+	if err := a.check("amd64"); err != nil {
 		t.Error(err)
 	}
 	if err := a.add(tree); err != nil {
 		t.Error(err)
 	}
-	for _, name := range []string{"etc/motd", "usr/share/skerry/images/app.tar"} {
+	for _, name := range []string{"etc/motd", "usr/share/skerry/images/added/app.tar"} {
 		if _, ok := tree.Get(name); !ok {
 			t.Errorf("%s is missing", name)
 		}
@@ -56,15 +56,16 @@ func TestAdditions(t *testing.T) {
 		t.Errorf("a file of the release was changed: %v", err)
 	}
 	for want, bad := range map[string]Additions{
-		"decides what is booted":       {KernelArgs: []string{"skerry.roothash=00"}},
-		"decides what is booted, ":     {KernelArgs: []string{"init=/bin/sh"}},
-		"is not one word":              {KernelArgs: []string{"a b"}},
-		"is not a folder":              {Overlays: []string{archive}},
-		"is not a tar archive":         {Archives: []string{write("rubbish.tar", strings.Repeat("x", 1024))}},
-		"holds no container images":    {Archives: []string{write("empty.tar", strings.Repeat("\x00", 1024))}},
-		"is not a file that ends in .": {Archives: []string{filepath.Join(dir, "app.zip")}},
+		"decides what is booted":    {KernelArgs: []string{"skerry.roothash=00"}},
+		"decides what is booted, ":  {KernelArgs: []string{"init=/bin/sh"}},
+		"is not one word":           {KernelArgs: []string{"a b"}},
+		"is not a folder":           {Overlays: []string{archive}},
+		"is not a tar archive":      {Archives: []string{write("rubbish.tar", strings.Repeat("x", 1024))}},
+		"holds no container images": {Archives: []string{write("empty.tar", strings.Repeat("\x00", 1024))}},
+		"example.org/app:1: is for linux/arm64; the release is for linux/amd64": {Archives: []string{image("arm.tar", "arm64")}},
+		"is not a file that ends in .":                                          {Archives: []string{filepath.Join(dir, "app.zip")}},
 	} {
-		if err := bad.check(); err == nil || !strings.Contains(err.Error(), want) {
+		if err := bad.check("amd64"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", bad, err, want)
 		}
 	}

@@ -187,7 +187,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
 		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
 	}
-	if err := o.check(); err != nil {
+	if err := o.check(o.Arch); err != nil {
 		return nil, err
 	}
 	if o.Debug {

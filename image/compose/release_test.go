@@ -2,6 +2,7 @@ package compose
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"crypto/ed25519"
 	"debug/elf"
@@ -113,7 +114,7 @@ func checkRelease(t *testing.T, dir string, k *keys.Set) {
 	t.Run("root", func(t *testing.T) { checkRoot(t, filepath.Join(dir, m.Root.Path), m) })
 	t.Run("boot", func(t *testing.T) { checkBoot(t, dir, m, k) })
 	t.Run("sbom", func(t *testing.T) {
-		checkSBOM(t, filepath.Join(dir, "sbom.spdx.json"))
+		checkSBOM(t, filepath.Join(dir, "sbom.spdx.json"), m)
 		checkShellSBOM(t, filepath.Join(dir, "sbom.spdx.json"), m.Debug)
 	})
 }
@@ -266,6 +267,9 @@ func checkModules(t *testing.T, root fs.FS, m *release.Manifest) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if config, err := fs.ReadFile(sub, "config"); err != nil || !bytes.Contains(config, []byte("\nCONFIG_MEMCG=y\n")) {
+			t.Errorf("board %s: check-config cannot tell what its kernel was built with: %v", id, err)
+		}
 		b, err := boards.Load(id)
 		if err != nil {
 			t.Fatal(err)
@@ -397,6 +401,126 @@ func checkFirmware(t *testing.T, dir string, m *release.Manifest, id string) {
 	}
 }
 
+// TestBuiltImages holds images of boards (SKERRY_IMAGES are files, <board>.img each, with spaces between) to the release they were built of and to what
+// the boards' firmware asks of a disk, file by file.
+func TestBuiltImages(t *testing.T) {
+	dir, images := os.Getenv("SKERRY_RELEASE"), os.Getenv("SKERRY_IMAGES")
+	if dir == "" || images == "" {
+		t.Skip("set SKERRY_IMAGES to images, SKERRY_RELEASE to the release they were built of, and SKERRY_KEYS to its keys")
+	}
+	k, err := keys.Load(os.Getenv("SKERRY_KEYS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rel, err := release.Open(os.DirFS(dir), []ed25519.PublicKey{k.ReleasePublic()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for image := range strings.FieldsSeq(images) {
+		id := strings.TrimSuffix(filepath.Base(image), ".img")
+		if board, of := rel.Manifest().Boards[id]; of {
+			t.Run(id, func(t *testing.T) { checkImage(t, image, dir, id, board) })
+		}
+	}
+}
+
+func checkImage(t *testing.T, image, dir, id string, r release.Board) {
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	table, err := disk.ReadFirst(f, disk.SizeOf(f, 1<<40))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := table.Partitions[0]
+	v, err := fat.Read(io.NewSectionReader(f, first.Start, first.Size), first.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := map[string][]byte{}
+	for _, file := range v.Files {
+		if content[file.Path], err = io.ReadAll(file.Open()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range r.Firmware {
+		want, err := os.ReadFile(filepath.Join(dir, file.Path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := content[file.To]
+		if file.To == "" {
+			got = make([]byte, len(want))
+			if _, err := f.ReadAt(got, file.At); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is not what the release has: %d bytes, want %d", cmp.Or(file.To, fmt.Sprintf("byte %d", file.At)), len(got), len(want))
+		}
+	}
+	b, err := boards.Load(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Slots == boards.UBoot {
+		kernel, err := os.ReadFile(filepath.Join(dir, r.Boot.Path))
+		if err != nil || !bytes.Equal(content["EFI/Linux/os-a.efi"], kernel) {
+			t.Errorf("slot a's kernel image is not the release's: %d bytes, %v", len(content["EFI/Linux/os-a.efi"]), err)
+		}
+	}
+	if config, ok := content["config.txt"]; ok && b.Slots == boards.UBoot {
+		checkPi(t, f, b, string(config), content)
+	}
+}
+
+// checkPi is what bootcode.bin and start.elf do with a boot partition, in their order.
+// https://www.raspberrypi.com/documentation/computers/configuration.html#boot-folder-contents
+func checkPi(t *testing.T, f io.ReaderAt, b *boards.Board, config string, content map[string][]byte) {
+	mbr := make([]byte, 512)
+	if _, err := f.ReadAt(mbr, 0); err != nil {
+		t.Fatal(err)
+	}
+	if kind := mbr[446+4]; mbr[510] != 0x55 || mbr[511] != 0xaa || kind != 0x0b && kind != 0x0c && kind != 0x0e {
+		t.Errorf("the boot ROM finds no FAT partition first in the MBR: it is of type %#x", kind)
+	}
+	need := []string{"bootcode.bin", "start.elf", "fixup.dat"}
+	if b.ID == "rpi4" { // its boot loader is in an EEPROM
+		need = []string{"start4.elf", "fixup4.dat"}
+	}
+	for _, name := range need {
+		if len(content[name]) == 0 {
+			t.Errorf("%s is missing", name)
+		}
+	}
+	section, settings := "all", map[string]string{}
+	for line := range strings.Lines(config) {
+		line = strings.TrimSuffix(line, "\n")
+		if len(line) > 98 {
+			t.Errorf("config.txt: the firmware reads 98 characters of %q", line)
+		}
+		if strings.HasPrefix(line, "[") {
+			section = strings.Trim(line, "[]")
+		}
+		if key, value, ok := strings.Cut(line, "="); ok && section == "all" && !strings.HasPrefix(line, "#") {
+			settings[key] = value
+		}
+	}
+	kernel := content[settings["kernel"]]
+	if settings["arm_64bit"] != "1" || len(kernel) < 100<<10 || bytes.HasPrefix(kernel, []byte("\x7fELF")) {
+		t.Errorf("config.txt: starts %q, of %d bytes, which is no 64-bit program as it stands in memory", settings["kernel"], len(kernel))
+	}
+	if settings["upstream_kernel"] == "1" {
+		for _, tree := range b.Boot.DeviceTrees {
+			if data := content[tree.Name()]; len(data) < 4 || string(data[:4]) != "\xd0\x0d\xfe\xed" || strings.Contains(tree.Name(), "/") {
+				t.Errorf("the firmware finds no device tree %s", tree.Name())
+			}
+		}
+	}
+}
+
 // checkRamdisk reads a Raspberry Pi's boot.img as the firmware does.
 func checkRamdisk(t *testing.T, file string, b *boards.Board, m *release.Manifest) {
 	ask(t, "fsck.vfat", "-n", file)
@@ -439,7 +563,7 @@ func checkRamdisk(t *testing.T, file string, b *boards.Board, m *release.Manifes
 	}
 }
 
-func checkSBOM(t *testing.T, file string) {
+func checkSBOM(t *testing.T, file string, m *release.Manifest) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -460,9 +584,46 @@ func checkSBOM(t *testing.T, file string) {
 			t.Errorf("a relationship of what is not there: %+v", r)
 		}
 	}
+	checkTerms(t, doc, m)
 	for _, want := range []string{"nftables", "libc6", "systemd-boot-efi", "k8s.io/kubernetes", "github.com/opencontainers/runc", "github.com/coredns/coredns", "stdlib"} {
 		if names[want] == "" || names[want] == "(devel)" {
 			t.Errorf("%s is listed with version %q", want, names[want])
+		}
+	}
+}
+
+// checkTerms looks for the terms, word by word, of every package of a board that is not free: they come with the files.
+func checkTerms(t *testing.T, doc spdxDocument, m *release.Manifest) {
+	t.Helper()
+	texts, licences := map[string]string{}, map[string]string{}
+	for _, l := range doc.Licences {
+		texts[l.ID] = l.Text
+	}
+	for _, p := range doc.Packages {
+		licences[p.Name] = p.Declared
+	}
+	for id := range m.Boards {
+		b, err := boards.Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		areas := map[string]string{}
+		for _, f := range b.Firmware {
+			areas[f.Package] = f.Area
+		}
+		for _, f := range b.Boot.Files {
+			areas[f.Package] = f.Area
+		}
+		for _, f := range b.Boot.Raw {
+			areas[f.Package] = f.Area
+		}
+		for name, area := range areas {
+			if area == "main" {
+				continue
+			}
+			if text := texts[licences[name]]; len(text) < 500 || !strings.Contains(strings.ToLower(text), "redistribut") {
+				t.Errorf("board %s: package %s of %s has licence %q, whose text is %.80q", id, name, area, licences[name], text)
+			}
 		}
 	}
 }

@@ -92,6 +92,9 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 // imagesDir holds the archives of images that a node imports, and the layers that it serves from its root.
 const imagesDir = "usr/share/skerry/images"
 
+// addedDir holds those that a person added to the release. A node that cannot import one goes on without.
+const addedDir = imagesDir + "/added"
+
 // serveImages lays the component images out as files, so that containers run from the root, which is verified and takes no second copy
 // on the data partition (see pkg/agent). It also lets little travel when a component changes: what is packed changes as a whole.
 func serveImages(t *rootfs.Tree) error {

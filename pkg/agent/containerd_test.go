@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -383,6 +384,23 @@ func TestImagesImport(t *testing.T) {
 	cfg.Libexec = libexec
 	dir := filepath.Join(cfg.Share, "images")
 	buildImage(t, dir, PauseImage, "../../cmd/pause")
+	// What a person added to the release stops nobody, whatever is wrong with it.
+	added := filepath.Join(dir, "added")
+	if err := os.MkdirAll(added, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, arch := range map[string]string{"good": goruntime.GOARCH, "other": "s390x"} {
+		var buf bytes.Buffer
+		if err := (oci.Image{Ref: "example.org/" + name + ":1", Arch: arch, Program: "app", Binary: []byte("x")}).Write(&buf); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(added, name+".tar"), buf.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(added, "rubbish.tar"), bytes.Repeat([]byte("x"), 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	l := newLayout(cfg)
 	t.Cleanup(func() { sweep(t, l) })
 	began := time.Now()
@@ -396,6 +414,12 @@ func TestImagesImport(t *testing.T) {
 	}
 	defer func() { _ = c.Close() }()
 	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	if _, err := c.ImageService().Get(ctx, "example.org/good:1"); err != nil {
+		t.Errorf("the good one of those that were added: %v", err)
+	}
+	if failed := strings.Join(l.importAdded(ctx, c), "\n"); strings.Count(failed, "\n") != 1 || !strings.Contains(failed, "other.tar: ") || !strings.Contains(failed, "rubbish.tar: ") {
+		t.Errorf("those that failed are %q", failed)
+	}
 	archive := filepath.Join(dir, "pause.tar")
 	updated := func() time.Time {
 		t.Helper()

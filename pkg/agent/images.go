@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -52,11 +53,50 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 	if err := work.Wait(); err != nil {
 		return err
 	}
-	lists := l.importPersons(ctx, c)
+	failed := l.importAdded(ctx, c)
+	lists, more := l.importPersons(ctx, c)
+	failed = append(failed, more...)
 	ready()
+	var behind sync.WaitGroup
+	defer behind.Wait()
+	behind.Go(func() { l.tellOfArchives(ctx, failed) })
 	l.pullLists(ctx, c, lists)
 	<-ctx.Done()
 	return nil
+}
+
+// importAdded loads the archives that a person added to the release. One that fails keeps nothing else back: a node without an
+// image is better than none. It is in the list that is returned, with why.
+func (l *layout) importAdded(ctx context.Context, c *client.Client) (failed []string) {
+	files, _ := filepath.Glob(filepath.Join(l.Share, "images", "added", "*.tar")) // the pattern is a good one
+	for _, file := range files {
+		failed = append(failed, l.importOne(ctx, c, file)...)
+	}
+	return failed
+}
+
+func (l *layout) importOne(ctx context.Context, c *client.Client, file string) (failed []string) {
+	err := importImages(ctx, c, l.snapshotter(), file, "")
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	slog.Error("images: an archive was not imported; the others are", "file", file, "err", err)
+	return []string{fmt.Sprintf("%s: %v", filepath.Base(file), err)}
+}
+
+const tellAgain = 10 * time.Second
+
+// tellOfArchives makes events of those that were not imported, once there is somebody to take them.
+func (l *layout) tellOfArchives(ctx context.Context, failed []string) {
+	for _, why := range failed {
+		for l.recordEvent(ctx, nodeNews{"ImageArchiveFailed", "an archive of images was not imported; the node goes on without: " + why[:min(len(why), 800)]}) != nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(tellAgain):
+			}
+		}
+	}
 }
 
 // importImages loads one archive, unless containerd has its images already. What it has is asked, not remembered: a file that

@@ -217,6 +217,12 @@ func (l *layout) again(ctx context.Context, n nodeNews) error {
 
 // tellOfNode makes an event of it, if the API takes one at once.
 func (l *layout) tellOfNode(ctx context.Context, n nodeNews) {
+	if err := l.recordEvent(ctx, n); err != nil {
+		slog.Warn("an event was not recorded", "reason", n.reason, "err", err)
+	}
+}
+
+func (l *layout) recordEvent(ctx context.Context, n nodeNews) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	config, err := clientcmd.BuildConfigFromFlags("", l.KubeletKubeconfig)
@@ -232,7 +238,5 @@ func (l *layout) tellOfNode(ctx context.Context, n nodeNews) {
 			}, metav1.CreateOptions{})
 		}
 	}
-	if err != nil {
-		slog.Warn("an event was not recorded", "reason", n.reason, "err", err)
-	}
+	return err
 }

@@ -25,13 +25,13 @@ import (
 func (l *layout) imagesDir() string { return filepath.Join(l.data, "images") }
 
 // importPersons loads a person's archives and gives their lists. A broken file is told about and keeps nothing else back.
-func (l *layout) importPersons(ctx context.Context, c *client.Client) (lists []string) {
+func (l *layout) importPersons(ctx context.Context, c *client.Client) (lists, failed []string) {
 	entries, err := os.ReadDir(l.imagesDir())
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			slog.Error("images: the folder of archives cannot be read", "err", err)
 		}
-		return nil
+		return nil, nil
 	}
 	for _, e := range entries { // one after the other: big archives and small memories
 		file := filepath.Join(l.imagesDir(), e.Name())
@@ -40,12 +40,10 @@ func (l *layout) importPersons(ctx context.Context, c *client.Client) (lists []s
 		case strings.HasSuffix(e.Name(), ".txt"):
 			lists = append(lists, file)
 		case isArchive(e.Name()):
-			if err := importImages(ctx, c, l.snapshotter(), file, ""); err != nil && ctx.Err() == nil {
-				slog.Error("images: an archive was not imported; the others are", "file", file, "err", err)
-			}
+			failed = append(failed, l.importOne(ctx, c, file)...)
 		}
 	}
-	return lists
+	return lists, failed
 }
 
 func isArchive(name string) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -110,6 +111,15 @@ func (s *Store) makeRoom(ctx context.Context, e *embed.Etcd) error {
 func (s *Store) quota() int64 {
 	if s.Quota > 0 {
 		return s.Quota
+	}
+	return mostFor(strconv.IntSize)
+}
+
+// mostFor bounds the file where pointers have 32 bits: all of it is mapped into memory, whose addresses end at 3 GiB, and bbolt
+// refuses more than 2 GiB. The alarm must come first.
+func mostFor(bits int) int64 {
+	if bits < 64 {
+		return 1 << 30
 	}
 	return quota
 }

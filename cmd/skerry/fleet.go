@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -125,7 +127,7 @@ func newFleetCheckCmd() *cobra.Command {
 		Example: "  skerry fleet check fleet.yaml",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := loadFleet(args)
+			f, err := loadWhole(cmd.Context(), args)
 			if err != nil {
 				return err
 			}
@@ -145,6 +147,17 @@ func newFleetCheckCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing but faults")
 	return cmd
+}
+
+// loadWhole reads a fleet's file, and fetches its releases that a registry has.
+func loadWhole(ctx context.Context, args []string) (*fleet.Fleet, error) {
+	f, err := loadFleet(args)
+	if err != nil {
+		return nil, err
+	}
+	return f, f.Fetch(func(name string, trusted []ed25519.PublicKey, boards ...string) (string, error) {
+		return releaseFolder(ctx, name, trusted, boards...)
+	})
 }
 
 func loadFleet(args []string) (*fleet.Fleet, error) {

@@ -84,7 +84,7 @@ func newFleetBuildCmd() *cobra.Command {
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Now = time.Now()
-			f, err := loadFleet(args)
+			f, err := loadWhole(cmd.Context(), args)
 			if err != nil {
 				return err
 			}

@@ -22,6 +22,32 @@ func (f *Fleet) Check() error {
 	return err
 }
 
+// Fetch puts folders in the place of releases that are kept elsewhere, as in a registry: get gives the folder of a release for
+// the boards of the fleet, and of one that is a folder the name as it is.
+func (f *Fleet) Fetch(get func(name string, trusted []ed25519.PublicKey, boards ...string) (string, error)) error {
+	c := &checker{f: f}
+	trusted, err := f.trusted()
+	if err != nil {
+		c.add([]any{"keys"}, "keys: %v", err)
+		return c.err()
+	}
+	var ids []string
+	for _, n := range f.Nodes {
+		if !slices.Contains(ids, n.Board) {
+			ids = append(ids, n.Board)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(f.Releases)) {
+		dir, err := get(f.Releases[key], trusted, ids...)
+		if err != nil {
+			c.add([]any{"releases", key}, "releases.%s: %v", key, err)
+			continue
+		}
+		f.Releases[key] = dir
+	}
+	return c.err()
+}
+
 // opened is a release and its folder.
 type opened struct {
 	*release.Release

@@ -7,7 +7,7 @@
 //	kind: Fleet
 //	name: home
 //	keys: out/keys                           # the folder with release.pub, the key that the releases must be signed with
-//	releases:                                # folders, by architecture or by board; relative to this file, as keys is
+//	releases:                                # folders, by architecture or by board; relative to this file, as keys is; or oci://HOST/NAME:TAG
 //	  amd64: out/release
 //	  rpi4: out/release-pi
 //	cluster:
@@ -70,7 +70,7 @@ const (
 // MaxNodes bounds a fleet; the file's size does too.
 const MaxNodes = 5000
 
-// Fleet is a fleet's file. Decode makes it; nobody changes it afterwards.
+// Fleet is a fleet's file. Decode makes it; nobody but Fetch changes it afterwards.
 type Fleet struct {
 	APIVersion string            `yaml:"apiVersion"`
 	Kind       string            `yaml:"kind"`

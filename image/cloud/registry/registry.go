@@ -15,6 +15,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,9 +25,11 @@ import (
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
+	remoteref "oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 	"oras.land/oras-go/v2/registry/remote/retry"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -75,6 +78,56 @@ func describe(f release.File) ocispec.Descriptor {
 		MediaType: fileType, Digest: digest.NewDigestFromEncoded(digest.SHA256, f.SHA256), Size: f.Size,
 		Annotations: map[string]string{ocispec.AnnotationTitle: f.Path},
 	}
+}
+
+// MayPush asks whether the registry takes something under this name, by an upload that is begun and given up.
+func MayPush(ctx context.Context, ref string) error {
+	repo, _, err := open(ref)
+	if err != nil {
+		return err
+	}
+	where := repo.Reference
+	scheme := "https"
+	if repo.PlainHTTP {
+		scheme = "http"
+	}
+	ctx = auth.AppendRepositoryScope(ctx, where, auth.ActionPull, auth.ActionPush)
+	ask := func(method, to string) (*http.Response, error) {
+		r, err := http.NewRequestWithContext(ctx, method, to, nil)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := repo.Client.Do(r)
+		if err != nil {
+			return nil, err
+		}
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxIndex)) // what it says, the status says too
+		return resp, resp.Body.Close()
+	}
+	resp, err := ask(http.MethodPost, scheme+"://"+where.Host()+"/v2/"+where.Repository+"/blobs/uploads/")
+	var refused *errcode.ErrorResponse // by the service that gives tokens
+	switch {
+	case errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden):
+		return missingRight(where, refused.StatusCode)
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		return missingRight(where, http.StatusUnauthorized)
+	case err != nil:
+		return fmt.Errorf("%s: %w", ref, err)
+	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
+		return missingRight(where, resp.StatusCode)
+	case resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusCreated:
+		return fmt.Errorf("%s: asked to take an upload, the registry answers %s", ref, resp.Status)
+	}
+	if to, err := resp.Location(); err == nil && to.Host == where.Host() {
+		_, _ = ask(http.MethodDelete, to.String()) // registries drop what is left, sooner or later
+	}
+	return nil
+}
+
+// missingRight is said of a registry that takes nothing from these credentials.
+func missingRight(at remoteref.Reference, status int) error {
+	return fmt.Errorf("%s/%s: the credentials may not push there (HTTP status %d); they need the scope repository:%s:pull,push; log in by: docker login %s",
+		at.Registry, at.Repository, status, at.Repository, at.Registry)
 }
 
 // Push brings a release to a registry and tags it. Files that are there already do not travel. It gives the artifact's digest.

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,6 +105,52 @@ func TestThereAndBack(t *testing.T) {
 	} {
 		if _, err := Pull(t.Context(), bad, t.TempDir(), b.Trusted(), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+// Who may not push hears so before anything travels, whether the registry asks for a password, gives tokens or says no at once;
+// and the upload that was begun to find out is given up.
+func TestMayPush(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	for name, c := range map[string]struct {
+		answer http.HandlerFunc
+		want   string
+		gone   bool
+	}{
+		"may": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", "/v2/north/skerry/blobs/uploads/u1")
+			w.WriteHeader(http.StatusAccepted)
+		}, "", true},
+		"no": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "{}", http.StatusForbidden) }, "(HTTP status 403); they need the scope repository:north/skerry:pull,push; log in by: docker login 127.0.0.1", false},
+		"password": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		}, "(HTTP status 401)", false},
+		"token": {func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/token" {
+				w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="x"`)
+			}
+			w.WriteHeader(http.StatusUnauthorized)
+		}, "(HTTP status 401)", false},
+		"read-only": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMethodNotAllowed) }, "asked to take an upload, the registry answers 405", false},
+	} {
+		var asked []string
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.Method+" "+r.URL.Path)
+			if r.Method == http.MethodDelete {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+			c.answer(w, r)
+		}))
+		err := MayPush(t.Context(), "oci://"+strings.TrimPrefix(server.URL, "http://")+"/north/skerry:1.2.3")
+		server.Close()
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if asked[0] != "POST /v2/north/skerry/blobs/uploads/" || slices.Contains(asked, "DELETE /v2/north/skerry/blobs/uploads/u1") != c.gone {
+			t.Errorf("%s: asked %q", name, asked)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -125,6 +126,25 @@ func secureBootKeys(p *image.Plan, r io.ReaderAt) ([]publish.Variable, error) {
 	return vars, nil
 }
 
+// run checks an image, publishes it, and says what was done, also if that was not all.
+func (p *publishFlags) run(cmd *cobra.Command, name string, to func(context.Context, publish.Disk) (*publish.Report, error)) error {
+	keys, err := p.begin(cmd, name)
+	if err != nil {
+		return err
+	}
+	f, r, n, err := openToPublish(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	d, err := p.inspect(cmd.Context(), r, n, name, keys)
+	if err != nil {
+		return err
+	}
+	report, err := to(cmd.Context(), d)
+	return errors.Join(err, p.print(cmd.OutOrStdout(), report, err != nil))
+}
+
 // openToPublish gives the disk in a file of any form that can be read in place.
 func openToPublish(name string) (f *os.File, r io.ReaderAt, n int64, err error) {
 	if f, err = os.Open(name); err != nil {
@@ -153,12 +173,16 @@ func uploadProgress(w io.Writer) func(done, all int) {
 	}
 }
 
-// print says what was done.
-func (p *publishFlags) print(w io.Writer, r *publish.Report) error {
+// print says what was done. Of a run that failed it is what is there all the same.
+func (p *publishFlags) print(w io.Writer, r *publish.Report, failed bool) error {
+	if r == nil {
+		return nil
+	}
+	r.Failed = failed
 	if p.asJSON {
 		return printJSON(w, r)
 	}
-	if r.DryRun {
+	if r.DryRun && !failed {
 		_, err := fmt.Fprintf(w, "would publish %s from %s %s: %d blocks of %v; every right is there, nothing was made\n", r.Name, p.words.account, r.Account, r.Blocks, size.Bytes(r.BlockSize))
 		return err
 	}
@@ -166,6 +190,9 @@ func (p *publishFlags) print(w io.Writer, r *publish.Report) error {
 		if _, err := fmt.Fprintf(w, "%s  %s  %s\n", i.Region, i.Image, cmp.Or(i.Snapshot, i.Source)); err != nil {
 			return err
 		}
+	}
+	if failed {
+		return nil
 	}
 	_, err := fmt.Fprintf(w, "published %s: %d of %d blocks uploaded in %.0f s\n", r.Name, r.Uploaded, r.Blocks, r.Seconds)
 	return err
@@ -182,30 +209,28 @@ func day(text string) (time.Time, error) {
 	return t, nil
 }
 
-// afterwards are the commands for an image that is published: what they are for, and how they are done.
+// published is an image that a cloud has, wherever its flags say. With dryRun nothing is changed: what would be is given.
+type published interface {
+	Deprecate(ctx context.Context, name string, at time.Time, dryRun bool) ([]publish.Image, error)
+	Delete(ctx context.Context, name string, dryRun bool) ([]publish.Image, error)
+}
+
+// afterwards are the commands for an image that is published: what they are for, and where it is.
 type afterwards struct {
 	image   string // such as: an AMI
 	with    string // what goes with it
 	example string // flags
 	bind    func(f *pflag.FlagSet)
-
-	deprecate func(cmd *cobra.Command, name string, at time.Time) ([]publish.Image, error)
-	remove    func(cmd *cobra.Command, name string) ([]publish.Image, error)
+	open    func(cmd *cobra.Command) (published, error)
 }
 
 // add makes the commands below the cloud's own.
 func (a *afterwards) add(parent *cobra.Command) {
 	var on string
-	var at time.Time
 	deprecate := &cobra.Command{
 		Use:     "deprecate NAME --on DAY",
 		Short:   "Say from which day on " + a.image + " is out of date",
 		Example: "  skerry publish " + parent.Name() + " deprecate " + a.example + " --on 2027-06-30",
-		Args:    cobra.ExactArgs(1),
-		PreRunE: func(*cobra.Command, []string) (err error) {
-			at, err = day(on)
-			return err
-		},
 	}
 	deprecate.Flags().StringVar(&on, "on", "", "the day, as 2027-06-30 (required)")
 	_ = deprecate.MarkFlagRequired("on")
@@ -213,24 +238,39 @@ func (a *afterwards) add(parent *cobra.Command) {
 		Use:     "delete NAME",
 		Short:   "Remove " + a.image + " and " + a.with,
 		Example: "  skerry publish " + parent.Name() + " delete " + a.example,
-		Args:    cobra.ExactArgs(1),
 	}
-	for _, c := range []struct {
-		cmd *cobra.Command
-		do  func(cmd *cobra.Command, name string) ([]publish.Image, error)
-	}{
-		{deprecate, func(cmd *cobra.Command, name string) ([]publish.Image, error) { return a.deprecate(cmd, name, at) }},
-		{remove, a.remove},
-	} {
-		a.bind(c.cmd.Flags())
-		asJSON := c.cmd.Flags().Bool("json", false, "print what was done as JSON")
-		c.cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			done, err := c.do(cmd, args[0])
-			if *asJSON && err == nil {
-				return printJSON(cmd.OutOrStdout(), done)
+	for cmd, would := range map[*cobra.Command]string{deprecate: "deprecate", remove: "delete"} {
+		a.bind(cmd.Flags())
+		asJSON := cmd.Flags().Bool("json", false, "print what was done as JSON")
+		dryRun := cmd.Flags().Bool("dry-run", false, "look for the image and for rights, and change nothing")
+		cmd.Args = cobra.ExactArgs(1)
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			at, err := day(on)
+			if err != nil {
+				return err
+			}
+			there, err := a.open(cmd)
+			if err != nil {
+				return err
+			}
+			var images []publish.Image
+			if cmd == deprecate {
+				images, err = there.Deprecate(cmd.Context(), args[0], at, *dryRun)
+			} else {
+				images, err = there.Delete(cmd.Context(), args[0], *dryRun)
+			}
+			switch {
+			case *asJSON && images != nil:
+				return errors.Join(err, printJSON(cmd.OutOrStdout(), images))
+			case *dryRun && err == nil:
+				for _, i := range images {
+					if _, err := fmt.Fprintln(cmd.OutOrStdout(), strings.Join(strings.Fields(strings.Join([]string{"would", would, i.Region, i.Image, i.Snapshot, i.Source}, " ")), " ")); err != nil {
+						return err
+					}
+				}
 			}
 			return err
 		}
-		parent.AddCommand(c.cmd)
+		parent.AddCommand(cmd)
 	}
 }

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"time"
+	"context"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -28,30 +28,15 @@ func newPublishAWSCmd() *cobra.Command {
 			"  skerry publish aws delete skerry-1.2.3-amd64 --region eu-central-1,us-east-1",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			keys, err := p.begin(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			f, r, n, err := openToPublish(args[0])
-			if err != nil {
-				return err
-			}
-			defer func() { _ = f.Close() }()
-			d, err := p.inspect(cmd.Context(), r, n, args[0], keys)
-			if err != nil {
-				return err
-			}
-			p.Labels["skerry:version"] = p.Version
-			to, err := aws.Open(cmd.Context(), o.Region, teller(cmd))
-			if err != nil {
-				return err
-			}
-			o.Options = p.Options
-			report, err := to.Publish(cmd.Context(), d, o)
-			if err != nil {
-				return err
-			}
-			return p.print(cmd.OutOrStdout(), report)
+			return p.run(cmd, args[0], func(ctx context.Context, d publish.Disk) (*publish.Report, error) {
+				p.Labels["skerry:version"] = p.Version
+				to, err := aws.Open(ctx, o.Region, teller(cmd))
+				if err != nil {
+					return nil, err
+				}
+				o.Options = p.Options
+				return to.Publish(ctx, d, o)
+			})
 		},
 	}
 	p.bind(cmd)
@@ -59,31 +44,18 @@ func newPublishAWSCmd() *cobra.Command {
 	cmd.Flags().StringVar(&o.Region, "region", "", "region that the blocks go to (default: that of the AWS tools)")
 	cmd.Flags().StringSliceVar(&o.Copies, "copy-to", nil, "more regions to have the AMI in")
 	var regions []string
-	open := func(cmd *cobra.Command) (*aws.Publisher, error) {
-		first := ""
-		if len(regions) > 0 {
-			first = regions[0]
-		}
-		return aws.Open(cmd.Context(), first, teller(cmd))
-	}
 	(&afterwards{
 		image: "an AMI", with: "its snapshots", example: "skerry-1.2.3-amd64 --region eu-central-1,us-east-1",
 		bind: func(f *pflag.FlagSet) {
 			f.StringSliceVar(&regions, "region", nil, "regions to do it in (default: that of the AWS tools)")
 		},
-		deprecate: func(cmd *cobra.Command, name string, at time.Time) ([]publish.Image, error) {
-			to, err := open(cmd)
-			if err != nil {
-				return nil, err
+		open: func(cmd *cobra.Command) (published, error) {
+			first := ""
+			if len(regions) > 0 {
+				first = regions[0]
 			}
-			return to.Deprecate(cmd.Context(), name, at, regions)
-		},
-		remove: func(cmd *cobra.Command, name string) ([]publish.Image, error) {
-			to, err := open(cmd)
-			if err != nil {
-				return nil, err
-			}
-			return to.Delete(cmd.Context(), name, regions)
+			to, err := aws.Open(cmd.Context(), first, teller(cmd))
+			return aws.Published{Publisher: to, Regions: regions}, err
 		},
 	}).add(cmd)
 	return cmd

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -32,29 +32,14 @@ func newPublishAzureCmd() *cobra.Command {
 			"  skerry publish azure delete skerry-1.2.3-amd64 --resource-group images-rg --storage-account northimages --gallery north",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			keys, err := p.begin(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			f, r, n, err := openToPublish(args[0])
-			if err != nil {
-				return err
-			}
-			defer func() { _ = f.Close() }()
-			d, err := p.inspect(cmd.Context(), r, n, args[0], keys)
-			if err != nil {
-				return err
-			}
-			to, err := azure.Open(cmd.Context(), subscription, teller(cmd))
-			if err != nil {
-				return err
-			}
-			o.Options = p.Options
-			report, err := to.Publish(cmd.Context(), asVHD(d), o)
-			if err != nil {
-				return err
-			}
-			return p.print(cmd.OutOrStdout(), report)
+			return p.run(cmd, args[0], func(ctx context.Context, d publish.Disk) (*publish.Report, error) {
+				to, err := azure.Open(ctx, subscription, teller(cmd))
+				if err != nil {
+					return nil, err
+				}
+				o.Options = p.Options
+				return to.Publish(ctx, asVHD(d), o)
+			})
 		},
 	}
 	p.bind(cmd)
@@ -77,19 +62,9 @@ func newPublishAzureCmd() *cobra.Command {
 	(&afterwards{
 		image: "an image", with: "the blob it was made from", example: "skerry-1.2.3-amd64 --resource-group images-rg --storage-account northimages --gallery north",
 		bind: func(f *pflag.FlagSet) { place(f, &at) },
-		deprecate: func(cmd *cobra.Command, name string, on time.Time) ([]publish.Image, error) {
+		open: func(cmd *cobra.Command) (published, error) {
 			to, err := azure.Open(cmd.Context(), subscription, teller(cmd))
-			if err != nil {
-				return nil, err
-			}
-			return to.Deprecate(cmd.Context(), name, on, at)
-		},
-		remove: func(cmd *cobra.Command, name string) ([]publish.Image, error) {
-			to, err := azure.Open(cmd.Context(), subscription, teller(cmd))
-			if err != nil {
-				return nil, err
-			}
-			return to.Delete(cmd.Context(), name, at)
+			return azure.Published{Publisher: to, Place: at}, err
 		},
 	}).add(cmd)
 	return cmd

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -53,10 +52,7 @@ func newPublishGCPCmd() *cobra.Command {
 			}
 			o.Options = p.Options
 			report, err := to.Publish(cmd.Context(), d, a, o)
-			if err != nil {
-				return err
-			}
-			return p.print(cmd.OutOrStdout(), report)
+			return errors.Join(err, p.print(cmd.OutOrStdout(), report, err != nil))
 		},
 	}
 	p.bind(cmd)
@@ -72,22 +68,9 @@ func newPublishGCPCmd() *cobra.Command {
 			f.StringVar(&project, "project", "", which)
 			f.StringVar(&bucket, "bucket", "", "bucket that the archive is in")
 		},
-		deprecate: func(cmd *cobra.Command, name string, at time.Time) ([]publish.Image, error) {
+		open: func(cmd *cobra.Command) (published, error) {
 			to, err := gcp.Open(cmd.Context(), project, teller(cmd))
-			if err != nil {
-				return nil, err
-			}
-			return to.Deprecate(cmd.Context(), name, at)
-		},
-		remove: func(cmd *cobra.Command, name string) ([]publish.Image, error) {
-			if bucket == "" {
-				return nil, errors.New("no bucket is named; the archive that the image was made from is there: --bucket")
-			}
-			to, err := gcp.Open(cmd.Context(), project, teller(cmd))
-			if err != nil {
-				return nil, err
-			}
-			return to.Delete(cmd.Context(), name, bucket)
+			return gcp.Published{Publisher: to, Bucket: bucket}, err
 		},
 	}).add(cmd)
 	return cmd

@@ -17,7 +17,7 @@ import (
 func newPublishOCICmd() *cobra.Command {
 	var trust trustFlags
 	var dir string
-	var asJSON bool
+	var asJSON, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "oci --release DIR HOST/NAME:TAG",
 		Short: "Push a signed release to an OCI registry",
@@ -37,13 +37,27 @@ func newPublishOCICmd() *cobra.Command {
 				return fmt.Errorf("%s: %w", dir, err)
 			}
 			ref := registry.Scheme + strings.TrimPrefix(args[0], registry.Scheme)
-			say := func(format string, a ...any) { _, _ = fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", a...) }
-			digest, err := registry.Push(cmd.Context(), ref, rel, files, say)
+			if err := registry.MayPush(cmd.Context(), ref); err != nil {
+				return err
+			}
+			report := map[string]any{"reference": ref, "version": rel.Manifest().Version, "dryRun": dryRun}
+			if dryRun {
+				if err := rel.CheckFiles(files); err != nil {
+					return fmt.Errorf("%s: %w", dir, err)
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), report)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "would push release %s for %s: %s; the right is there, nothing was pushed\n", rel.Manifest().Version, rel.Manifest().Arch, ref)
+				return err
+			}
+			digest, err := registry.Push(cmd.Context(), ref, rel, files, teller(cmd))
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), map[string]string{"reference": ref, "digest": digest, "version": rel.Manifest().Version})
+				report["digest"] = digest
+				return printJSON(cmd.OutOrStdout(), report)
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "pushed release %s for %s: %s\n%s\n", rel.Manifest().Version, rel.Manifest().Arch, ref, digest)
 			return err
@@ -51,6 +65,7 @@ func newPublishOCICmd() *cobra.Command {
 	}
 	trust.bind(cmd)
 	cmd.Flags().StringVar(&dir, "release", "", "folder of the signed release (required)")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check release and rights, and push nothing")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print reference and digest as JSON")
 	_ = cmd.MarkFlagRequired("release")
 	return cmd

@@ -36,8 +36,9 @@ type Options struct {
 
 // Tags that every image and snapshot of ours has.
 const (
-	tagDisk = "skerry:disk" // publish.Disk.ID
-	tagName = "Name"
+	tagDisk  = "skerry:disk"  // publish.Disk.ID
+	tagImage = "skerry:image" // the image's name, by which snapshots are found whose image is gone
+	tagName  = "Name"         // which the console shows, and the operator may choose
 )
 
 // Publisher speaks to one account.

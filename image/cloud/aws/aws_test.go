@@ -10,9 +10,12 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -118,11 +121,12 @@ func TestPublish(t *testing.T) {
 	}
 
 	s.Faults = false
-	gone, err := p.Delete(t.Context(), o.Name, []string{"eu-central-1", "us-east-1"})
+	both := Published{p, []string{"eu-central-1", "us-east-1"}}
+	gone, err := both.Delete(t.Context(), o.Name, false)
 	if err != nil || len(gone) != 2 || len(s.Images["eu-central-1"])+len(s.Images["us-east-1"])+len(s.Snapshots["eu-central-1"])+len(s.Snapshots["us-east-1"]) != 0 {
 		t.Errorf("%v, %v; left are %v %v", gone, err, s.Images, s.Snapshots)
 	}
-	if _, err := p.Delete(t.Context(), o.Name, nil); err == nil || !strings.Contains(err.Error(), "has no image named skerry-1.2.3") {
+	if _, err := (Published{p, nil}).Delete(t.Context(), o.Name, false); err == nil || !strings.Contains(err.Error(), "has no image named skerry-1.2.3") {
 		t.Error(err)
 	}
 }
@@ -150,6 +154,155 @@ func TestInterruptedUploadGoesOn(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(o.State); len(left) > 0 {
 		t.Error("the state file is still there")
+	}
+}
+
+// An answer to the completion of a snapshot that is lost, and a stop while it is waited for: the same command goes on with the
+// snapshot that is there, whether it is still being completed or is whole by now, and sends no block twice.
+func TestCompletionGoesOn(t *testing.T) {
+	whole := func(s *awstest.Server) {
+		for _, snap := range s.Snapshots["eu-central-1"] {
+			snap.State = "completed"
+		}
+	}
+	for name, c := range map[string]struct {
+		lose   string // the answer to this action is lost, and the request repeated
+		stop   bool   // as soon as the service has heard that the snapshot is to be completed
+		forget bool   // the state file is lost
+		then   func(s *awstest.Server)
+	}{
+		"a lost answer":                  {lose: "ebs:CompleteSnapshot"},
+		"stopped, still pending":         {stop: true, then: func(s *awstest.Server) { s.Hold = false }},
+		"stopped, whole by now":          {stop: true, then: whole},
+		"stopped, whole, no state file":  {stop: true, forget: true, then: whole},
+		"a lost answer, and stopped":     {lose: "ebs:CompleteSnapshot", stop: true, then: whole},
+		"a lost answer about the image":  {lose: "ec2:RegisterImage"},
+		"a lost answer about a snapshot": {lose: "ebs:StartSnapshot"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, p, _ := bench(t)
+			content, d := testDisk()
+			o := options(t)
+			s.Lose[c.lose] = 1
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if c.stop {
+				s.Hold, s.OnComplete = true, cancel
+				if _, err := p.Publish(ctx, d, o); !errors.Is(err, context.Canceled) {
+					t.Fatal(err)
+				}
+				c.then(s)
+			}
+			if c.forget {
+				if err := os.Remove(o.State); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, err := p.Publish(t.Context(), d, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(s.Snapshots["eu-central-1"]); n != 1 || !bytes.Equal(s.Disk("eu-central-1", r.Images[0].Snapshot, testSize), content) || s.Puts() != s.Blocks() {
+				t.Errorf("%d snapshots, %d blocks sent of %d", n, s.Puts(), s.Blocks())
+			}
+			if _, err := os.Stat(o.State); err == nil {
+				t.Error("the state file is still there")
+			}
+		})
+	}
+}
+
+// A snapshot whose image is gone is found again, in every region: what a run left behind, the next one removes.
+func TestDeleteGoesOn(t *testing.T) {
+	s, p, _ := bench(t)
+	_, d := testDisk()
+	o := options(t)
+	o.Copies = []string{"us-east-1"}
+	if _, err := p.Publish(t.Context(), d, o); err != nil {
+		t.Fatal(err)
+	}
+	both := Published{p, []string{"eu-central-1", "us-east-1"}}
+	s.Refused["ec2:DeleteSnapshot"] = true
+	gone, err := both.Delete(t.Context(), o.Name, false)
+	if err == nil || !strings.Contains(err.Error(), "eu-central-1: image skerry-1.2.3 is gone; deleting its snapshot snap-") || !strings.Contains(err.Error(), "us-east-1: image") || len(gone) != 2 {
+		t.Errorf("%v, %v", gone, err)
+	}
+	if n := len(s.Images["eu-central-1"]) + len(s.Images["us-east-1"]); n != 0 {
+		t.Fatalf("%d images are left", n)
+	}
+	s.Refused = map[string]bool{}
+	if gone, err = both.Delete(t.Context(), o.Name, false); err != nil || len(gone) != 2 || gone[1].Snapshot == "" || len(s.Snapshots["eu-central-1"])+len(s.Snapshots["us-east-1"]) != 0 {
+		t.Errorf("%v, %v, left are %v", gone, err, s.Snapshots)
+	}
+	if _, err = both.Delete(t.Context(), o.Name, false); err == nil || !strings.Contains(err.Error(), "has no image named skerry-1.2.3 in [eu-central-1 us-east-1], and no snapshot of one") {
+		t.Error(err)
+	}
+}
+
+// Rights are looked at before anything is changed, and a dry run says what would be: also of what comes after the publishing.
+func TestAfterwards(t *testing.T) {
+	s, p, _ := bench(t)
+	_, d := testDisk()
+	o := options(t)
+	o.Copies = []string{"us-east-1"}
+	if _, err := p.Publish(t.Context(), d, o); err != nil {
+		t.Fatal(err)
+	}
+	there := Published{p, []string{"eu-central-1", "us-east-1", "eu-west-1"}}
+	calls := maps.Clone(s.Calls)
+	for action, do := range map[string]func() ([]publish.Image, error){
+		"ec2:DescribeImages":         func() ([]publish.Image, error) { return there.Deprecate(t.Context(), o.Name, time.Now(), false) },
+		"ec2:EnableImageDeprecation": func() ([]publish.Image, error) { return there.Deprecate(t.Context(), o.Name, time.Now(), false) },
+		"ec2:DescribeSnapshots":      func() ([]publish.Image, error) { return there.Delete(t.Context(), o.Name, false) },
+		"ec2:DeregisterImage":        func() ([]publish.Image, error) { return there.Delete(t.Context(), o.Name, false) },
+		"ec2:DeleteSnapshot":         func() ([]publish.Image, error) { return there.Delete(t.Context(), o.Name, false) },
+	} {
+		s.Denied[action] = true
+		_, err := do()
+		var missing MissingRights
+		if !errors.As(err, &missing) || !slices.Equal(missing.Actions, []string{action}) || !strings.Contains(err.Error(), `"Action":["`+action+`"]`) || !maps.Equal(calls, s.Calls) {
+			t.Errorf("%s: %v, %v", action, err, s.Calls)
+		}
+		s.Denied = map[string]bool{}
+	}
+	for _, do := range []func() ([]publish.Image, error){
+		func() ([]publish.Image, error) { return there.Deprecate(t.Context(), o.Name, time.Now(), true) },
+		func() ([]publish.Image, error) { return there.Delete(t.Context(), o.Name, true) },
+	} {
+		if would, err := do(); err != nil || len(would) != 2 || would[1].Region != "us-east-1" || would[1].Image == "" || would[1].Snapshot == "" {
+			t.Errorf("%+v, %v", would, err)
+		}
+	}
+	for _, action := range []string{"ec2:EnableImageDeprecation", "ec2:DeregisterImage", "ec2:DeleteSnapshot"} {
+		if s.Calls[action] != 0 {
+			t.Errorf("a dry run did %s", action)
+		}
+	}
+}
+
+// An image that is there already is copied to more regions, without a block; a copy that fails leaves a report of what is there.
+func TestCopies(t *testing.T) {
+	s, p, _ := bench(t)
+	_, d := testDisk()
+	o := options(t)
+	if _, err := p.Publish(t.Context(), d, o); err != nil {
+		t.Fatal(err)
+	}
+	puts := s.Puts()
+	s.Refused["ec2:CopyImage"] = true
+	o.Copies = []string{"us-east-1"}
+	r, err := p.Publish(t.Context(), d, o)
+	if err == nil || r == nil || len(r.Images) != 1 || r.Images[0].Image == "" || r.Seconds == 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	s.Refused = map[string]bool{"ec2:ModifyImageAttribute": true}
+	o.Share = []string{"210987654321"}
+	if r, err = p.Publish(t.Context(), d, o); err == nil || len(r.Images) != 1 || r.Images[0].Image == "" || !strings.Contains(err.Error(), "sharing image ami-") {
+		t.Errorf("%+v, %v", r, err)
+	}
+	s.Refused = map[string]bool{}
+	if r, err = p.Publish(t.Context(), d, o); err != nil || len(r.Images) != 2 || r.Images[1].Region != "us-east-1" || len(s.Images["us-east-1"]) != 1 || s.Puts() != puts {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

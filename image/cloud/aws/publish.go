@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -19,14 +20,17 @@ import (
 	"github.com/skerry-os/skerry/image/cloud/publish"
 )
 
-// nowhere is a snapshot that nobody has: asking for it shows whether one may, and does nothing.
-const nowhere = "snap-00000000000000000"
+// nowhere and noImage are what nobody has: asking for it shows whether one may, and does nothing.
+const (
+	nowhere = "snap-00000000000000000"
+	noImage = "ami-00000000000000000"
+)
 
 // architectures are EC2's words for ours.
 var architectures = map[string]types.ArchitectureValues{"amd64": types.ArchitectureValuesX8664, "arm64": types.ArchitectureValuesArm64}
 
 // Publish makes an image of the disk in the publisher's region and in those it is copied to. An image of this name that holds
-// the same disk is there already and is used; one that holds another is an error.
+// the same disk is there already and is used; one that holds another is an error. What was made before an error is in the report.
 func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*publish.Report, error) {
 	begin := time.Now()
 	o.Parallel = cmp.Or(o.Parallel, 32)
@@ -35,7 +39,7 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*pu
 	if o.Labels == nil {
 		o.Labels = map[string]string{}
 	}
-	o.Labels[tagDisk], o.Labels[tagName] = d.ID, cmp.Or(o.Labels[tagName], o.Name)
+	o.Labels[tagDisk], o.Labels[tagImage], o.Labels[tagName] = d.ID, o.Name, cmp.Or(o.Labels[tagName], o.Name)
 	if _, known := architectures[o.Arch]; !known {
 		return nil, fmt.Errorf("aws: EC2 has no machines of architecture %s", o.Arch)
 	}
@@ -49,23 +53,20 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*pu
 		}
 	}
 	r := &publish.Report{Name: o.Name, Account: p.account, DryRun: o.DryRun, DiskSize: d.Size, BlockSize: blockSize, Public: o.Public, Accounts: o.Share, Images: []publish.Image{}}
+	defer func() { r.Seconds = time.Since(begin).Seconds() }()
 	if err := p.preflight(ctx, &o); err != nil {
-		return nil, err
+		return r, err
 	}
 	there, err := p.find(ctx, p.Region(), o.Name)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if there != nil && tag(there.Tags, tagDisk) != d.ID {
-		return nil, fmt.Errorf("aws: %s: an image named %s is there and holds another disk (%s); choose another name, or delete it: skerry publish aws delete --region %s %s",
+		return r, fmt.Errorf("aws: %s: an image named %s is there and holds another disk (%s); choose another name, or delete it: skerry publish aws delete --region %s %s",
 			p.Region(), o.Name, sdk.ToString(there.ImageId), p.Region(), o.Name)
 	}
 	if o.DryRun {
-		if err := publish.Runs(ctx, d, blockSize, blockSize, func(int64, int64, []byte) error { r.Blocks++; return nil }); err != nil {
-			return nil, err
-		}
-		r.Seconds = time.Since(begin).Seconds()
-		return r, nil
+		return r, publish.Runs(ctx, d, blockSize, blockSize, func(int64, int64, []byte) error { r.Blocks++; return nil })
 	}
 	first := publish.Image{Region: p.Region()}
 	if there != nil {
@@ -73,25 +74,26 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*pu
 		first.Image, first.Snapshot = sdk.ToString(there.ImageId), snapshotOf(there)
 	} else {
 		if first.Snapshot, err = p.snapshot(ctx, d, &o, r); err != nil {
-			return nil, err
+			return r, err
 		}
 		if first.Image, err = p.register(ctx, first.Snapshot, d, &o); err != nil {
-			return nil, err
+			return r, err
 		}
 		p.log("%s: image %s of snapshot %s", first.Region, first.Image, first.Snapshot)
 	}
-	if first, err = p.finish(ctx, first, &o); err != nil {
-		return nil, err
-	}
 	r.Images = append(r.Images, first)
+	if r.Images[0], err = p.finish(ctx, first, &o); err != nil {
+		return r, err
+	}
 	for _, region := range o.Copies {
-		i, err := p.copy(ctx, first, region, d.ID, &o)
+		i, err := p.copy(ctx, r.Images[0], region, d.ID, &o)
+		if i.Image != "" {
+			r.Images = append(r.Images, i)
+		}
 		if err != nil {
 			return r, err
 		}
-		r.Images = append(r.Images, i)
 	}
-	r.Seconds = time.Since(begin).Seconds()
 	return r, nil
 }
 
@@ -119,17 +121,17 @@ func (p *Publisher) preflight(ctx context.Context, o *Options) error {
 	for _, region := range append([]string{p.Region()}, o.Copies...) {
 		there := p.ec2(region)
 		if region != p.Region() {
-			_, err = there.CopyImage(ctx, &ec2.CopyImageInput{DryRun: yes, Name: &o.Name, SourceImageId: sdk.String("ami-00000000000000000"), SourceRegion: sdk.String(p.Region())})
+			_, err = there.CopyImage(ctx, &ec2.CopyImageInput{DryRun: yes, Name: &o.Name, SourceImageId: sdk.String(noImage), SourceRegion: sdk.String(p.Region())})
 			r.check("ec2:CopyImage", err)
 		}
 		if o.Public || len(o.Share) > 0 {
-			_, err = there.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{DryRun: yes, ImageId: sdk.String("ami-00000000000000000"), LaunchPermission: launch(o)})
+			_, err = there.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{DryRun: yes, ImageId: sdk.String(noImage), LaunchPermission: launch(o)})
 			r.check("ec2:ModifyImageAttribute", err)
 			_, err = there.ModifySnapshotAttribute(ctx, &ec2.ModifySnapshotAttributeInput{DryRun: yes, SnapshotId: sdk.String(nowhere), CreateVolumePermission: volumes(o)})
 			r.check("ec2:ModifySnapshotAttribute", err)
 		}
 		if !o.Deprecate.IsZero() {
-			_, err = there.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{DryRun: yes, ImageId: sdk.String("ami-00000000000000000"), DeprecateAt: &o.Deprecate})
+			_, err = there.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{DryRun: yes, ImageId: sdk.String(noImage), DeprecateAt: &o.Deprecate})
 			r.check("ec2:EnableImageDeprecation", err)
 		}
 		if o.Public {
@@ -267,43 +269,115 @@ func (p *Publisher) deprecate(ctx context.Context, region, image string, at time
 	return nil
 }
 
-// Deprecate sets the day from which on the image is no longer listed for others, in each region.
-func (p *Publisher) Deprecate(ctx context.Context, name string, at time.Time, regions []string) ([]publish.Image, error) {
-	return p.each(ctx, name, regions, func(i publish.Image) error { return p.deprecate(ctx, i.Region, i.Image, at) })
+// Published is what was published, in some regions; none are the publisher's own.
+type Published struct {
+	*Publisher
+	Regions []string
 }
 
-// Delete removes the image and its snapshot, in each region.
-func (p *Publisher) Delete(ctx context.Context, name string, regions []string) ([]publish.Image, error) {
-	return p.each(ctx, name, regions, func(i publish.Image) error {
-		client := p.ec2(i.Region)
-		if _, err := client.DeregisterImage(ctx, &ec2.DeregisterImageInput{ImageId: &i.Image}); err != nil && !gone(err) {
-			return fmt.Errorf("aws: %s: deregistering image %s: %w", i.Region, i.Image, short(err))
+// Deprecate sets the day from which on the image is no longer listed for others, in each region.
+func (p Published) Deprecate(ctx context.Context, name string, at time.Time, dryRun bool) ([]publish.Image, error) {
+	may := func(r *rights, client *ec2.Client) {
+		_, err := client.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{DryRun: sdk.Bool(true), ImageId: sdk.String(noImage), DeprecateAt: &at})
+		r.check("ec2:EnableImageDeprecation", err)
+	}
+	return p.each(ctx, name, may, func(region string) (*publish.Image, error) {
+		there, err := p.find(ctx, region, name)
+		if err != nil || there == nil {
+			return nil, err
 		}
-		if i.Snapshot == "" {
-			return nil
+		i := &publish.Image{Region: region, Image: sdk.ToString(there.ImageId), Snapshot: snapshotOf(there)}
+		if dryRun {
+			return i, nil
 		}
-		if _, err := client.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{SnapshotId: &i.Snapshot}); err != nil && !gone(err) {
-			return fmt.Errorf("aws: %s: image %s is gone; deleting its snapshot %s: %w", i.Region, i.Image, i.Snapshot, short(err))
-		}
-		p.log("%s: image %s and snapshot %s are deleted", i.Region, i.Image, i.Snapshot)
-		return nil
+		return i, p.deprecate(ctx, region, i.Image, at)
 	})
 }
 
-// each does something with the image of every region. Regions without it are an error only if none has it.
-func (p *Publisher) each(ctx context.Context, name string, regions []string, do func(publish.Image) error) ([]publish.Image, error) {
+// Delete removes the image and its snapshots, in each region: also those that an earlier run left behind.
+func (p Published) Delete(ctx context.Context, name string, dryRun bool) ([]publish.Image, error) {
+	may := func(r *rights, client *ec2.Client) {
+		_, err := client.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{DryRun: sdk.Bool(true), OwnerIds: []string{"self"}})
+		r.check("ec2:DescribeSnapshots", err)
+		_, err = client.DeregisterImage(ctx, &ec2.DeregisterImageInput{DryRun: sdk.Bool(true), ImageId: sdk.String(noImage)})
+		r.check("ec2:DeregisterImage", err)
+		_, err = client.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{DryRun: sdk.Bool(true), SnapshotId: sdk.String(nowhere)})
+		r.check("ec2:DeleteSnapshot", err)
+	}
+	return p.each(ctx, name, may, func(region string) (*publish.Image, error) { return p.remove(ctx, region, name, dryRun) })
+}
+
+// remove deletes what there is of an image in one region; nil if there is nothing.
+func (p *Publisher) remove(ctx context.Context, region, name string, dryRun bool) (*publish.Image, error) {
+	there, err := p.find(ctx, region, name)
+	if err != nil {
+		return nil, err
+	}
+	i := &publish.Image{Region: region}
+	var snapshots []string
+	if there != nil {
+		i.Image, i.Snapshot = sdk.ToString(there.ImageId), snapshotOf(there)
+		if i.Snapshot != "" {
+			snapshots = append(snapshots, i.Snapshot)
+		}
+	}
+	left, err := p.snapshotsOf(ctx, region, name)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range left {
+		if id := sdk.ToString(s.SnapshotId); !slices.Contains(snapshots, id) {
+			snapshots = append(snapshots, id)
+		}
+	}
+	if there == nil && len(snapshots) == 0 {
+		return nil, nil
+	}
+	i.Snapshot = strings.Join(snapshots, ",")
+	if dryRun {
+		return i, nil
+	}
+	client := p.ec2(region)
+	if there != nil {
+		if _, err := client.DeregisterImage(ctx, &ec2.DeregisterImageInput{ImageId: &i.Image}); err != nil && !gone(err) {
+			return nil, fmt.Errorf("aws: %s: deregistering image %s: %w", region, i.Image, short(err))
+		}
+		p.log("%s: image %s is deleted", region, i.Image)
+	}
+	var errs []error
+	for _, s := range snapshots {
+		if _, err := client.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{SnapshotId: &s}); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("aws: %s: image %s is gone; deleting its snapshot %s: %w; the same command tries again", region, name, s, short(err)))
+			continue
+		}
+		p.log("%s: snapshot %s is deleted", region, s)
+	}
+	return i, errors.Join(errs...)
+}
+
+// each does something in every region, once it is clear that it may in all of them. Regions without the image are an error only
+// if none has it.
+func (p Published) each(ctx context.Context, name string, may func(*rights, *ec2.Client), do func(region string) (*publish.Image, error)) ([]publish.Image, error) {
+	regions := p.Regions
 	if len(regions) == 0 {
 		regions = []string{p.Region()}
 	}
+	var r rights
+	for _, region := range regions {
+		client := p.ec2(region)
+		_, err := client.DescribeImages(ctx, &ec2.DescribeImagesInput{DryRun: sdk.Bool(true), Owners: []string{"self"}})
+		r.check("ec2:DescribeImages", err)
+		may(&r, client)
+	}
 	done := []publish.Image{}
+	if err := p.missing(&r); err != nil {
+		return done, err
+	}
 	var errs []error
 	for _, region := range regions {
-		there, err := p.find(ctx, region, name)
-		if err == nil && there != nil {
-			i := publish.Image{Region: region, Image: sdk.ToString(there.ImageId), Snapshot: snapshotOf(there)}
-			if err = do(i); err == nil {
-				done = append(done, i)
-			}
+		i, err := do(region)
+		if i != nil {
+			done = append(done, *i)
 		}
 		errs = append(errs, err)
 	}
@@ -311,7 +385,7 @@ func (p *Publisher) each(ctx context.Context, name string, regions []string, do 
 		return done, err
 	}
 	if len(done) == 0 {
-		return nil, fmt.Errorf("aws: account %s has no image named %s in %v", p.account, name, regions)
+		return done, fmt.Errorf("aws: account %s has no image named %s in %v, and no snapshot of one", p.account, name, regions)
 	}
 	return done, nil
 }

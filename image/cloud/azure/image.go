@@ -45,10 +45,11 @@ type made struct {
 	id, state string
 	disk      string
 	version   [2]string // definition and number; none: a managed image
+	regions   []*armcompute.TargetRegion
 }
 
 // Publish makes an image of the VHD d. An image of this name that holds the same disk is there already and is used; one that
-// holds another is an error.
+// holds another is an error. What was made before an error is in the report.
 func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*publish.Report, error) {
 	begin := time.Now()
 	o.Parallel, o.Definition, o.Number = cmp.Or(o.Parallel, 32), cmp.Or(o.Definition, "skerry-"+o.Arch), cmp.Or(o.Number, o.Version)
@@ -67,47 +68,44 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*pu
 	r := &publish.Report{
 		Name: o.Name, Account: p.subscription, DryRun: o.DryRun, DiskSize: d.Size, BlockSize: pieceSize, Public: o.Public, Accounts: o.Share, Images: []publish.Image{},
 	}
+	defer func() { r.Seconds = time.Since(begin).Seconds() }()
 	store, err := p.storage(ctx, o.Place)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	o.Location = region(cmp.Or(o.Location, store.Location))
 	if home := region(store.Location); o.Location != home {
-		return nil, fmt.Errorf("azure: location %s: the storage account is in %s, and an image is made where its blob is; name another account, or copy the image: --copy-to %s", o.Location, home, o.Location)
+		return r, fmt.Errorf("azure: location %s: the storage account is in %s, and an image is made where its blob is; name another account, or copy the image: --copy-to %s", o.Location, home, o.Location)
 	}
 	if err := p.preflight(ctx, &o, store); err != nil {
-		return nil, err
+		return r, err
 	}
 	if err := p.sharing(ctx, &o); err != nil {
-		return nil, err
+		return r, err
 	}
 	found, err := p.find(ctx, &o)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if found != nil && found.disk != d.ID {
-		return nil, fmt.Errorf("azure: %s is there and holds another disk; choose another name, or delete it: %s", found.id, deleteCommand(o.Place, o.Name))
+		return r, fmt.Errorf("azure: %s is there and holds another disk; choose another name, or delete it: %s", found.id, deleteCommand(o.Place, o.Name))
 	}
 	if o.DryRun {
-		if err := publish.Runs(ctx, d, granule, pieceSize, func(int64, int64, []byte) error { r.Blocks++; return nil }); err != nil {
-			return nil, err
-		}
-		r.Seconds = time.Since(begin).Seconds()
-		return r, nil
+		return r, publish.Runs(ctx, d, granule, pieceSize, func(int64, int64, []byte) error { r.Blocks++; return nil })
 	}
 	c, err := p.containerOf(store, o.Place)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	b := c.NewPageBlobClient(o.Name + ".vhd")
 	if found, err = p.settled(ctx, found, &o); err != nil {
-		return nil, err
+		return r, err
 	}
 	if found != nil {
 		p.log("%s is there already", found.id)
 	} else {
 		if err := p.upload(ctx, c, b, d, &o, r); err != nil {
-			return nil, err
+			return r, err
 		}
 		if o.Gallery == "" {
 			err = p.image(ctx, b.URL(), &o)
@@ -115,28 +113,80 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, o Options) (*pu
 			err = p.version(ctx, b.URL(), store.ID, security, &o)
 		}
 		if err != nil {
-			return nil, err
+			return r, err
 		}
 		if found, err = p.find(ctx, &o); err != nil {
-			return nil, err
+			return r, err
 		}
 		if found == nil {
-			return nil, fmt.Errorf("azure: image %s was made and is gone again", o.Name)
+			return r, fmt.Errorf("azure: image %s was made and is gone again", o.Name)
 		}
 	}
+	r.Images = found.images(o.Location, b.URL())
+	if found, err = p.extend(ctx, found, &o); err != nil {
+		return r, err
+	}
+	r.Images = found.images(o.Location, b.URL())
 	if err := p.share(ctx, &o); err != nil {
-		return nil, err
+		return r, err
 	}
 	if !o.Deprecate.IsZero() {
-		if err := p.deprecate(ctx, o.Place, found, o.Deprecate); err != nil {
-			return nil, err
+		return r, p.deprecate(ctx, o.Place, found, o.Deprecate)
+	}
+	return r, nil
+}
+
+// images are the regions that an image is in, its own first.
+func (m *made) images(home, source string) []publish.Image {
+	out := []publish.Image{{Region: home, Image: m.id, Source: source}}
+	for _, r := range m.regions {
+		if name := region(value(r.Name)); name != home {
+			out = append(out, publish.Image{Region: name, Image: m.id, Source: source})
 		}
 	}
-	for _, in := range o.regions() {
-		r.Images = append(r.Images, publish.Image{Region: in, Image: found.id, Source: b.URL()})
+	return out
+}
+
+// extend copies a version that is there to the regions asked for that it is not in. Those that it is in stay as they are.
+func (p *Publisher) extend(ctx context.Context, m *made, o *Options) (*made, error) {
+	if o.Gallery == "" {
+		return m, nil
 	}
-	r.Seconds = time.Since(begin).Seconds()
-	return r, nil
+	has := func(name string) bool {
+		return slices.ContainsFunc(m.regions, func(r *armcompute.TargetRegion) bool { return region(value(r.Name)) == name })
+	}
+	missing := slices.DeleteFunc(o.regions(), has)
+	if len(missing) == 0 {
+		return m, nil
+	}
+	c, err := armcompute.NewGalleryImageVersionsClient(p.subscription, p.cred, &p.options)
+	if err != nil {
+		return nil, fmt.Errorf("azure: %w", err)
+	}
+	p.log("%s is copied to %s", m.id, strings.Join(missing, ", "))
+	profile := &armcompute.GalleryImageVersionPublishingProfile{TargetRegions: append(slices.Clone(m.regions), targets(missing)...)}
+	poll, err := c.BeginUpdate(ctx, o.Group, o.Gallery, m.version[0], m.version[1], armcompute.GalleryImageVersionUpdate{
+		Properties: &armcompute.GalleryImageVersionProperties{PublishingProfile: profile},
+	}, nil)
+	if err := end(ctx, poll, err, p.replicating(ctx, c, o)); err != nil {
+		return m, fmt.Errorf("azure: copying %s to %s: %w", m.id, strings.Join(missing, ", "), short(err))
+	}
+	now, err := p.find(ctx, o)
+	if err == nil && now == nil {
+		err = fmt.Errorf("azure: %s is gone", m.id)
+	}
+	if err != nil {
+		return m, err
+	}
+	return now, nil
+}
+
+// targets are regions with one replica each.
+func targets(regions []string) (out []*armcompute.TargetRegion) {
+	for _, r := range regions {
+		out = append(out, &armcompute.TargetRegion{Name: to.Ptr(r), RegionalReplicaCount: to.Ptr(int32(1))})
+	}
+	return out
 }
 
 func (o *Options) check() error {
@@ -253,6 +303,9 @@ func versionOf(v *armcompute.GalleryImageVersion, definition string) *made {
 	if v.Properties != nil && v.Properties.ProvisioningState != nil {
 		m.state = string(*v.Properties.ProvisioningState)
 	}
+	if v.Properties != nil && v.Properties.PublishingProfile != nil {
+		m.regions = v.Properties.PublishingProfile.TargetRegions
+	}
 	return m
 }
 
@@ -328,17 +381,25 @@ func (p *Publisher) version(ctx context.Context, blob, store string, security *a
 			StorageProfile: &armcompute.GalleryImageVersionStorageProfile{OSDiskImage: &armcompute.GalleryOSDiskImage{
 				HostCaching: to.Ptr(armcompute.HostCachingReadWrite), Source: &armcompute.GalleryDiskImageSource{StorageAccountID: &store, URI: &blob},
 			}},
-			PublishingProfile: &armcompute.GalleryImageVersionPublishingProfile{StorageAccountType: to.Ptr(armcompute.StorageAccountTypeStandardLRS)},
-			SafetyProfile:     &armcompute.GalleryImageVersionSafetyProfile{AllowDeletionOfReplicatedLocations: to.Ptr(true)},
-			SecurityProfile:   security,
+			PublishingProfile: &armcompute.GalleryImageVersionPublishingProfile{
+				StorageAccountType: to.Ptr(armcompute.StorageAccountTypeStandardLRS), TargetRegions: targets(o.regions()),
+			},
+			SafetyProfile:   &armcompute.GalleryImageVersionSafetyProfile{AllowDeletionOfReplicatedLocations: to.Ptr(true)},
+			SecurityProfile: security,
 		},
 	}
-	one := int32(1)
-	for _, to := range o.regions() {
-		in.Properties.PublishingProfile.TargetRegions = append(in.Properties.PublishingProfile.TargetRegions, &armcompute.TargetRegion{Name: &to, RegionalReplicaCount: &one})
+	poll, err := c.BeginCreateOrUpdate(ctx, o.Group, o.Gallery, o.Definition, o.Number, in, nil)
+	if err := end(ctx, poll, err, p.replicating(ctx, c, o)); err != nil {
+		return fmt.Errorf("azure: making version %s of %s: %w (the blob stays; the same command uses it)", o.Number, o.Definition, short(err))
 	}
+	p.log("version %s of %s is made, in %s", o.Number, o.Definition, strings.Join(o.regions(), ", "))
+	return nil
+}
+
+// replicating says how far the copies of a version are, when that has changed.
+func (p *Publisher) replicating(ctx context.Context, c *armcompute.GalleryImageVersionsClient, o *Options) func() {
 	said := ""
-	look := func() { // how far the copies are
+	return func() {
 		v, err := c.Get(ctx, o.Group, o.Gallery, o.Definition, o.Number, &armcompute.GalleryImageVersionsClientGetOptions{Expand: to.Ptr(armcompute.ReplicationStatusTypesReplicationStatus)})
 		if err != nil || v.Properties == nil || v.Properties.ReplicationStatus == nil {
 			return
@@ -354,12 +415,6 @@ func (p *Publisher) version(ctx context.Context, blob, store string, security *a
 		}
 		said = text
 	}
-	poll, err := c.BeginCreateOrUpdate(ctx, o.Group, o.Gallery, o.Definition, o.Number, in, nil)
-	if err := end(ctx, poll, err, look); err != nil {
-		return fmt.Errorf("azure: making version %s of %s: %w (the blob stays; the same command uses it)", o.Number, o.Definition, short(err))
-	}
-	p.log("version %s of %s is made, in %s", o.Number, o.Definition, strings.Join(o.regions(), ", "))
-	return nil
 }
 
 // definition makes what a gallery's versions are versions of.

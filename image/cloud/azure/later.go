@@ -55,19 +55,32 @@ func (at Place) String() string {
 	return "resource group " + at.Group
 }
 
+// Published is what was published in one place.
+type Published struct {
+	*Publisher
+	Place
+}
+
 // Deprecate sets the end-of-life date of a gallery's version. When the day has come, "latest" no longer leads to it.
-func (p *Publisher) Deprecate(ctx context.Context, name string, day time.Time, at Place) ([]publish.Image, error) {
-	if at.Gallery == "" {
+func (p Published) Deprecate(ctx context.Context, name string, day time.Time, dryRun bool) ([]publish.Image, error) {
+	if p.Gallery == "" {
 		return nil, errors.New("azure: a managed image has no end-of-life date; name a gallery: --gallery")
 	}
-	m, err := p.named(ctx, at, name)
+	if err := p.may(ctx, scoped{p.id(p.Group), []string{galleries + "images/read", galleries + "images/versions/read", galleries + "images/versions/write"}}); err != nil {
+		return nil, err
+	}
+	m, err := p.named(ctx, p.Place, name)
 	if err != nil {
 		return nil, err
 	}
 	if m == nil {
-		return nil, fmt.Errorf("azure: %v has no image named %s", at, name)
+		return nil, fmt.Errorf("azure: %v has no image named %s", p.Place, name)
 	}
-	return []publish.Image{{Image: m.id}}, p.deprecate(ctx, at, m, day)
+	there := []publish.Image{{Image: m.id}}
+	if dryRun {
+		return there, nil
+	}
+	return there, p.deprecate(ctx, p.Place, m, day)
 }
 
 func (p *Publisher) deprecate(ctx context.Context, at Place, m *made, day time.Time) error {
@@ -94,16 +107,23 @@ func (p *Publisher) deprecate(ctx context.Context, at Place, m *made, day time.T
 }
 
 // Delete removes the image or the gallery's version, and the blob it was made from.
-func (p *Publisher) Delete(ctx context.Context, name string, at Place) ([]publish.Image, error) {
-	store, err := p.storage(ctx, at)
+func (p Published) Delete(ctx context.Context, name string, dryRun bool) ([]publish.Image, error) {
+	store, err := p.storage(ctx, p.Place)
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.containerOf(store, at)
+	group := []string{"Microsoft.Compute/images/read", "Microsoft.Compute/images/delete"}
+	if p.Gallery != "" {
+		group = []string{galleries + "images/read", galleries + "images/versions/read", galleries + "images/versions/delete"}
+	}
+	if err := p.may(ctx, scoped{p.id(p.Group), group}, scoped{store.ID, []string{blobs + "read", blobs + "delete"}}); err != nil {
+		return nil, err
+	}
+	c, err := p.containerOf(store, p.Place)
 	if err != nil {
 		return nil, err
 	}
-	m, err := p.named(ctx, at, name)
+	m, err := p.named(ctx, p.Place, name)
 	if err != nil {
 		return nil, err
 	}
@@ -112,20 +132,31 @@ func (p *Publisher) Delete(ctx context.Context, name string, at Place) ([]publis
 	if err != nil {
 		return nil, err
 	}
-	if m == nil && (blob == nil || blob.disk == "") {
-		return nil, fmt.Errorf("azure: %v has no image named %s, and there is no blob %s of ours", at, name, b.URL())
+	if blob != nil && blob.disk == "" { // somebody else's
+		blob = nil
+	}
+	if m == nil && blob == nil {
+		return nil, fmt.Errorf("azure: %v has no image named %s, and there is no blob %s of ours", p.Place, name, b.URL())
 	}
 	var done publish.Image
 	if m != nil {
-		if err := p.remove(ctx, name, at, m); err != nil {
+		done.Image = m.id
+	}
+	if dryRun {
+		if blob != nil {
+			done.Source = b.URL()
+		}
+		return []publish.Image{done}, nil
+	}
+	if m != nil {
+		if err := p.remove(ctx, name, p.Place, m); err != nil {
 			return nil, err
 		}
-		done.Image = m.id
 		p.log("%s is deleted", m.id)
 	}
-	if blob != nil && blob.disk != "" {
+	if blob != nil {
 		if _, err := b.Delete(ctx, nil); err != nil && status(err) != http.StatusNotFound {
-			return []publish.Image{done}, fmt.Errorf("azure: image %s is gone; deleting %s: %w", name, b.URL(), short(err))
+			return []publish.Image{done}, fmt.Errorf("azure: image %s is gone; deleting %s: %w; the same command tries again", name, b.URL(), short(err))
 		}
 		done.Source = b.URL()
 		p.log("%s is deleted", b.URL())

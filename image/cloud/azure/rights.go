@@ -2,15 +2,21 @@ package azure
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"hash/crc32"
+	"io"
 	"net/http"
 	"regexp"
 	"slices"
 	"strings"
 )
 
-// blobs is what the actions on blobs begin with. They are data actions.
-const blobs = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/"
+// What actions begin with. Those on blobs are data actions.
+const (
+	blobs     = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/"
+	galleries = "Microsoft.Compute/galleries/"
+)
 
 // permission is what one role gives: learn.microsoft.com/rest/api/authorization/permissions.
 type permission struct {
@@ -41,14 +47,38 @@ type MissingRights struct {
 
 func (m MissingRights) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "azure: the credentials may not %s; give them", strings.Join(m.Actions, ", "))
-	said := map[string]bool{}
-	for i, a := range m.Actions {
-		if line := fmt.Sprintf("\naz role assignment create --role %q --scope %s --assignee WHO", role(a), m.Scopes[i]); !said[line] {
-			said[line] = true
-			b.WriteString(line)
+	fmt.Fprintf(&b, "azure: the credentials may not %s; these commands give them that and no more:", strings.Join(m.Actions, ", "))
+	var roles []string
+	for _, scope := range slices.Compact(slices.Clone(m.Scopes)) {
+		// The fields are those of az role definition create.
+		def := struct {
+			Name                 string
+			IsCustom             bool
+			Description          string
+			Actions, DataActions []string
+			AssignableScopes     []string
+		}{IsCustom: true, Description: "What skerry publish needs", Actions: []string{}, DataActions: []string{}, AssignableScopes: []string{scope}}
+		sum := crc32.NewIEEE()
+		_, _ = io.WriteString(sum, scope)
+		for i, a := range m.Actions {
+			switch {
+			case m.Scopes[i] != scope:
+				continue
+			case strings.HasPrefix(a, blobs):
+				def.DataActions = append(def.DataActions, a)
+			default:
+				def.Actions = append(def.Actions, a)
+			}
+			_, _ = io.WriteString(sum, "\n"+a)
+			if r := role(a); !slices.Contains(roles, r) {
+				roles = append(roles, r)
+			}
 		}
+		def.Name = fmt.Sprintf("skerry publish %08x", sum.Sum32()) // one name for each tenant, so other rights are another
+		text, _ := json.Marshal(def)                               // strings only: never fails
+		fmt.Fprintf(&b, "\naz role definition create --role-definition '%s'\naz role assignment create --role %q --scope %s --assignee WHO", text, def.Name, scope)
 	}
+	fmt.Fprintf(&b, "\n(of the roles that Azure has made, %s hold them)", strings.Join(roles, ", "))
 	return b.String()
 }
 
@@ -69,34 +99,43 @@ func roleFor(action string) string {
 	return fmt.Sprintf("%s is in the role %q", action, role(action))
 }
 
-// preflight asks for every right that will be needed, before anything is made.
+// preflight asks for every right that publishing will need, before anything is made.
 func (p *Publisher) preflight(ctx context.Context, o *Options, store *storageAccount) error {
 	group := []string{"Microsoft.Compute/images/read", "Microsoft.Compute/images/write"}
 	data := []string{"Microsoft.Storage/storageAccounts/blobServices/containers/read", "Microsoft.Storage/storageAccounts/blobServices/containers/write", blobs + "read", blobs + "write"}
 	if o.Gallery != "" {
-		const g = "Microsoft.Compute/galleries/"
-		group = []string{g + "read", g + "images/read", g + "images/write", g + "images/versions/read", g + "images/versions/write"}
+		group = []string{galleries + "read", galleries + "images/read", galleries + "images/write", galleries + "images/versions/read", galleries + "images/versions/write"}
 		data = append(data, "Microsoft.Storage/storageAccounts/listKeys/action", "Microsoft.Storage/storageAccounts/write") // a version is made of a VHD with them
 		if len(o.Share) > 0 {
-			group = append(group, g+"share/action")
+			group = append(group, galleries+"share/action")
 		}
 	}
+	return p.may(ctx, scoped{p.id(o.Group), group}, scoped{store.ID, data})
+}
+
+// scoped are actions on a resource group or an account.
+type scoped struct {
+	scope   string
+	actions []string
+}
+
+// may asks whether the credentials have rights.
+func (p *Publisher) may(ctx context.Context, want ...scoped) error {
 	var m MissingRights
-	for i, scope := range []string{p.id(o.Group), store.ID} {
-		want := [][]string{group, data}[i]
+	for _, w := range want {
 		var in struct {
 			Value []permission `json:"value"`
 		}
-		if err := p.get(ctx, scope+"/providers/Microsoft.Authorization/permissions", "2022-04-01", &in); err != nil {
+		if err := p.get(ctx, w.scope+"/providers/Microsoft.Authorization/permissions", "2022-04-01", &in); err != nil {
 			if status(err) == http.StatusForbidden {
-				p.log("rights on %s are not looked at beforehand: %v", scope, short(err))
+				p.log("rights on %s are not looked at beforehand: %v", w.scope, short(err))
 				continue
 			}
 			return fmt.Errorf("azure: looking for missing rights: %w", short(err))
 		}
-		for _, a := range want {
+		for _, a := range w.actions {
 			if !slices.ContainsFunc(in.Value, func(r permission) bool { return r.gives(a) }) {
-				m.Actions, m.Scopes = append(m.Actions, a), append(m.Scopes, scope)
+				m.Actions, m.Scopes = append(m.Actions, a), append(m.Scopes, w.scope)
 			}
 		}
 	}

@@ -143,20 +143,21 @@ func TestPublish(t *testing.T) {
 		t.Error(err)
 	}
 
-	if _, err := p.Deprecate(t.Context(), o.Name, time.Now()); err == nil || !strings.Contains(err.Error(), "has no image named") {
+	there := Published{p, o.Bucket}
+	if _, err := there.Deprecate(t.Context(), o.Name, time.Now(), false); err == nil || !strings.Contains(err.Error(), "has no image named") {
 		t.Error(err)
 	}
 	if _, err = p.Publish(t.Context(), disk, a, o2); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Deprecate(t.Context(), o.Name, time.Now().Add(-time.Hour)); err != nil || s.Images[o.Name].Deprecated["state"] != "DEPRECATED" {
+	if _, err := there.Deprecate(t.Context(), o.Name, time.Now().Add(-time.Hour), false); err != nil || s.Images[o.Name].Deprecated["state"] != "DEPRECATED" {
 		t.Error(err)
 	}
-	gone, err := p.Delete(t.Context(), o.Name, o.Bucket)
+	gone, err := there.Delete(t.Context(), o.Name, false)
 	if err != nil || len(gone) != 1 || len(s.Images)+len(s.Objects) != 0 {
 		t.Errorf("%v, %v; left are %d images, %d objects", gone, err, len(s.Images), len(s.Objects))
 	}
-	if _, err := p.Delete(t.Context(), o.Name, o.Bucket); err == nil || !strings.Contains(err.Error(), "has no image named skerry-1-2-3-amd64, and there is no gs://") {
+	if _, err := there.Delete(t.Context(), o.Name, false); err == nil || !strings.Contains(err.Error(), "has no image named skerry-1-2-3-amd64, and there is no gs://") {
 		t.Error(err)
 	}
 }
@@ -205,7 +206,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// Every right is looked for before anything is made, and what is missing is named with a role that holds it.
+// Every right is looked for before anything is made, and what is missing is named with a role that holds it and no other.
 func TestMissingRights(t *testing.T) {
 	for _, right := range []string{
 		"compute.images.create", "compute.images.get", "compute.images.setLabels", "compute.globalOperations.get", "compute.images.getIamPolicy", "compute.images.setIamPolicy",
@@ -218,7 +219,7 @@ func TestMissingRights(t *testing.T) {
 		o.Public, o.Deprecate = true, time.Now()
 		_, err := p.Publish(t.Context(), disk, a, o)
 		var m MissingRights
-		if !errors.As(err, &m) || !slices.Equal(append(m.OnProject, m.OnBucket...), []string{right}) || !strings.Contains(err.Error(), "Admin holds "+right) || s.Writes != 0 {
+		if !errors.As(err, &m) || !slices.Equal(append(m.OnProject, m.OnBucket...), []string{right}) || !strings.Contains(err.Error(), "--project north-1 --permissions "+right+"\n") || s.Writes != 0 {
 			t.Errorf("%s: %v, %d writes", right, err, s.Writes)
 		}
 	}
@@ -227,6 +228,58 @@ func TestMissingRights(t *testing.T) {
 	_, a := archive(1)
 	if _, err := p.Publish(t.Context(), disk, a, options(t)); err == nil || !strings.Contains(err.Error(), "Required 'compute.images.create' permission") || !strings.Contains(strings.Join(*said, "\n"), "Resource Manager API is off") {
 		t.Errorf("%v, %q", err, *said)
+	}
+}
+
+// Rights are looked at before anything is changed, and a dry run says what would be: also of what comes after the publishing.
+func TestAfterwards(t *testing.T) {
+	s, p, _ := bench(t)
+	_, a := archive(1)
+	o := options(t)
+	if _, err := p.Publish(t.Context(), disk, a, o); err != nil {
+		t.Fatal(err)
+	}
+	there := Published{p, o.Bucket}
+	deprecate := func(dry bool) ([]publish.Image, error) { return there.Deprecate(t.Context(), o.Name, time.Now(), dry) }
+	remove := func(dry bool) ([]publish.Image, error) { return there.Delete(t.Context(), o.Name, dry) }
+	writes := s.Writes
+	for _, c := range []struct {
+		right string
+		do    func(bool) ([]publish.Image, error)
+	}{
+		{"compute.images.get", deprecate}, {"compute.images.deprecate", deprecate}, {"compute.globalOperations.get", deprecate},
+		{"compute.images.get", remove}, {"compute.images.delete", remove}, {"compute.globalOperations.get", remove}, {"storage.objects.get", remove}, {"storage.objects.delete", remove},
+	} {
+		s.Denied = map[string]bool{c.right: true}
+		_, err := c.do(false)
+		var m MissingRights
+		if !errors.As(err, &m) || !slices.Equal(append(m.OnProject, m.OnBucket...), []string{c.right}) || !strings.Contains(err.Error(), "--permissions "+c.right+"\n") || s.Writes != writes {
+			t.Errorf("%s: %v, %d writes", c.right, err, s.Writes-writes)
+		}
+	}
+	s.Denied = map[string]bool{}
+	for _, do := range []func(bool) ([]publish.Image, error){deprecate, remove} {
+		if would, err := do(true); err != nil || len(would) != 1 || would[0].Image == "" || s.Writes != writes || s.Images[o.Name] == nil {
+			t.Errorf("%+v, %v, %d writes", would, err, s.Writes-writes)
+		}
+	}
+	// An image that is there and cannot be shared is in the report.
+	s.Refused = "setIamPolicy"
+	o.Public = true
+	if r, err := p.Publish(t.Context(), disk, a, o); err == nil || r == nil || len(r.Images) != 1 || r.Images[0].Image == "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// What a run left behind, the next one removes.
+	s.Refused = "delete"
+	if gone, err := remove(false); err == nil || !strings.Contains(err.Error(), "image skerry-1-2-3-amd64 is gone; deleting gs://north-images/") || len(gone) != 1 {
+		t.Errorf("%+v, %v", gone, err)
+	}
+	s.Refused = ""
+	if gone, err := remove(false); err != nil || gone[0].Source == "" || len(s.Images)+len(s.Objects) != 0 {
+		t.Errorf("%+v, %v", gone, err)
+	}
+	if _, err := (Published{p, ""}).Delete(t.Context(), o.Name, false); err == nil || !strings.Contains(err.Error(), "no bucket is named") {
+		t.Error(err)
 	}
 }
 

@@ -80,7 +80,7 @@ type keyFile struct {
 var features = []typed{{"UEFI_COMPATIBLE"}, {"GVNIC"}, {"VIRTIO_SCSI_MULTIQUEUE"}}
 
 // Publish makes an image of the archive, whose disk is d. An image of this name that holds the same disk is there already and is
-// used; one that holds another is an error.
+// used; one that holds another is an error. What was made before an error is in the report.
 func (p *Publisher) Publish(ctx context.Context, d publish.Disk, a Archive, o Options) (*publish.Report, error) {
 	begin := time.Now()
 	o.Labels = maps.Clone(o.Labels)
@@ -99,19 +99,19 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, a Archive, o Op
 		Name: o.Name, Account: p.project, DryRun: o.DryRun, DiskSize: d.Size, BlockSize: chunk, Blocks: int((a.Size + chunk - 1) / chunk), Public: o.Public,
 		Accounts: o.Share, Images: []publish.Image{},
 	}
+	defer func() { r.Seconds = time.Since(begin).Seconds() }()
 	if err := p.preflight(ctx, &o); err != nil {
-		return nil, err
+		return r, err
 	}
 	there, err := p.find(ctx, o.Name)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if there != nil && there.Labels[labelDisk] != o.Labels[labelDisk] {
-		return nil, fmt.Errorf("gcp: project %s has an image named %s that holds another disk; choose another name, or delete it: skerry publish gcp delete --project %s --bucket %s %s",
+		return r, fmt.Errorf("gcp: project %s has an image named %s that holds another disk; choose another name, or delete it: skerry publish gcp delete --project %s --bucket %s %s",
 			p.project, o.Name, p.project, o.Bucket, o.Name)
 	}
 	if o.DryRun {
-		r.Seconds = time.Since(begin).Seconds()
 		return r, nil
 	}
 	name := o.Name + ".tar.gz"
@@ -120,32 +120,29 @@ func (p *Publisher) Publish(ctx context.Context, d publish.Disk, a Archive, o Op
 	} else {
 		sum, err := checksum(ctx, a)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
 		if err := p.store(ctx, a, name, sum, &o, r); err != nil {
-			return nil, err
+			return r, err
 		}
 		source := gceImage{
 			Name: o.Name, Description: o.Description, Family: o.Family, Arch: architectures[o.Arch], Labels: o.Labels, Features: features, Shielded: state,
 			RawDisk: &rawDisk{"https://storage.googleapis.com/" + o.Bucket + "/" + url.PathEscape(name)},
 		}
 		if err := p.insert(ctx, source); err != nil {
-			return nil, err
+			return r, err
 		}
 	}
 	if there, err = p.ready(ctx, o.Name); err != nil {
-		return nil, err
-	}
-	if err := p.share(ctx, &o); err != nil {
-		return nil, err
-	}
-	if !o.Deprecate.IsZero() {
-		if err := p.deprecate(ctx, o.Name, o.Deprecate); err != nil {
-			return nil, err
-		}
+		return r, err
 	}
 	r.Images = append(r.Images, publish.Image{Region: "global", Image: cmp.Or(there.SelfLink, o.Name), Source: "gs://" + o.Bucket + "/" + name})
-	r.Seconds = time.Since(begin).Seconds()
+	if err := p.share(ctx, &o); err != nil {
+		return r, err
+	}
+	if !o.Deprecate.IsZero() {
+		return r, p.deprecate(ctx, o.Name, o.Deprecate)
+	}
 	return r, nil
 }
 
@@ -364,8 +361,17 @@ func (p *Publisher) deprecate(ctx context.Context, name string, at time.Time) er
 	return nil
 }
 
+// Published is what was published from a bucket.
+type Published struct {
+	*Publisher
+	Bucket string
+}
+
 // Deprecate says from which day on the image is out of date.
-func (p *Publisher) Deprecate(ctx context.Context, name string, at time.Time) ([]publish.Image, error) {
+func (p Published) Deprecate(ctx context.Context, name string, at time.Time, dryRun bool) ([]publish.Image, error) {
+	if err := p.may(ctx, []string{"compute.images.get", "compute.images.deprecate", "compute.globalOperations.get"}, "", nil); err != nil {
+		return nil, err
+	}
 	i, err := p.find(ctx, name)
 	if err != nil {
 		return nil, err
@@ -373,35 +379,54 @@ func (p *Publisher) Deprecate(ctx context.Context, name string, at time.Time) ([
 	if i == nil {
 		return nil, fmt.Errorf("gcp: project %s has no image named %s", p.project, name)
 	}
-	return []publish.Image{{Region: "global", Image: cmp.Or(i.SelfLink, name)}}, p.deprecate(ctx, name, at)
+	there := []publish.Image{{Region: "global", Image: cmp.Or(i.SelfLink, name)}}
+	if dryRun {
+		return there, nil
+	}
+	return there, p.deprecate(ctx, name, at)
 }
 
 // Delete removes the image and the object it was made from.
-func (p *Publisher) Delete(ctx context.Context, name, bucket string) ([]publish.Image, error) {
+func (p Published) Delete(ctx context.Context, name string, dryRun bool) ([]publish.Image, error) {
+	if p.Bucket == "" {
+		return nil, errors.New("gcp: no bucket is named; the archive that the image was made from is there: --bucket")
+	}
+	err := p.may(ctx, []string{"compute.images.get", "compute.images.delete", "compute.globalOperations.get"}, p.Bucket, []string{"storage.objects.get", "storage.objects.delete"})
+	if err != nil {
+		return nil, err
+	}
 	i, err := p.find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	o, err := p.findObject(ctx, bucket, name+".tar.gz")
+	o, err := p.findObject(ctx, p.Bucket, name+".tar.gz")
 	if err != nil {
 		return nil, err
 	}
-	where := "gs://" + bucket + "/" + name + ".tar.gz"
+	where := "gs://" + p.Bucket + "/" + name + ".tar.gz"
 	if i == nil && o == nil {
 		return nil, fmt.Errorf("gcp: project %s has no image named %s, and there is no %s", p.project, name, where)
 	}
 	done := publish.Image{Region: "global"}
 	if i != nil {
+		done.Image = cmp.Or(i.SelfLink, name)
+	}
+	if o != nil && dryRun {
+		done.Source = where
+	}
+	if dryRun {
+		return []publish.Image{done}, nil
+	}
+	if i != nil {
 		if err := p.operate(ctx, http.MethodDelete, p.images(name), nil, "deleting image "+name); err != nil && status(err) != http.StatusNotFound {
 			return nil, err
 		}
-		done.Image = cmp.Or(i.SelfLink, name)
 		p.log("image %s is deleted", name)
 	}
 	if o != nil {
-		err := p.call(ctx, http.MethodDelete, address("storage", "b", bucket, "o", name+".tar.gz")+"?ifGenerationMatch="+url.QueryEscape(o.Generation), nil, nil)
+		err := p.call(ctx, http.MethodDelete, address("storage", "b", p.Bucket, "o", name+".tar.gz")+"?ifGenerationMatch="+url.QueryEscape(o.Generation), nil, nil)
 		if err != nil && status(err) != http.StatusNotFound {
-			return []publish.Image{done}, fmt.Errorf("gcp: image %s is gone; deleting %s: %w", name, where, err)
+			return []publish.Image{done}, fmt.Errorf("gcp: image %s is gone; deleting %s: %w; the same command tries again", name, where, err)
 		}
 		done.Source = where
 		p.log("%s is deleted", where)

@@ -3,6 +3,7 @@ package gcp
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,19 +19,23 @@ type MissingRights struct {
 
 func (m MissingRights) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "gcp: the credentials may not %s", strings.Join(slices.Concat(m.OnProject, m.OnBucket), ", "))
-	if len(m.OnProject) > 0 {
-		fmt.Fprintf(&b, "; roles/compute.storageAdmin holds %s:\ngcloud projects add-iam-policy-binding %s --role roles/compute.storageAdmin --member user:WHO", strings.Join(m.OnProject, ", "), m.Project)
+	fmt.Fprintf(&b, "gcp: the credentials may not %s; these commands give them that and no more:", strings.Join(slices.Concat(m.OnProject, m.OnBucket), ", "))
+	give := func(rights []string, on string) {
+		if len(rights) == 0 {
+			return
+		}
+		list := strings.Join(rights, ",")
+		role := fmt.Sprintf("skerry_%08x", crc32.ChecksumIEEE([]byte(list))) // a role's ID is taken for good, so other rights are another
+		fmt.Fprintf(&b, "\ngcloud iam roles create %s --project %s --permissions %s\n%s --role projects/%s/roles/%s --member user:WHO", role, m.Project, list, on, m.Project, role)
 	}
-	if len(m.OnBucket) > 0 {
-		fmt.Fprintf(&b, "; roles/storage.objectAdmin holds %s:\ngcloud storage buckets add-iam-policy-binding gs://%s --role roles/storage.objectAdmin --member user:WHO", strings.Join(m.OnBucket, ", "), m.Bucket)
-	}
+	give(m.OnProject, "gcloud projects add-iam-policy-binding "+m.Project)
+	give(m.OnBucket, "gcloud storage buckets add-iam-policy-binding gs://"+m.Bucket)
+	b.WriteString("\n(of the roles that Google has made, roles/compute.storageAdmin and roles/storage.objectAdmin hold them)")
 	return b.String()
 }
 
-// preflight asks for every right that will be needed, before anything is made.
+// preflight asks for every right that publishing will need, before anything is made.
 func (p *Publisher) preflight(ctx context.Context, o *Options) error {
-	m := MissingRights{Project: p.project, Bucket: o.Bucket}
 	want := []string{"compute.images.create", "compute.images.get", "compute.images.setLabels", "compute.globalOperations.get"}
 	if o.Public || len(o.Share) > 0 {
 		want = append(want, "compute.images.getIamPolicy", "compute.images.setIamPolicy")
@@ -38,16 +43,22 @@ func (p *Publisher) preflight(ctx context.Context, o *Options) error {
 	if !o.Deprecate.IsZero() {
 		want = append(want, "compute.images.deprecate")
 	}
+	return p.may(ctx, want, o.Bucket, []string{"storage.objects.create", "storage.objects.get"})
+}
+
+// may asks whether the credentials have rights on the project and on a bucket, which may be "".
+func (p *Publisher) may(ctx context.Context, onProject []string, bucket string, onBucket []string) error {
+	m := MissingRights{Project: p.project, Bucket: bucket}
 	var have struct {
 		Permissions []string `json:"permissions"`
 	}
 	without := func(want []string) []string {
 		return slices.DeleteFunc(slices.Clone(want), func(r string) bool { return slices.Contains(have.Permissions, r) })
 	}
-	err := p.call(ctx, http.MethodPost, address("resources", "v3", "projects")+"/"+url.PathEscape(p.project)+":testIamPermissions", map[string]any{"permissions": want}, &have)
+	err := p.call(ctx, http.MethodPost, address("resources", "v3", "projects")+"/"+url.PathEscape(p.project)+":testIamPermissions", map[string]any{"permissions": onProject}, &have)
 	switch code := status(err); {
 	case err == nil:
-		m.OnProject = without(want)
+		m.OnProject = without(onProject)
 	case code == http.StatusForbidden && strings.Contains(err.Error(), "SERVICE_DISABLED"):
 		p.log("the Cloud Resource Manager API is off, so rights in project %s are not looked at beforehand", p.project)
 	case code == http.StatusForbidden || code == http.StatusNotFound:
@@ -55,16 +66,18 @@ func (p *Publisher) preflight(ctx context.Context, o *Options) error {
 	default:
 		return fmt.Errorf("gcp: looking for missing rights: %w", err)
 	}
-	want = []string{"storage.objects.create", "storage.objects.get"}
-	have.Permissions = nil
-	query := url.Values{"permissions": want}
-	if err := p.call(ctx, http.MethodGet, address("storage", "b", o.Bucket, "iam", "testPermissions")+"?"+query.Encode(), nil, &have); err != nil {
-		if status(err) == http.StatusNotFound {
-			return fmt.Errorf("gcp: there is no bucket %s; make one: gcloud storage buckets create gs://%s --project %s", o.Bucket, o.Bucket, p.project)
+	if bucket != "" {
+		have.Permissions = nil
+		query := url.Values{"permissions": onBucket}
+		if err := p.call(ctx, http.MethodGet, address("storage", "b", bucket, "iam", "testPermissions")+"?"+query.Encode(), nil, &have); err != nil {
+			if status(err) == http.StatusNotFound {
+				return fmt.Errorf("gcp: there is no bucket %s; make one: gcloud storage buckets create gs://%s --project %s", bucket, bucket, p.project)
+			}
+			return fmt.Errorf("gcp: looking for missing rights on bucket %s: %w", bucket, err)
 		}
-		return fmt.Errorf("gcp: looking for missing rights on bucket %s: %w", o.Bucket, err)
+		m.OnBucket = without(onBucket)
 	}
-	if m.OnBucket = without(want); len(m.OnProject)+len(m.OnBucket) > 0 {
+	if len(m.OnProject)+len(m.OnBucket) > 0 {
 		return m
 	}
 	return nil

@@ -40,6 +40,7 @@ type Report struct {
 	Name      string   `json:"name"`
 	Account   string   `json:"account"` // or project, or subscription
 	DryRun    bool     `json:"dryRun"`
+	Failed    bool     `json:"failed"` // what is there all the same is in Images
 	DiskSize  int64    `json:"diskSize"`
 	BlockSize int64    `json:"blockSize"` // of one piece of the upload, at most
 	Blocks    int      `json:"blocks"`    // pieces that have to be there

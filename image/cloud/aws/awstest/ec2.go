@@ -19,6 +19,9 @@ func (s *Server) ec2(region string, form url.Values) (string, *fault) {
 	if form.Get("DryRun") == "true" {
 		return "", &fault{http.StatusPreconditionFailed, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."}
 	}
+	if s.Refused["ec2:"+action] {
+		return "", &fault{http.StatusForbidden, "OperationNotPermitted", action + " is not permitted for this one."}
+	}
 	s.Calls["ec2:"+action]++
 	do, known := map[string]func(string, url.Values) (string, *fault){
 		"DescribeSnapshots": s.describeSnapshots, "DescribeImages": s.describeImages, "RegisterImage": s.register, "CopyImage": s.copyImage,
@@ -55,17 +58,24 @@ func tagSet(tags map[string]string) string {
 }
 
 func (s *Server) describeSnapshots(region string, form url.Values) (string, *fault) {
-	id := form.Get("SnapshotId.1")
-	snap := s.Snapshots[region][id]
-	if snap == nil {
-		return "", notFound("InvalidSnapshot.NotFound", id)
-	}
-	if snap.polls > 0 && snap.State == "pending" {
-		if snap.polls++; snap.polls > 2 {
-			snap.State = "completed"
+	var items strings.Builder
+	wanted, key := form.Get("SnapshotId.1"), strings.TrimPrefix(form.Get("Filter.1.Name"), "tag:")
+	for _, id := range slices.Sorted(maps.Keys(s.Snapshots[region])) {
+		snap := s.Snapshots[region][id]
+		if wanted != "" && wanted != id || key != "" && snap.Tags[key] != form.Get("Filter.1.Value.1") {
+			continue
 		}
+		if snap.polls > 0 && snap.State == "pending" && !s.Hold {
+			if snap.polls++; snap.polls > 2 {
+				snap.State = "completed"
+			}
+		}
+		fmt.Fprintf(&items, "<item><snapshotId>%s</snapshotId><status>%s</status>%s</item>", id, snap.State, tagSet(snap.Tags))
 	}
-	return fmt.Sprintf("<snapshotSet><item><snapshotId>%s</snapshotId><status>%s</status>%s</item></snapshotSet>", id, snap.State, tagSet(snap.Tags)), nil
+	if wanted != "" && items.Len() == 0 {
+		return "", notFound("InvalidSnapshot.NotFound", wanted)
+	}
+	return "<snapshotSet>" + items.String() + "</snapshotSet>", nil
 }
 
 func (s *Server) describeImages(region string, form url.Values) (string, *fault) {
@@ -121,11 +131,16 @@ func (s *Server) register(region string, form url.Values) (string, *fault) {
 	case form.Get("TpmSupport") != "" && form.Get("BootMode") != "uefi":
 		return "", &fault{http.StatusBadRequest, "InvalidParameterCombination", "TpmSupport needs BootMode uefi"}
 	}
+	return s.add(region, &Image{State: "pending", Form: form, Name: name, Snapshot: id, Tags: tagsOf(form)}), nil
+}
+
+// tagsOf reads a request's first set of tags.
+func tagsOf(form url.Values) map[string]string {
 	tags := map[string]string{}
 	for n := 1; form.Get(fmt.Sprintf("TagSpecification.1.Tag.%d.Key", n)) != ""; n++ {
 		tags[form.Get(fmt.Sprintf("TagSpecification.1.Tag.%d.Key", n))] = form.Get(fmt.Sprintf("TagSpecification.1.Tag.%d.Value", n))
 	}
-	return s.add(region, &Image{State: "pending", Form: form, Name: name, Snapshot: id, Tags: tags}), nil
+	return tags
 }
 
 func (s *Server) copyImage(region string, form url.Values) (string, *fault) {
@@ -145,7 +160,7 @@ func (s *Server) copyImage(region string, form url.Values) (string, *fault) {
 		s.Snapshots[region] = map[string]*Snapshot{}
 	}
 	id := s.id("snap")
-	s.Snapshots[region][id] = &Snapshot{State: "completed", Blocks: s.Snapshots[form.Get("SourceRegion")][from.Snapshot].Blocks}
+	s.Snapshots[region][id] = &Snapshot{State: "completed", Blocks: s.Snapshots[form.Get("SourceRegion")][from.Snapshot].Blocks, Tags: tagsOf(form)}
 	i := &Image{State: "pending", Form: from.Form, Name: form.Get("Name"), Snapshot: id, Tags: map[string]string{}}
 	if form.Get("CopyImageTags") == "true" {
 		i.Tags = from.Tags

@@ -56,15 +56,19 @@ type Image struct {
 // Server is the test's cloud. Its fields are read and set with Lock held, or before and after.
 type Server struct {
 	sync.Mutex
-	URL       string
-	Snapshots map[string]map[string]*Snapshot // by region and id
-	Images    map[string]map[string]*Image
-	Denied    map[string]bool // actions the user has no right to, such as ec2:CopyImage
-	Faults    bool            // drop every 7th request unheard, lose the answer of every 11th, throttle every 5th
-	Stop      int             // refuse all blocks after so many; 0 for never
-	Private   bool            // the account blocks public images
-	Calls     map[string]int  // by action
-	Unsigned  []string        // requests whose signature was wrong
+	URL        string
+	Snapshots  map[string]map[string]*Snapshot // by region and id
+	Images     map[string]map[string]*Image
+	Denied     map[string]bool // actions the user has no right to, such as ec2:CopyImage
+	Refused    map[string]bool // actions that are refused when they are done, though a dry run says that they may be
+	Lose       map[string]int  // how many answers to an action are lost
+	Hold       bool            // snapshots take for ever to be completed
+	OnComplete func()          // a snapshot is to be completed, and the answer is on its way
+	Faults     bool            // drop every 7th request unheard, lose the answer of every 11th, throttle every 5th
+	Stop       int             // refuse all blocks after so many; 0 for never
+	Private    bool            // the account blocks public images
+	Calls      map[string]int  // by action
+	Unsigned   []string        // requests whose signature was wrong
 
 	t     testing.TB
 	n     int
@@ -76,7 +80,7 @@ type Server struct {
 // New starts a server that ends with the test.
 func New(t testing.TB) *Server {
 	s := &Server{
-		Snapshots: map[string]map[string]*Snapshot{}, Images: map[string]map[string]*Image{}, Denied: map[string]bool{}, Calls: map[string]int{}, begun: map[string]string{}, t: t,
+		Snapshots: map[string]map[string]*Snapshot{}, Images: map[string]map[string]*Image{}, Denied: map[string]bool{}, Refused: map[string]bool{}, Lose: map[string]int{}, Calls: map[string]int{}, begun: map[string]string{}, t: t,
 	}
 	h := httptest.NewServer(s)
 	t.Cleanup(h.Close)
@@ -101,6 +105,25 @@ func (s *Server) Disk(region, id string, size int64) []byte {
 		copy(out[i*Block:], b)
 	}
 	return out[:size]
+}
+
+// Puts is how many blocks were sent, without those that only ask for the right.
+func (s *Server) Puts() int {
+	s.Lock()
+	defer s.Unlock()
+	return s.puts
+}
+
+// Blocks is how many blocks the snapshots have.
+func (s *Server) Blocks() (n int) {
+	s.Lock()
+	defer s.Unlock()
+	for _, in := range s.Snapshots {
+		for _, snap := range in {
+			n += len(snap.Blocks)
+		}
+	}
+	return n
 }
 
 type fault struct {
@@ -138,6 +161,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	lose := s.Faults && s.n%11 == 0
+	if action := action(r, body); s.Lose[action] > 0 {
+		s.Lose[action]--
+		lose = true
+	}
 	out := w
 	if lose {
 		out = httptest.NewRecorder()
@@ -159,6 +186,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		s.t.Errorf("a request to service %q", service)
 	}
+}
+
+// action is what a request wants, if that is one of those whose answers can be lost.
+func action(r *http.Request, body []byte) string {
+	switch {
+	case strings.HasPrefix(r.URL.Path, "/snapshots/completion/"):
+		return "ebs:CompleteSnapshot"
+	case r.URL.Path == "/snapshots":
+		return "ebs:StartSnapshot"
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil || form.Get("Action") == "" {
+		return ""
+	}
+	return "ec2:" + form.Get("Action")
 }
 
 // hangUp ends the connection in the middle.
@@ -293,6 +335,9 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, snap *Snapshot
 		return invalid("the checksum of all blocks does not match")
 	}
 	snap.polls = 1 // completed when asked for the second time
+	if s.OnComplete != nil {
+		s.OnComplete()
+	}
 	w.WriteHeader(http.StatusAccepted)
 	_, _ = io.WriteString(w, `{"Status":"pending"}`)
 	return nil

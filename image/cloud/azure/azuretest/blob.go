@@ -71,6 +71,9 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request, body []byte) *faul
 		w.WriteHeader(http.StatusPartialContent)
 		_, _ = w.Write(b.Bytes()[from:to])
 	case "DELETE ":
+		if s.Refused == "delete" {
+			return &fault{http.StatusConflict, "BlobImmutableDueToPolicy", "This operation is not permitted as the blob is immutable due to a policy."}
+		}
 		delete(s.Blobs, where)
 		w.WriteHeader(http.StatusAccepted)
 	default:

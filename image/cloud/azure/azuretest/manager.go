@@ -121,6 +121,9 @@ func (s *Server) resource(w http.ResponseWriter, r *http.Request, path string, b
 		}
 	}
 	if gallery, ok := strings.CutSuffix(path, "/share"); ok && s.Resources[gallery] != nil {
+		if s.Refused == "share" {
+			return bad("OperationNotAllowed", "The gallery is shared with as many as it can be.")
+		}
 		for _, g := range list(in["groups"]) {
 			for _, sub := range list(field(g, "ids")) {
 				s.Shared = append(s.Shared, fmt.Sprint(field(g, "type"), " ", sub))
@@ -169,6 +172,14 @@ func (s *Server) resource(w http.ResponseWriter, r *http.Request, path string, b
 		}
 		if p, ok := field(in["properties"], "publishingProfile").(map[string]any); ok {
 			old, _ := properties(now)["publishingProfile"].(map[string]any)
+			if to, ok := p["targetRegions"]; ok { // the list is replaced, and the version's own region cannot leave it
+				switch {
+				case !slices.ContainsFunc(list(to), func(r any) bool { return field(r, "name") == Location }):
+					return bad("InvalidParameter", "the version's own region is not among %v", to)
+				case s.Refused == "copy":
+					return bad("RegionNotAvailable", "The region has no room.")
+				}
+			}
 			maps.Copy(old, p)
 		}
 		return s.begin(w, http.StatusOK, now, nil, nil)

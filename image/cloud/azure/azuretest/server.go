@@ -40,6 +40,7 @@ type Server struct {
 	Resources map[string]map[string]any // images, galleries, definitions, versions by their path in the resource group
 	Shared    []string
 	Denied    map[string]bool // actions the user has no right to
+	Refused   string          // share of a gallery, copy of a version or delete of a blob is refused, though the right is there
 	Faults    bool            // drop every 7th request unheard, lose the answer of every 11th, throttle every 5th
 	Stop      int             // after so many pages no token is taken any more; 0 for never
 	Damage    int             // change a byte of so many pages

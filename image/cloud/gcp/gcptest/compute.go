@@ -45,6 +45,9 @@ func (s *Server) compute(r *http.Request, path []string, body []byte) (any, *fau
 		}
 		return i.Policy, nil
 	case "setIamPolicy":
+		if s.Refused == action {
+			return nil, &fault{http.StatusPreconditionFailed, "conditionNotMet", "One or more users named in the policy do not belong to a permitted customer."}
+		}
 		var in struct{ Policy map[string]any }
 		if err := json.Unmarshal(body, &in); err != nil || in.Policy["etag"] != i.Policy["etag"] {
 			return nil, &fault{http.StatusConflict, "conflict", "the policy is another one by now"}

@@ -54,6 +54,7 @@ type Server struct {
 	Objects map[string]*Object
 	Images  map[string]*Image
 	Denied  map[string]bool // permissions the user does not have
+	Refused string          // setIamPolicy of an image or delete of an object is refused, though the right is there
 	Faults  bool            // drop every 7th request unheard, lose the answer of every 11th, fail every 5th, take half of every 3rd chunk
 	Stop    int             // after so many chunks no token is taken any more; 0 for never
 	Expire  int             // the token ends after so many requests, once; 0 for never

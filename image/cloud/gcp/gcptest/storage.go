@@ -34,6 +34,9 @@ func (s *Server) storage(r *http.Request, path []string) (any, *fault) {
 		if f := s.denied("storage.objects.delete"); f != nil {
 			return nil, f
 		}
+		if s.Refused == "delete" {
+			return nil, &fault{http.StatusForbidden, "retentionPolicyNotMet", "Object is subject to the bucket's retention policy."}
+		}
 		if r.URL.Query().Get("ifGenerationMatch") != "1" {
 			return nil, &fault{http.StatusPreconditionFailed, "conditionNotMet", "the object is another one"}
 		}

@@ -18,6 +18,8 @@ import (
 	"testing/fstest"
 	"testing/synctest"
 	"time"
+
+	"github.com/skerry-os/skerry/pkg/platform/platformtest"
 )
 
 // An answer counts if it is whole, 200 and of a size that a machine has room for. Only what is not there is nothing.
@@ -155,7 +157,7 @@ func (b bad) ReadFile(name string) ([]byte, error) {
 
 // What cannot be read, or is too large, is a fault and never an answer with less in it: answers are kept.
 func TestVolumesThatCannotBeRead(t *testing.T) {
-	ec2 := fstest.MapFS{"openstack/latest/meta_data.json": {Data: []byte(nova)}, "openstack/latest/user_data": {Data: []byte("role: agent\n")}}
+	ec2 := fstest.MapFS{"openstack/latest/meta_data.json": {Data: []byte(platformtest.Nova)}, "openstack/latest/user_data": {Data: []byte("role: agent\n")}}
 	plain := fstest.MapFS{"meta-data": {Data: []byte("instance-id: abc\n")}, "user-data": {Data: []byte("role: agent\n")}}
 	for _, files := range []fstest.MapFS{ec2, plain} {
 		for name, f := range files {

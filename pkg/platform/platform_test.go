@@ -3,7 +3,6 @@ package platform
 import (
 	"context"
 	"crypto/tls"
-	"encoding/xml"
 	"fmt"
 	"io"
 	"io/fs"
@@ -25,6 +24,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/skerry-os/skerry/pkg/machine"
+	"github.com/skerry-os/skerry/pkg/platform/platformtest"
 )
 
 // inNamespace runs the calling test again in a network namespace of its own, whose loopback has the addresses that metadata
@@ -55,7 +55,7 @@ func inNamespace(t *testing.T) bool {
 	return true
 }
 
-// serve answers at an address of the link, in packets that no router would pass on, as an instance's hop limit of 1 makes it.
+// serve answers at an address of the link.
 func serve(t *testing.T, ip string, h http.HandlerFunc) {
 	t.Helper()
 	lo, err := netlink.LinkByName("lo")
@@ -66,25 +66,21 @@ func serve(t *testing.T, ip string, h http.HandlerFunc) {
 	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: syscall.IFA_F_NODAD}); err != nil {
 		t.Fatal(err)
 	}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		cerr := c.Control(func(fd uintptr) {
-			if a.Is4() {
-				err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, syscall.IP_TTL, 1)
-			}
-		})
-		if cerr != nil {
-			return cerr
-		}
-		return err
-	}}
-	l, err := lc.Listen(t.Context(), "tcp", net.JoinHostPort(ip, "80"))
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, "80"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
 	s.Start()
 	t.Cleanup(s.Close)
+}
+
+// right fails a test whose requests were not as they must be.
+func right(t *testing.T, c *platformtest.Cloud) {
+	t.Helper()
+	if wrong := c.Wrong(); len(wrong) > 0 {
+		t.Errorf("not as they must be: %q", wrong)
+	}
 }
 
 type said struct {
@@ -118,53 +114,6 @@ func expect(t *testing.T, got *Instance, err error, want Instance) {
 	}
 }
 
-// imds answers as the version 2 of the service does, which tells nothing without a session, and gives none to who came
-// through a proxy.
-func imds(t *testing.T, busy int, userData string) http.HandlerFunc {
-	var mu sync.Mutex
-	tokens := map[string]bool{}
-	return func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		if busy > 0 {
-			busy--
-			http.Error(w, "throttled", http.StatusServiceUnavailable)
-			return
-		}
-		if r.URL.Path == "/latest/api/token" {
-			if r.Method != http.MethodPut || r.Header.Get("X-aws-ec2-metadata-token-ttl-seconds") == "" || r.Header.Get("X-Forwarded-For") != "" {
-				http.Error(w, "bad", http.StatusBadRequest)
-				return
-			}
-			token := fmt.Sprintf("AQAAAL-session-%d==", len(tokens))
-			tokens[token] = true
-			_, _ = io.WriteString(w, token)
-			return
-		}
-		if r.Method != http.MethodGet || !tokens[r.Header.Get("X-aws-ec2-metadata-token")] {
-			t.Errorf("%s %s without a session", r.Method, r.URL)
-			http.Error(w, "no token", http.StatusUnauthorized)
-			return
-		}
-		switch r.URL.Path {
-		case "/latest/dynamic/instance-identity/document":
-			_, _ = io.WriteString(w, `{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-central-1b","imageId":"ami-1","instanceId":"i-0a1b2c3d4e5f60718","instanceType":"m7i.large","privateIp":"10.0.0.7","region":"eu-central-1","version":"2017-09-30"}`)
-		case "/latest/user-data":
-			if userData == "" {
-				http.NotFound(w, r)
-				return
-			}
-			_, _ = io.WriteString(w, userData)
-		case "/latest/meta-data/public-keys/":
-			_, _ = io.WriteString(w, "0=desk\n2=laptop")
-		case "/latest/meta-data/public-keys/0/openssh-key", "/latest/meta-data/public-keys/2/openssh-key":
-			_, _ = io.WriteString(w, "ssh-ed25519 AAAA"+r.URL.Path[30:31]+" desk\n")
-		default:
-			http.NotFound(w, r)
-		}
-	}
-}
-
 var onAWS = Instance{
 	Platform: "aws", ID: "i-0a1b2c3d4e5f60718", Hostname: "i-0a1b2c3d4e5f60718", Type: "m7i.large", Region: "eu-central-1", Zone: "eu-central-1b",
 	ProviderID: "aws:///eu-central-1b/i-0a1b2c3d4e5f60718",
@@ -174,9 +123,11 @@ func TestAWS(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	serve(t, "169.254.169.254", imds(t, 2, "role: agent\n"))
+	c := &platformtest.Cloud{Busy: 2, UserData: "role: agent\n"}
+	serve(t, platformtest.LinkLocal, c.AWS)
 	s := &said{}
 	got, err := ask(t, "aws", &Place{Log: s.log})
+	right(t, c)
 	want := onAWS
 	want.UserData = []byte("role: agent\n")
 	expect(t, got, err, want)
@@ -190,7 +141,9 @@ func TestAWSByIPv6(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	serve(t, "fd00:ec2::254", imds(t, 0, ""))
+	c := new(platformtest.Cloud)
+	serve(t, platformtest.LinkLocalIPv6, c.AWS)
+	defer right(t, c)
 	got, err := ask(t, "aws", &Place{})
 	expect(t, got, err, onAWS)
 	got, err = ask(t, "aws", &Place{SSHKeys: true})
@@ -217,24 +170,9 @@ func TestGCP(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	serve(t, "169.254.169.254", func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Metadata-Flavor") != "Google" || r.Header.Get("X-Forwarded-For") != "" {
-			http.Error(w, "Missing Metadata-Flavor:Google header.", http.StatusForbidden)
-			return
-		}
-		w.Header().Set("Metadata-Flavor", "Google")
-		switch r.URL.String() {
-		case "/computeMetadata/v1/instance/?recursive=true":
-			_, _ = io.WriteString(w, `{"id":4172309120498712345,"name":"north-mig-x7k2","hostname":"north-mig-x7k2.c.my-project.internal","zone":"projects/123/zones/europe-west3-c",
-				"machineType":"projects/123/machineTypes/e2-medium","attributes":{"user-data":"role: agent\n","ssh-keys":"x\nadmin:ssh-ed25519 AAAA admin@desk\n"},"tags":[]}`)
-		case "/computeMetadata/v1/project/attributes/ssh-keys":
-			_, _ = io.WriteString(w, "a:ssh-rsa AAAB google-ssh {\"userName\":\"a\",\"expireOn\":\"2026-01-01T00:00:00+0000\"}\nb:ssh-ed25519 AAAC b\n")
-		case "/computeMetadata/v1/project/project-id":
-			_, _ = io.WriteString(w, "my-project")
-		default:
-			http.NotFound(w, r)
-		}
-	})
+	c := &platformtest.Cloud{UserData: "role: agent\n"}
+	serve(t, platformtest.LinkLocal, c.GCP)
+	defer right(t, c)
 	got, err := ask(t, "gcp", &Place{})
 	want := Instance{
 		Platform: "gcp", ID: "4172309120498712345", Hostname: "north-mig-x7k2", Type: "e2-medium", Region: "europe-west3", Zone: "europe-west3-c",
@@ -251,42 +189,10 @@ func TestAzure(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	serve(t, "169.254.169.254", func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Metadata") != "true" || r.Header.Get("X-Forwarded-For") != "" || r.URL.Query().Get("api-version") == "" || r.URL.Path != "/metadata/instance" {
-			http.Error(w, `{"error":"Bad request"}`, http.StatusBadRequest)
-			return
-		}
-		_, _ = io.WriteString(w, `{"compute":{"vmId":"02aab8a4-74ef-476e-8182-f6d2ba4166a6","name":"vmss_3","location":"westeurope","zone":"2","vmSize":"Standard_D2s_v5",
-			"resourceId":"/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/vmss/virtualMachines/3",
-			"userData":"cm9sZTogYWdlbnQK","osProfile":{"computerName":"VMSS000003"},
-			"publicKeys":[{"keyData":"ssh-rsa AAAA admin@desk\r\n","path":"/home/admin/.ssh/authorized_keys"}]},"network":{}}`)
-	})
-	type health struct {
-		Incarnation string `xml:"GoalStateIncarnation"`
-		Container   string `xml:"Container>ContainerId"`
-		Instance    string `xml:"Container>RoleInstanceList>Role>InstanceId"`
-		State       string `xml:"Container>RoleInstanceList>Role>Health>State"`
-	}
-	var reported []health
-	serve(t, "168.63.129.16", func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("x-ms-version") != "2012-11-30" {
-			http.Error(w, "version", http.StatusBadRequest)
-			return
-		}
-		switch r.Method + " " + r.URL.String() {
-		case "GET /machine?comp=goalstate":
-			_, _ = io.WriteString(w, `<?xml version="1.0"?><GoalState><Version>2012-11-30</Version><Incarnation>7</Incarnation><Machine><ExpectedState>Started</ExpectedState></Machine>
-				<Container><ContainerId>c-1</ContainerId><RoleInstanceList><RoleInstance><InstanceId>a&amp;b._vmss_3</InstanceId><State>Started</State></RoleInstance></RoleInstanceList></Container></GoalState>`)
-		case "POST /machine?comp=health":
-			var h health
-			if err := xml.NewDecoder(r.Body).Decode(&h); err != nil || !strings.HasPrefix(r.Header.Get("Content-Type"), "text/xml") {
-				t.Errorf("health: %v", err)
-			}
-			reported = append(reported, h)
-		default:
-			http.NotFound(w, r)
-		}
-	})
+	c := &platformtest.Cloud{UserData: "role: agent\n"}
+	serve(t, platformtest.LinkLocal, c.Azure)
+	serve(t, platformtest.FabricAddress, c.Fabric)
+	defer right(t, c)
 	got, err := ask(t, "azure", &Place{})
 	expect(t, got, err, Instance{
 		Platform: "azure", ID: "02aab8a4-74ef-476e-8182-f6d2ba4166a6", Hostname: "vmss000003", Type: "Standard_D2s_v5", Region: "westeurope", Zone: "westeurope-2",
@@ -295,8 +201,8 @@ func TestAzure(t *testing.T) {
 	if err := Report(t.Context(), got); err != nil {
 		t.Fatal(err)
 	}
-	if want := []health{{"7", "c-1", "a&b._vmss_3", "Ready"}}; !reflect.DeepEqual(reported, want) {
-		t.Errorf("reported %+v", reported)
+	if want := []platformtest.Health{{Incarnation: "7", Container: "c-1", Instance: "a&b._vmss_3", State: "Ready"}}; !reflect.DeepEqual(c.Reported(), want) {
+		t.Errorf("reported %+v", c.Reported())
 	}
 	if err := Report(t.Context(), &Instance{Platform: "aws"}); err != nil {
 		t.Error(err)
@@ -314,8 +220,6 @@ func volume(files fstest.MapFS, has string) func(context.Context, ...string) (fs
 	}
 }
 
-const nova = `{"uuid":"83679162-1378-4288-a2d4-70e13ec132aa","name":"North 1","hostname":"north-1.novalocal","availability_zone":"nova","keys":[],"public_keys":{"desk":"ssh-ed25519 AAAA desk\n"},"project_id":"p"}`
-
 var onNova = Instance{
 	Platform: "openstack", ID: "83679162-1378-4288-a2d4-70e13ec132aa", Hostname: "north-1", Zone: "nova", ProviderID: "openstack:///83679162-1378-4288-a2d4-70e13ec132aa",
 	UserData: []byte("role: agent\n"), SSHKeys: []string{"ssh-ed25519 AAAA desk"},
@@ -326,22 +230,13 @@ func TestOpenStack(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	files := fstest.MapFS{"openstack/latest/meta_data.json": {Data: []byte(nova)}, "openstack/latest/user_data": {Data: []byte("role: agent\n")}}
+	files := fstest.MapFS{"openstack/latest/meta_data.json": {Data: []byte(platformtest.Nova)}, "openstack/latest/user_data": {Data: []byte("role: agent\n")}}
 	got, err := ask(t, "openstack", &Place{Volume: volume(files, "config-2")})
 	expect(t, got, err, onNova)
 
-	serve(t, "169.254.169.254", func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/openstack/latest/meta_data.json":
-			_, _ = io.WriteString(w, nova)
-		case "/openstack/latest/user_data":
-			_, _ = io.WriteString(w, "role: agent\n")
-		case "/latest/meta-data/instance-type":
-			_, _ = io.WriteString(w, "m1.medium")
-		default:
-			http.NotFound(w, r)
-		}
-	})
+	c := &platformtest.Cloud{UserData: "role: agent\n"}
+	serve(t, platformtest.LinkLocal, c.OpenStack)
+	defer right(t, c)
 	got, err = ask(t, "openstack", &Place{Volume: volume(nil, "other")})
 	want := onNova
 	want.Type = "m1.medium"

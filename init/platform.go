@@ -29,6 +29,11 @@ const (
 	addressWait = 20 * time.Second
 	// noVolumeWait is how long a machine that can do without waits for a volume.
 	noVolumeWait = 15 * time.Second
+	// platformWait is how long a machine asks before it starts anew: nobody is near it, and what keeps it from an answer may be a
+	// card or a driver that only a restart gets going.
+	platformWait = time.Hour
+	// reportWait is between two tries to report.
+	reportWait = 10 * time.Second
 )
 
 // platformOf gives the platform that the kernel was told of, and the address of a node config, if any.
@@ -63,7 +68,7 @@ func (s *system) askPlatform(ctx context.Context) error {
 		return err
 	}
 	if !kept.Reported {
-		s.behind(func(ctx context.Context) { s.report(ctx, kept) })
+		s.behind(func(ctx context.Context) { s.report(ctx, kept, platformFile, platform.Report) })
 	}
 	return nil
 }
@@ -74,37 +79,49 @@ func (s *system) fetchInstance(ctx context.Context, id string) (*platform.Kept, 
 	wait, stop := context.WithTimeout(ctx, addressWait)
 	_ = s.network.WaitAddress(wait) // without one, whoever asks says what is wrong
 	stop()
+	place := &platform.Place{Volume: findVolume, URL: s.configURL, Log: s.console.sayf, SSHKeys: s.id.Release.Debug}
+	i, user, err := s.usableInstance(ctx, func(ctx context.Context) (*platform.Instance, error) { return platform.Ask(ctx, s.platform, place) })
+	if i == nil || err != nil {
+		return nil, err
+	}
+	if len(user.SSHKeys) > 0 && !s.id.Release.Debug {
+		user.Warnings = append(user.Warnings, "user data: cloud-config: ssh_authorized_keys: this release has no SSH")
+	}
+	for _, w := range user.Warnings {
+		s.console.sayf("config: %s", w)
+	}
+	kept := &platform.Kept{Machine: id, Instance: *i, Reported: s.platform != "azure"}
+	return kept, errors.Join(writeFiles("/", user.Files), kept.Save(platformFile))
+}
+
+// usableInstance asks until what is answered makes a node config; nil where the image's own will do.
+func (s *system) usableInstance(ctx context.Context, ask func(context.Context) (*platform.Instance, error)) (*platform.Instance, *platform.Config, error) {
+	ctx, stop := context.WithTimeoutCause(ctx, platformWait, fmt.Errorf("waited %v", platformWait))
+	defer stop()
 	limit := ctx
 	if s.told.config != nil && s.platform == "proxmox" {
 		var cancel context.CancelFunc
 		limit, cancel = context.WithTimeout(ctx, noVolumeWait)
 		defer cancel()
 	}
-	place := &platform.Place{Volume: findVolume, URL: s.configURL, Log: s.console.sayf, SSHKeys: s.id.Release.Debug}
 	for {
-		i, err := platform.Ask(limit, s.platform, place)
-		if err != nil {
-			if ctx.Err() == nil {
-				s.console.sayf("config: %s; the image's own node config will do", oneLine(err))
-				return nil, nil //nolint:nilerr // said above
-			}
-			return nil, err
+		i, err := ask(limit)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			s.console.sayf("config: %s; the image's own node config will do", oneLine(err))
+			return nil, nil, nil //nolint:nilerr // said above
+		case err != nil:
+			return nil, nil, err
 		}
+		limit = ctx // there is a volume: what is wrong on it is waited for
 		_, user, err := s.configFrom(i)
 		if err == nil {
-			if len(user.SSHKeys) > 0 && !s.id.Release.Debug {
-				user.Warnings = append(user.Warnings, "user data: cloud-config: ssh_authorized_keys: this release has no SSH")
-			}
-			for _, w := range user.Warnings {
-				s.console.sayf("config: %s", w)
-			}
-			kept := &platform.Kept{Machine: id, Instance: *i, Reported: s.platform != "azure"}
-			return kept, errors.Join(writeFiles("/", user.Files), kept.Save(platformFile))
+			return i, user, nil
 		}
 		s.console.sayf("config: %s; correct it there, asking again in %v", oneLine(err), badConfigWait)
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return nil, nil, fmt.Errorf("%w (%w)", err, context.Cause(ctx))
 		case <-time.After(badConfigWait):
 		}
 	}
@@ -133,22 +150,27 @@ func (s *system) configFrom(i *platform.Instance) (*machine.Config, *platform.Co
 
 // findVolume mounts the volume that a hypervisor attached.
 func findVolume(_ context.Context, labels ...string) (fs.FS, bool, func(), error) {
+	return mountVolume(os.DirFS("/sys"), "/dev/", volumeDir, labels...)
+}
+
+// mountVolume mounts the volume with one of the labels, of the devices that sys knows and dev has.
+func mountVolume(sys fs.FS, dev, dir string, labels ...string) (fs.FS, bool, func(), error) {
 	open := func(name string) (io.ReaderAt, func(), error) {
-		f, err := os.OpenFile("/dev/"+name, os.O_RDONLY|nonBlock, 0)
+		f, err := os.OpenFile(dev+name, os.O_RDONLY|nonBlock, 0)
 		if err != nil {
 			return nil, nil, err
 		}
 		return f, func() { _ = f.Close() }, nil
 	}
-	device, kind := platform.FindVolume(os.DirFS("/sys"), open, labels...)
+	device, kind := platform.FindVolume(sys, open, labels...)
 	if device == "" {
 		return nil, false, nil, nil
 	}
-	m := linux.Mount{Source: "/dev/" + device, Target: volumeDir, FS: kind, Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC}
+	m := linux.Mount{Source: dev + device, Target: dir, FS: kind, Flags: unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC}
 	if err := m.Do(); err != nil {
 		return nil, false, nil, err
 	}
-	return os.DirFS(volumeDir), true, func() { _ = unix.Unmount(volumeDir, 0) }, nil
+	return os.DirFS(dir), true, func() { _ = unix.Unmount(dir, 0) }, nil
 }
 
 // writeFiles writes what user data brings below root, which is / but for tests.
@@ -165,14 +187,14 @@ func writeFiles(root string, files []platform.File) error {
 	return errors.Join(errs...)
 }
 
-// report tells the platform that the machine is there, until it hears.
-func (s *system) report(ctx context.Context, kept *platform.Kept) {
+// report tells the platform that the machine is there, until it hears, and notes that in the file.
+func (s *system) report(ctx context.Context, kept *platform.Kept, file string, tell func(context.Context, *platform.Instance) error) {
 	said := false
 	for ctx.Err() == nil {
-		err := platform.Report(ctx, &kept.Instance)
+		err := tell(ctx, &kept.Instance)
 		if err == nil {
 			kept.Reported = true
-			if err := kept.Save(platformFile); err != nil {
+			if err := kept.Save(file); err != nil {
 				s.console.sayf("config: %s", oneLine(err))
 			}
 			return
@@ -183,7 +205,7 @@ func (s *system) report(ctx context.Context, kept *platform.Kept) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(10 * time.Second):
+		case <-time.After(reportWait):
 		}
 	}
 }

@@ -81,7 +81,7 @@ func tryKVM(ctx context.Context, o Options) string {
 		return err.Error()
 	}
 	defer os.RemoveAll(dir)
-	o.Dir, o.Vars, o.Forwards, o.TPM, o.TPMState, o.Stick, o.Detach, o.Fresh = dir, "", nil, false, "", "", false, true
+	o.Dir, o.Vars, o.Forwards, o.TPM, o.TPMState, o.Stick, o.Volume, o.CD, o.Detach, o.Fresh = dir, "", nil, false, "", "", "", "", false, true
 	ctx, cancel := context.WithTimeout(ctx, kvmSign)
 	defer cancel()
 	v, err := start(ctx, o, KVM, "trying")

@@ -83,6 +83,12 @@ func qemuArgs(o Options, fw firmware, accel Accel, forwards []Forward) []string 
 	if o.Stick != "" {
 		args = append(args, "-device", "qemu-xhci", "-drive", "if=none,id=stick,format=raw,readonly=on,file="+escape(o.Stick), "-device", "usb-storage,drive=stick")
 	}
+	if o.Volume != "" {
+		args = append(args, "-drive", "if=none,id=volume,format=raw,readonly=on,file="+escape(o.Volume), "-device", "virtio-blk-pci,drive=volume")
+	}
+	if o.CD != "" {
+		args = append(args, "-drive", "if=none,id=cd,media=cdrom,format=raw,readonly=on,file="+escape(o.CD), "-device", "ide-cd,drive=cd")
+	}
 	if o.Board.Network == noNetwork {
 		return append(args, "-nic", "none")
 	}

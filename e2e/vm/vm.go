@@ -44,6 +44,8 @@ type Options struct {
 	TPM      bool      // a TPM 2.0 (swtpm)
 	TPMState string    // folder of another machine's TPM, to begin with its memory
 	Stick    string    // raw image of a USB stick that is plugged in; it is not written
+	Volume   string    // raw image of a second disk, as a hypervisor attaches one that says what the machine is to do; it is not written
+	CD       string    // the same as a disc in a drive
 	WriteLog string    // file for all that the machine does to its disk, in order; see powercut.ReadLog
 	Accel    Accel     // "" = KVM where it really works, else emulation
 	Detach   bool      // the machine outlives this process

@@ -184,7 +184,9 @@ func TestCompletionGoesOn(t *testing.T) {
 			s, p, _ := bench(t)
 			content, d := testDisk()
 			o := options(t)
-			s.Lose[c.lose] = 1
+			if c.lose != "" {
+				s.Lose[c.lose] = 1
+			}
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			if c.stop {
@@ -208,6 +210,9 @@ func TestCompletionGoesOn(t *testing.T) {
 			}
 			if _, err := os.Stat(o.State); err == nil {
 				t.Error("the state file is still there")
+			}
+			if s.Lose[c.lose] != 0 {
+				t.Errorf("no answer to %s was lost", c.lose)
 			}
 		})
 	}

@@ -169,18 +169,22 @@ func (p *Publisher) registration(snapshot string, d publish.Disk, o *Options) *e
 
 func (p *Publisher) register(ctx context.Context, snapshot string, d publish.Disk, o *Options) (string, error) {
 	out, err := p.ec2(p.Region()).RegisterImage(ctx, p.registration(snapshot, d, o))
-	if code(err) == "InvalidAMIName.Duplicate" { // an answer was lost, and the request repeated
+	var id string
+	switch {
+	case err == nil:
+		id = sdk.ToString(out.ImageId)
+	case code(err) == "InvalidAMIName.Duplicate": // an answer was lost, and the request repeated
 		if there, ferr := p.find(ctx, p.Region(), o.Name); ferr == nil && there != nil && tag(there.Tags, tagDisk) == d.ID {
-			return sdk.ToString(there.ImageId), nil
+			id = sdk.ToString(there.ImageId)
 		}
 	}
-	if err != nil {
+	if id == "" {
 		return "", fmt.Errorf("aws: registering the image: %w (snapshot %s stays; the same command uses it)", short(err), snapshot)
 	}
 	if o.State != "" {
 		_ = os.Remove(o.State) // one that stays leads to a snapshot that has its image
 	}
-	return sdk.ToString(out.ImageId), nil
+	return id, nil
 }
 
 // find gives the account's image of this name, if there is one.

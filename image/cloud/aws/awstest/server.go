@@ -188,16 +188,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// action is what a request wants, if that is one of those whose answers can be lost.
+// action is what a request wants, if that is one of those whose answers can be lost: not those that only ask for the right.
 func action(r *http.Request, body []byte) string {
 	switch {
+	case strings.Contains(r.URL.Path, "/snap-00000000000000000"), bytes.Contains(body, []byte("ParentSnapshotId")):
+		return ""
 	case strings.HasPrefix(r.URL.Path, "/snapshots/completion/"):
 		return "ebs:CompleteSnapshot"
 	case r.URL.Path == "/snapshots":
 		return "ebs:StartSnapshot"
 	}
 	form, err := url.ParseQuery(string(body))
-	if err != nil || form.Get("Action") == "" {
+	if err != nil || form.Get("Action") == "" || form.Get("DryRun") == "true" {
 		return ""
 	}
 	return "ec2:" + form.Get("Action")

@@ -84,22 +84,6 @@ func TestThePageOnNetworkBoot(t *testing.T) {
 	}
 }
 
-// indented are the blocks of a page that are indented by four spaces.
-func indented(page string) (out []string) {
-	block := ""
-	for line := range strings.Lines(page + "\n") {
-		if code, ok := strings.CutPrefix(line, "    "); ok {
-			block += code
-			continue
-		}
-		if block != "" {
-			out = append(out, block)
-		}
-		block = ""
-	}
-	return out
-}
-
 // The page's YAML is what the programs read, its flags are theirs, and what it says that they say they do say.
 func TestWhatThePageOnNetworkBootSays(t *testing.T) {
 	text, err := os.ReadFile("../../image/netboot/PXE.md")

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/datafs"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
@@ -38,7 +39,7 @@ const (
 // edge is what lies before the first partition and behind the last: room for the tables, and alignment to flash blocks.
 const edge = int64(size.MiB)
 
-// blank is how much of the data partition is written as zeros, so that the first boot finds no filesystem there.
+// blank is how much of the data partition is written, as zeros behind its mark, so that nobody finds a filesystem there.
 const blank = 16 * int64(size.MiB)
 
 // Config is a node config as it stands in a file. It may be empty where the board's platform tells the machine what to do.
@@ -289,7 +290,9 @@ func (d *draft) plan() (*Plan, error) {
 		case boards.Config:
 			err = d.configVolume(p, part)
 		case boards.Data:
-			p.add(Extent{Offset: part.Start, Size: min(part.Size, blank), Where: part.Name, What: "no filesystem yet", Source: zeros})
+			fresh := datafs.Fresh()
+			p.made(part.Start, part.Name, "mark: fresh", fresh)
+			p.add(Extent{Offset: part.Start + int64(len(fresh)), Size: min(part.Size, blank) - int64(len(fresh)), Where: part.Name, What: "no filesystem yet", Source: zeros})
 		case slot.A.RootLabel(), slot.B.RootLabel():
 			err = d.root(p, part)
 		default:

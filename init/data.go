@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skerry-os/skerry/image/datafs"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/supervise/process"
@@ -111,14 +112,14 @@ func mountData(ctx context.Context, s *system) error {
 		if err != nil {
 			return err
 		}
-		state = linux.DataNew
+		state = datafs.New
 	}
-	if state != linux.DataUsed {
+	if state != datafs.Used {
 		if err := markData(p); err != nil {
 			return err
 		}
 	}
-	if state != linux.DataNew {
+	if state != datafs.New {
 		// The disk may have grown since (a larger card, a larger virtual disk). Nothing to do is no error.
 		if err := s.run(ctx, "/usr/sbin/resize2fs", p.Dev()); err != nil {
 			s.console.sayf("mount data: growing the filesystem: %s; using it as it is", oneLine(err))
@@ -206,26 +207,29 @@ func (s *system) growData(p linux.Partition) error {
 }
 
 // prepareData makes the filesystem, or checks and repairs it, as what is there demands.
-func (s *system) prepareData(ctx context.Context, p linux.Partition) (linux.DataState, error) {
+func (s *system) prepareData(ctx context.Context, p linux.Partition) (datafs.State, error) {
 	state, err := probeData(p)
 	if err != nil {
 		return state, err
 	}
-	if state != linux.DataNew {
+	if state != datafs.New {
 		err = s.checkData(ctx, p, state)
-		if err == nil || state != linux.DataMade {
+		if err == nil || state != datafs.Made {
 			return state, err
 		}
 		s.console.sayf("mount data: %s; it was never used, making it anew", oneLine(err))
 	}
 	s.console.sayf("mount data: making the filesystem on %s (first boot)", p.Dev())
-	return linux.DataNew, s.makeData(ctx, p.Dev())
+	return datafs.New, s.makeData(ctx, p.Dev())
 }
 
 // makeData writes what a filesystem needs and no more: cards that take minutes to discard all their blocks are not rare, and the
 // first boot waits for this. The kernel writes the tables of inodes in the background, once, 1.6 % of the partition: a
-// filesystem without them cannot be repaired as well.
+// filesystem without them cannot be repaired as well. Until the new filesystem is marked, the partition counts as fresh.
 func (s *system) makeData(ctx context.Context, dev string) error {
+	if err := clearData(dev); err != nil {
+		return err
+	}
 	f, err := os.Open(dev)
 	if err != nil {
 		return err
@@ -239,24 +243,37 @@ func (s *system) makeData(ctx context.Context, dev string) error {
 
 // makeDataArgs bounds the journal, which mke2fs makes up to 1 GiB large: it takes room, and after a power cut all of it is read.
 func makeDataArgs(dev string, size int64) []string {
-	args := []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", linux.DataLabel, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"}
+	args := []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", datafs.Label, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"}
 	if size > 16<<30 {
 		args = append(args, "-J", "size=64")
 	}
 	return append(args, dev)
 }
 
-func probeData(p linux.Partition) (linux.DataState, error) {
+func probeData(p linux.Partition) (datafs.State, error) {
 	f, err := os.Open(p.Dev())
 	if err != nil {
-		return linux.DataNew, err
+		return datafs.New, err
 	}
 	defer f.Close()
 	size, err := linux.DeviceSize(f)
 	if err != nil {
-		return linux.DataNew, err
+		return datafs.New, err
 	}
-	return linux.ProbeData(f, size)
+	return datafs.Probe(f, size)
+}
+
+func clearData(dev string) error {
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := linux.DeviceSize(f)
+	if err != nil {
+		return err
+	}
+	return datafs.Clear(f, size)
 }
 
 func markData(p linux.Partition) error {
@@ -265,7 +282,7 @@ func markData(p linux.Partition) error {
 		return err
 	}
 	defer f.Close()
-	return linux.MarkData(f)
+	return datafs.MarkUsed(f)
 }
 
 // e2fsck's exit status is a sum of these.
@@ -275,14 +292,14 @@ const (
 )
 
 // checkData replays the journal and repairs what can be repaired without asking; then, if need be, everything.
-func (s *system) checkData(ctx context.Context, p linux.Partition, state linux.DataState) error {
+func (s *system) checkData(ctx context.Context, p linux.Partition, state datafs.State) error {
 	err := fsckResult(s.run(ctx, "/usr/sbin/e2fsck", "-p", p.Dev()))
 	if err == nil {
 		return nil
 	}
 	s.console.sayf("mount data: %s; repairing everything", oneLine(err))
 	args := []string{"-y", "-f", p.Dev()}
-	if state == linux.DataTorn {
+	if state == datafs.Torn {
 		args = append([]string{"-b", "32768", "-B", "4096"}, args...)
 	}
 	if err := fsckResult(s.run(ctx, "/usr/sbin/e2fsck", args...)); err != nil {

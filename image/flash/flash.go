@@ -1,8 +1,9 @@
 // Package flash writes disk images onto sticks, cards and disks, and reads them back.
 //
 // Of an image only what is not zero is written, and zeros where stale bytes of an earlier image could be taken for something:
-// at the begin and the end of each partition (a file system's superblock; the manifest of a slot), and at the end of the
-// device (a second GPT). Everything written is read back past the page cache and compared by SHA-256.
+// at the begin and the end of each partition (a file system's superblock; the manifest of a slot), where the data partition's
+// filesystem had copies of its superblock once it had grown to the device's end, and at that end (a second GPT). Everything written is
+// read back past the page cache and compared by SHA-256.
 package flash
 
 import (
@@ -15,6 +16,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/datafs"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/size"
 )
@@ -128,37 +131,55 @@ type written struct {
 	sum   [sha256.Size]byte
 }
 
-// Write puts the image on the device and compares. An error leaves a device that does not boot: the table is written last.
-func (i *Image) Write(ctx context.Context, d Device, tell Progress) (Report, error) {
-	var r Report
+// Write puts the image on the device and compares. An error leaves a device that does not boot: the table and its second copy are
+// written last, and go again if anything fails after that.
+func (i *Image) Write(ctx context.Context, d Device, tell Progress) (r Report, err error) {
 	if d.Size() < i.Size {
 		return r, fmt.Errorf("the image needs %v and the device has %v", size.Bytes(i.Size).Rounded(), size.Bytes(d.Size()).Rounded())
 	}
 	w := &writer{ctx: ctx, Device: d, report: &r, clear: i.stale(d.Size())}
-	// Nothing boots from the device while it is half written, and nobody takes its old table for the new content's.
-	if err := w.put(0, make([]byte, disk.HeadSize), true); err != nil {
+	// Nothing boots from the device while it is half written, and nobody takes an old table for the new content's.
+	tables := [][2]int64{{0, disk.HeadSize}, {max(0, i.Size-tailWipe), i.Size}, {max(i.Size, d.Size()-tailWipe), d.Size()}}
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Nobody is to take a card for good that is not. One that is gone or broken may not take this either.
+		for _, t := range tables {
+			_, _ = d.WriteAt(make([]byte, t[1]-t[0]), t[0])
+		}
+		_ = d.Sync()
+	}()
+	for _, t := range tables {
+		if t[0] == t[1] {
+			continue
+		}
+		if err := w.put(t[0], make([]byte, t[1]-t[0]), true); err != nil {
+			return r, err
+		}
+	}
+	if err := w.flush(); err != nil {
 		return r, err
 	}
-	w.pieces = nil
+	w.pieces, r = nil, Report{}
 	if err := w.image(i, tell); err != nil {
 		return r, err
 	}
-	err := d.Forget()
-	if err == nil {
-		err = w.verify(tell)
+	if err := d.Forget(); err != nil {
+		return r, err
 	}
-	if err != nil {
-		// Nobody is to take a card for good that is not. One that is gone or broken may not take this either.
-		_, _ = d.WriteAt(make([]byte, disk.HeadSize), 0)
-		_ = d.Sync()
-	}
-	return r, err
+	return r, w.verify(tell)
 }
 
-// stale are the ranges that are written though they are zero, in ascending order; the last may be behind the image.
+// stale are the ranges that are written though they are zero; some are behind the image.
 func (i *Image) stale(device int64) (ranges [][2]int64) {
 	for _, p := range i.Table.Partitions {
 		ranges = append(ranges, [2]int64{p.Start, p.Start + min(headWipe, p.Size)}, [2]int64{p.Start + p.Size - min(tailWipe, p.Size), p.Start + p.Size})
+		if p.Name == boards.Data { // as large as it was once a machine had started from the device
+			for _, c := range datafs.Copies(device - p.Start) {
+				ranges = append(ranges, [2]int64{p.Start + c[0], p.Start + c[1]})
+			}
+		}
 	}
 	return append(ranges, [2]int64{max(i.Size, device-tailWipe), device})
 }
@@ -204,21 +225,29 @@ func (w *writer) flush() error {
 	return nil
 }
 
-// image streams the content. The first chunk, which holds the table, is put last.
+// image streams the content. The first chunk and the last block, which hold the table and its second copy, are put last.
 func (w *writer) image(i *Image, tell Progress) error {
 	buffer := make([]byte, chunk)
-	var first []byte
+	var first, last []byte
+	lastAt := max(i.Size-tailWipe, chunk)
 	for at := int64(0); at < i.Size; {
 		b := buffer[:min(chunk, i.Size-at)]
 		if _, err := io.ReadFull(i.content, b); err != nil {
 			return fmt.Errorf("the image ends or breaks at byte %d of %d: %w", at, i.Size, short(err))
 		}
+		next := at + int64(len(b))
 		if at == 0 {
 			first = bytes.Clone(b)
-		} else if err := w.sparse(at, b); err != nil {
-			return err
+		} else {
+			if keep := next - max(at, lastAt); keep > 0 { // the block may be in two chunks
+				last = append(last, b[int64(len(b))-keep:]...)
+				b = b[:int64(len(b))-keep]
+			}
+			if err := w.sparse(at, b); err != nil {
+				return err
+			}
 		}
-		at += int64(len(b))
+		at = next
 		if tell != nil {
 			tell(false, at, i.Size)
 		}
@@ -227,14 +256,17 @@ func (w *writer) image(i *Image, tell Progress) error {
 		return fmt.Errorf("the image goes on behind byte %d, where its partition table says it ends", i.Size)
 	}
 	for _, r := range w.clear {
-		if r[0] >= i.Size && r[1] > r[0] {
-			if err := w.put(r[0], make([]byte, r[1]-r[0]), true); err != nil {
+		if from := max(r[0], i.Size); r[1] > from {
+			if err := w.put(from, make([]byte, r[1]-from), true); err != nil {
 				return err
 			}
 		}
 	}
-	// In this order on the medium too: everything, then the begin, with the table in its first bytes.
+	// In this order on the medium too: everything, then the end and the begin, with the tables in them.
 	if err := w.flush(); err != nil {
+		return err
+	}
+	if err := w.sparse(lastAt, last); err != nil {
 		return err
 	}
 	if err := w.sparse(0, first); err != nil {

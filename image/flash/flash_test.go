@@ -40,16 +40,17 @@ func anImage(t *testing.T) []byte {
 
 // medium is a card in memory, full of an earlier life, with faults to choose from.
 type medium struct {
-	bytes    []byte
-	writes   int
-	failAt   int   // the write that fails with EIO, from 1
-	shortAt  int   // the write that stops half-way without an error
-	worn     int64 // a byte that does not keep what is written to it
-	badRead  int64 // a byte that cannot be read back
-	gone     bool  // it is pulled out before it is read back
-	real     int64 // what a fake has; the rest of its size leads to the beginning again
-	cached   []byte
-	flushErr error
+	bytes   []byte
+	writes  int
+	flushes int
+	failAt  int   // the write that fails with EIO, from 1
+	shortAt int   // the write that stops half-way without an error
+	worn    int64 // a byte that does not keep what is written to it
+	badRead int64 // a byte that cannot be read back
+	gone    bool  // it is pulled out before it is read back
+	real    int64 // what a fake has; the rest of its size leads to the beginning again
+	cached  []byte
+	flushAt int // the flush that fails with EIO, from 1
 }
 
 func newMedium(size int) *medium {
@@ -81,7 +82,10 @@ func (m *medium) Sync() error {
 	if m.worn >= 0 {
 		m.bytes[m.worn] ^= 1
 	}
-	return m.flushErr
+	if m.flushes++; m.flushes == m.flushAt {
+		return syscall.EIO
+	}
+	return nil
 }
 
 func (m *medium) Forget() error {
@@ -182,7 +186,9 @@ func TestFaultsOfTheMedium(t *testing.T) {
 		"yanked at once":                  {func(m *medium) { m.failAt = 1 }, "input/output error"},
 		"yanked in the middle":            {func(m *medium) { m.failAt = 4 }, "input/output error"},
 		"a short write":                   {func(m *medium) { m.shortAt = 3 }, "short write"},
-		"a flush that fails":              {func(m *medium) { m.flushErr = syscall.EIO }, "flushing"},
+		"the first flush fails":           {func(m *medium) { m.flushAt = 1 }, "flushing"},
+		"the flush before the table":      {func(m *medium) { m.flushAt = 2 }, "flushing"},
+		"the flush of the table":          {func(m *medium) { m.flushAt = 3 }, "flushing"},
 		"a bad sector":                    {func(m *medium) { m.worn = 2*mib + 5 }, "worn out"},
 		"a sector that cannot be read":    {func(m *medium) { m.badRead = 2*mib + 5 }, "reading back at byte"},
 		"yanked before it is read back":   {func(m *medium) { m.gone = true }, "no such device"},
@@ -198,13 +204,71 @@ func TestFaultsOfTheMedium(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("got %v, want an error with %q", err, c.says)
 			}
-			if m.failAt == 1 {
-				return // never touched
-			}
-			if _, err := disk.ReadFirst(bytes.NewReader(m.cached), 24*mib); err == nil {
-				t.Error("a half-written medium has a partition table")
+			noTable(t, m.cached, 24*mib)
+		})
+	}
+}
+
+// noTable looks where firmware does: at both copies, those of the image and of an earlier one.
+func noTable(t *testing.T, medium []byte, size int64) {
+	t.Helper()
+	for _, n := range []int64{size, int64(len(medium))} {
+		if table, _ := disk.Read(bytes.NewReader(medium[:n]), n); table != nil {
+			t.Error("a half-written medium has a partition table")
+		}
+	}
+}
+
+// Whichever write or flush is the last that the medium takes, and whenever a person stops it: no table is left, neither the old nor the
+// new one, as long as the medium takes anything afterwards.
+func TestNoStepLeavesATable(t *testing.T) {
+	image := anImage(t)
+	whole := newMedium(24 * mib)
+	if _, err := write(t, image, whole); err != nil {
+		t.Fatal(err)
+	}
+	if whole.flushes < 3 || whole.writes < 5 {
+		t.Fatalf("%d writes, %d flushes", whole.writes, whole.flushes)
+	}
+	try := func(what string, n int, break_ func(*medium)) {
+		t.Helper()
+		m := newMedium(24 * mib)
+		copy(m.cached, image)
+		_ = m.Sync()
+		m.flushes = 0
+		break_(m)
+		if _, err := write(t, image, m); err == nil {
+			t.Errorf("%s %d fails, and nobody says so", what, n)
+		}
+		noTable(t, m.cached, 24*mib)
+	}
+	for n := 1; n <= whole.writes; n++ {
+		try("write", n, func(m *medium) { m.failAt = n })
+		try("half of write", n, func(m *medium) { m.shortAt = n })
+	}
+	for n := 1; n <= whole.flushes; n++ {
+		try("flush", n, func(m *medium) { m.flushAt = n })
+	}
+	for stop := 1; ; stop++ {
+		m := newMedium(24 * mib)
+		copy(m.cached, image)
+		_ = m.Sync()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		i, err := Open(bytes.NewReader(image))
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := 0
+		_, err = i.Write(ctx, m, func(bool, int64, int64) {
+			if told++; told == stop {
+				cancel(errors.New("enough"))
 			}
 		})
+		cancel(nil)
+		if err == nil {
+			break // everything was behind it
+		}
+		noTable(t, m.cached, 24*mib)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/skerry-os/skerry/boards"
+	"github.com/skerry-os/skerry/image/datafs"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/image/flash"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -231,10 +232,9 @@ func (i *Installer) makeData(d flash.Disk) error {
 	if err != nil {
 		return err
 	}
-	for at := edge; at < edge+blank; at += edge { // or a filesystem of before would be found there
-		if _, err := f.WriteAt(make([]byte, edge), at); err != nil {
-			return err
-		}
+	part := t.Partitions[0]
+	if _, err := f.WriteAt(datafs.Fresh(), part.Start); err != nil { // or a filesystem of before would be found there
+		return err
 	}
 	if _, err := f.WriteAt(tail, whole-int64(len(tail))); err != nil {
 		return err
@@ -253,5 +253,3 @@ func (i *Installer) makeData(d flash.Disk) error {
 	}
 	return nil
 }
-
-const blank = 16 << 20

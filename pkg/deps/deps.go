@@ -12,7 +12,7 @@ leaves:    pkg/size pkg/atomicfile pkg/strictyaml pkg/version pkg/fault pkg/noti
 leaves:    pkg/supervise/process pkg/clock pkg/powercut pkg/delta
 leaves:    pkg/join pkg/balance pkg/seed pkg/checkconfig
 leaves:    pkg/gateway/proxy pkg/outbound/outboundtest pkg/platform/platformtest
-formats:   image/disk image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
+formats:   image/disk image/datafs image/fat image/rootfs image/verity image/uki image/cloud image/imagetest image/oci
 formats:   image/cloud/publish
 formats:   image/cloud/aws image/cloud/aws/awstest image/cloud/gcp image/cloud/gcp/gcptest image/cloud/azure image/cloud/azure/azuretest
 formats:   image/netboot/tftp image/netboot/protocol

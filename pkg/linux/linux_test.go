@@ -195,52 +195,6 @@ func TestGrowLastPowerCut(t *testing.T) {
 	}
 }
 
-// The life of a data partition, with the real mke2fs.
-func TestProbeData(t *testing.T) {
-	mke2fs, err := exec.LookPath("mke2fs")
-	if err != nil {
-		t.Skip("needs mke2fs: apt-get install e2fsprogs")
-	}
-	const size = 160 << 20
-	name := filepath.Join(t.TempDir(), "data.img")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	probe := func(what string, want DataState) {
-		t.Helper()
-		if got, err := ProbeData(f, size); err != nil || got != want {
-			t.Errorf("%s: state %d, %v; want %d", what, got, err, want)
-		}
-	}
-	probe("as the image brings it", DataNew)
-	if out, err := exec.Command(mke2fs, "-q", "-F", "-t", "ext4", "-b", "4096", "-L", DataLabel, name).CombinedOutput(); err != nil {
-		t.Fatalf("mke2fs: %v\n%s", err, out)
-	}
-	probe("made", DataMade)
-	if err := MarkData(f); err != nil {
-		t.Fatal(err)
-	}
-	probe("used", DataUsed)
-	if e2fsck, err := exec.LookPath("e2fsck"); err == nil {
-		if out, err := exec.Command(e2fsck, "-f", "-n", name).CombinedOutput(); err != nil {
-			t.Errorf("the mark is not outside the filesystem: %v\n%s", err, out)
-		}
-	}
-	if _, err := f.WriteAt(make([]byte, 1024), 1024); err != nil {
-		t.Fatal(err)
-	}
-	probe("superblock lost", DataTorn)
-	if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil {
-		t.Fatal(err)
-	}
-	probe("the whole first sector lost", DataTorn)
-}
-
 func TestCmdline(t *testing.T) {
 	line := "console=ttyS0 skerry.board=x skerry.roothash=abc quiet skerry.board=y\n"
 	for key, want := range map[string]string{"skerry.board": "y", "skerry.roothash": "abc", "roothash": "", "quiet": ""} {

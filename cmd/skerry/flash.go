@@ -20,7 +20,7 @@ import (
 )
 
 func newFlashCmd() *cobra.Command {
-	var yes, fixed, list, asJSON, quiet bool
+	var yes, fixed, begin, list, asJSON, quiet bool
 	var nodes []string
 	var keys keyringFlags
 	cmd := &cobra.Command{
@@ -49,7 +49,7 @@ func newFlashCmd() *cobra.Command {
 			if list {
 				return printDisks(cmd.OutOrStdout(), disks, asJSON)
 			}
-			f := &flasher{image: args[0], fixed: fixed, terminal: isTerminal(cmd.ErrOrStderr()), err: cmd.ErrOrStderr(), quiet: quiet || asJSON}
+			f := &flasher{image: args[0], fixed: fixed, begin: begin, terminal: isTerminal(cmd.ErrOrStderr()), err: cmd.ErrOrStderr(), quiet: quiet || asJSON}
 			if err := f.choose(nodes, len(args)-1, &keys, cmd); err != nil {
 				return err
 			}
@@ -59,7 +59,7 @@ func newFlashCmd() *cobra.Command {
 				return err
 			}
 			for i, c := range f.cards {
-				targets[i].card = c.Name
+				targets[i].card, targets[i].joins = c.Name, f.joined(i)
 			}
 			if !yes {
 				if err := confirm(cmd.InOrStdin(), cmd.OutOrStdout(), args[0], targets); err != nil {
@@ -81,6 +81,7 @@ func newFlashCmd() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&nodes, "node", nil, "of a fleet: whose card to write; may be given more than once, for the devices in turn")
 	keys.bind(cmd)
+	cmd.Flags().BoolVar(&begin, "begin", false, "of a fleet of several servers: the first one's card begins the cluster, though one that does was written before and may have")
 	cmd.Flags().BoolVar(&list, "list", false, "list this computer's disks, and write nothing")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&fixed, "any-disk", false, "take disks that are neither sticks nor cards")
@@ -109,6 +110,7 @@ func printDisks(w io.Writer, disks []flash.Disk, asJSON bool) error {
 type target struct {
 	name, what string
 	card       string // the node's name
+	joins      bool   // its first card began the cluster, and this one joins it
 	device     *flash.File
 }
 
@@ -116,8 +118,13 @@ func (t target) String() string {
 	if t.card == "" {
 		return t.what
 	}
+	if t.joins {
+		return t.what + " gets " + t.card + joinsText
+	}
 	return t.what + " gets " + t.card
 }
+
+const joinsText = ", which joins the cluster that was begun by a card written before (--begin if that one never ran)"
 
 func closeAll(targets []target) {
 	for _, t := range targets {
@@ -130,6 +137,7 @@ type flasher struct {
 	fleet           *fleet.Built // nil for an image
 	cards           []fleet.Card // one for each device
 	fixed, terminal bool
+	begin           bool // a cluster a second time
 	quiet           bool
 	err             io.Writer
 }
@@ -195,6 +203,7 @@ type flashed struct {
 	Node   string `json:"node,omitempty"`
 	flash.Report
 	Seconds float64 `json:"seconds"`
+	Joins   bool    `json:"joins,omitempty"`
 	Error   string  `json:"error,omitempty"`
 	ejected bool
 }
@@ -203,6 +212,9 @@ func (r flashed) String() string {
 	who := r.Device
 	if r.Node != "" {
 		who += " is " + r.Node
+	}
+	if r.Joins {
+		who += joinsText
 	}
 	if r.Error != "" {
 		return fmt.Sprintf("%s: FAILED: %s", r.Device, r.Error)
@@ -224,7 +236,7 @@ func (f *flasher) run(cmd *cobra.Command, targets []target) ([]flashed, error) {
 		all.Go(func() {
 			start := time.Now()
 			r, ejected, err := f.one(cmd, n, t, func(verifying bool, done, total int64) { show.tell(n, t.name, verifying, done, total) })
-			results[n] = flashed{Device: t.name, Node: t.card, Report: r, Seconds: time.Since(start).Seconds(), ejected: ejected}
+			results[n] = flashed{Device: t.name, Node: t.card, Joins: t.joins, Report: r, Seconds: time.Since(start).Seconds(), ejected: ejected}
 			if err != nil {
 				results[n].Error = err.Error()
 				errs[n] = fmt.Errorf("%s: %w", t.name, err)

@@ -35,6 +35,7 @@ func (f *flasher) choose(nodes []string, devices int, keys *keyringFlags, cmd *c
 	}
 	if len(nodes) == 0 {
 		f.cards = f.fleet.Next(devices)
+		defer f.join()
 		switch {
 		case len(f.cards) == 0:
 			return fmt.Errorf("%s: all cards of fleet %s are written; name a node by --node to write one again", f.image, f.fleet.Fleet)
@@ -53,7 +54,27 @@ func (f *flasher) choose(nodes []string, devices int, keys *keyringFlags, cmd *c
 		}
 		f.cards = append(f.cards, c)
 	}
+	f.join()
 	return nil
+}
+
+// join takes, once a card that begins the cluster was written, the one that joins it in its place, unless told otherwise.
+func (f *flasher) join() {
+	if f.begin || !f.fleet.Begun() {
+		return
+	}
+	for i, c := range f.cards {
+		f.cards[i] = f.fleet.Join(c)
+	}
+}
+
+// joined says of a card whether it is one of those.
+func (f *flasher) joined(n int) bool {
+	if f.fleet == nil {
+		return false
+	}
+	c, err := f.fleet.Card(f.cards[n].Name)
+	return err == nil && c.File != f.cards[n].File
 }
 
 // source is what the n-th device gets.

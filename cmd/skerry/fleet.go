@@ -55,7 +55,7 @@ func newFleetNewCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+			f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // for the secrets that may be written into it
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("%s: is there already; it was left as it is", name)
 			}

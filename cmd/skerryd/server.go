@@ -88,6 +88,9 @@ func runServer(ctx context.Context, s machine.Server) error {
 	})
 }
 
+// askOthers is how long a fleet's first server asks the others for a cluster before it begins one. They may be starting too.
+const askOthers = 30 * time.Second
+
 // serverServices prepares the files of a server and joins the two halves of a node.
 func serverServices(ctx context.Context, s machine.Server, status func(string)) ([]supervise.Service, error) {
 	name, err := host.NodeName(s.Agent)
@@ -106,10 +109,24 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if err != nil {
 		return nil, err
 	}
-	if err := enrol.TakeSeed(s.DataDir); err != nil {
-		return nil, err
+	if s.Server == "" && s.DatastoreEndpoint == "" {
+		through, text, err := enrol.Elsewhere(ctx, s.DataDir, askOthers, status)
+		if err != nil {
+			return nil, err
+		}
+		if through != "" {
+			s.Server, s.Token, s.ClusterInit = through, text, false
+		}
+	}
+	if s.Server == "" {
+		if err := enrol.TakeSeed(s.DataDir); err != nil {
+			return nil, err
+		}
 	}
 	if err := joinServers(ctx, s, name, self, status); err != nil {
+		return nil, err
+	}
+	if err := enrol.TakeSeed(s.DataDir); err != nil { // of a cluster that was joined instead: it goes
 		return nil, err
 	}
 	if s.Server != "" {

@@ -46,8 +46,8 @@ func TestACardIsWrittenAgain(t *testing.T) {
 		write func(t *testing.T, card string, image []byte)
 		clean bool // of copies, too
 	}{
-		"by flash": {marked, flashTo, true},
-		"by dd":    {marked, ddTo, false},
+		"by flash":                            {marked, flashTo, true},
+		"by dd":                               {marked, ddTo, false},
 		"an image of before there was a mark": {unmarked, flashTo, true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,6 +33,7 @@ const (
 	nodesDir  = "nodes"
 	keyName   = "key.age"
 	patchExt  = ".node"
+	againExt  = ".again" // in front of the others
 	imageExt  = ".img"
 	indexForm = 1
 )
@@ -73,6 +75,10 @@ type Card struct {
 	File  string       `json:"file"` // a patch over its base, or a whole image
 	GUID  disk.GUID    `json:"guid"` // of its disk, which follows from all that is in it
 	Base  string       `json:"base"`
+
+	// Of a first server that others outlive: File begins the cluster, and this joins it.
+	Again     string    `json:"again,omitempty"`
+	AgainGUID disk.GUID `json:"againGUID,omitzero"`
 }
 
 // Report is what a build did.
@@ -287,43 +293,50 @@ func (b *build) nodes(ctx context.Context) error {
 	return errors.Join(append(errs, context.Cause(ctx))...)
 }
 
-// config is what stands on the node's config partition.
-func (b *build) config(n *Node, seedData []byte) (image.Config, error) {
-	text, err := b.s.token(n)
+// planNode plans a node's card, of one that begins the cluster or joins it.
+func (b *build) planNode(n *Node, begins bool, seedData []byte) (*image.Plan, error) {
+	c, err := b.f.cardConfig(b.s, n, begins, seedData)
 	if err != nil {
-		return image.Config{}, err
-	}
-	data, err := b.f.NodeConfig(n, text)
-	c := image.Config{Name: n.Name, Data: data}
-	if b.f.First(n) {
-		c.Beside = []image.File{{Name: seed.Name, Data: seedData}}
-	}
-	return c, err
-}
-
-func (b *build) node(n *Node, i int, seedData []byte) error {
-	c, err := b.config(n, seedData)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	p, err := b.plan(n, c)
 	if err != nil {
-		return fmt.Errorf("%s: %w", n.Name, err)
+		return nil, fmt.Errorf("%s: %w", n.Name, err)
+	}
+	return p, nil
+}
+
+func (b *build) node(n *Node, i int, seedData []byte) error {
+	p, err := b.planNode(n, b.f.First(n), seedData)
+	if err != nil {
+		return err
 	}
 	ext := patchExt
 	if b.r.Whole {
 		ext = imageExt
 	}
 	card := Card{Name: n.Name, Role: n.Role, Board: n.Board, File: nodesDir + "/" + n.Name + ext, GUID: p.GUID, Base: baseName(n)}
+	var again *image.Plan
+	if b.f.rejoins(n) {
+		if again, err = b.planNode(n, false, nil); err != nil {
+			return err
+		}
+		card.Again, card.AgainGUID = nodesDir+"/"+n.Name+againExt+ext, again.GUID
+	}
 	b.index.Cards[i] = card
 	at := slices.IndexFunc(b.old.Cards, func(o Card) bool { return o.Name == n.Name })
 	if at >= 0 && !b.old.Unfinished && b.old.Cards[at] == card && b.old.Sealed == b.index.Sealed && b.sameBase(card.Base) {
-		if _, err := os.Stat(filepath.Join(b.dir, card.File)); err == nil {
+		if there(b.dir, card.files()) {
 			b.note(func() { b.r.Same++ })
 			return nil
 		}
 	}
 	written, err := b.write(card, p)
+	if err == nil && again != nil {
+		var more int64
+		more, err = b.write(card.again(), again)
+		written += more
+	}
 	b.note(func() {
 		b.r.Bytes += written
 		if at >= 0 {
@@ -333,6 +346,24 @@ func (b *build) node(n *Node, i int, seedData []byte) error {
 		}
 	})
 	return err
+}
+
+// files are the card's own.
+func (c Card) files() []string {
+	if c.Again == "" {
+		return []string{c.File}
+	}
+	return []string{c.File, c.Again}
+}
+
+// again is the card that joins.
+func (c Card) again() Card {
+	c.File, c.GUID, c.Again, c.AgainGUID = c.Again, c.AgainGUID, "", disk.GUID{}
+	return c
+}
+
+func there(dir string, files []string) bool {
+	return !slices.ContainsFunc(files, func(name string) bool { _, err := os.Stat(filepath.Join(dir, name)); return err != nil })
 }
 
 func (b *build) note(f func()) { b.mu.Lock(); defer b.mu.Unlock(); f() }
@@ -365,8 +396,29 @@ func (b *build) write(card Card, p *image.Plan) (int64, error) {
 		if data, err = sealTo(data, b.to); err != nil {
 			return 0, err
 		}
+		// A plain one of before is to be gone from the medium, too, and not only from the file.
+		if old, err := head(path); err == nil && !isSealed(old) {
+			if err := seed.Erase(path); err != nil {
+				return 0, err
+			}
+		}
 	}
 	return int64(len(data)), os.WriteFile(path, data, 0o600)
+}
+
+// head is what shows whether a file is sealed.
+func head(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	b := make([]byte, len(ageMagic))
+	n, err := io.ReadFull(f, b)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	return b[:n], err
 }
 
 // writeWhole copies the base, by sharing its blocks if that is possible, and writes the node's own over it.
@@ -421,7 +473,7 @@ func (b *build) generic() error {
 		if len(ids) == 0 {
 			return fmt.Errorf("%s: has neither serial nor mac, by which it could find itself on a card that fits every machine", n.Name)
 		}
-		c, err := b.config(n, seedData)
+		c, err := b.f.cardConfig(b.s, n, b.f.First(n), seedData)
 		if err != nil {
 			return err
 		}
@@ -459,11 +511,22 @@ func (b *build) sweep() error {
 	var errs []error
 	named := map[string]bool{}
 	for _, c := range append(slices.Clone(b.index.Cards), b.index.Any...) {
-		named[c.File] = true
+		for _, name := range c.files() {
+			named[name] = true
+		}
 	}
 	for _, c := range append(slices.Clone(b.old.Cards), b.old.Any...) {
-		if !named[c.File] {
-			errs = append(errs, seed.Erase(filepath.Join(b.dir, c.File)))
+		for _, name := range c.files() {
+			if !named[name] {
+				errs = append(errs, seed.Erase(filepath.Join(b.dir, name)))
+			}
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(b.dir, nodesDir))
+	errs = append(errs, err)
+	for _, e := range entries { // of a build that did not end
+		if strings.HasPrefix(e.Name(), ".") && strings.Contains(e.Name(), ".tmp-") {
+			errs = append(errs, seed.Erase(filepath.Join(b.dir, nodesDir, e.Name())))
 		}
 	}
 	for _, base := range b.old.Bases {
@@ -497,7 +560,7 @@ func LoadIndex(dir string) (*Index, error) {
 	}
 	var files []string
 	for _, c := range append(slices.Clone(x.Cards), x.Any...) {
-		files = append(files, c.File, c.Base)
+		files = append(append(files, c.Base), c.files()...)
 	}
 	for _, b := range x.Bases {
 		files = append(files, b.File)

@@ -87,6 +87,15 @@ func (b *bench) partition(name string) map[string][]byte {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	return b.card(card)
+}
+
+func (b *bench) card(card Card) map[string][]byte {
+	b.t.Helper()
+	built, err := Open(b.out, b.keys)
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	d, err := built.Image(card)
 	if err != nil {
 		b.t.Fatal(err)
@@ -94,10 +103,10 @@ func (b *bench) partition(name string) map[string][]byte {
 	defer d.Close() //nolint:errcheck // read only
 	plan, err := image.Inspect(b.t.Context(), d, d.Size(), b.Trusted())
 	if err != nil {
-		b.t.Fatalf("%s: %v", name, err)
+		b.t.Fatalf("%s: %v", card.Name, err)
 	}
 	if plan.GUID != card.GUID {
-		b.t.Errorf("%s: its disk is %v; the index says %v", name, plan.GUID, card.GUID)
+		b.t.Errorf("%s: its disk is %v; the index says %v", card.Name, plan.GUID, card.GUID)
 	}
 	out := map[string][]byte{}
 	for _, p := range plan.Partitions {
@@ -409,15 +418,136 @@ func TestBuildAgain(t *testing.T) {
 // Three servers: the first begins the cluster, the others join it as servers.
 func TestServers(t *testing.T) {
 	b := newBench(t, 1<<20)
-	b.build(strings.ReplaceAll(three, "role: agent", "role: server"), Options{})
+	b.build(strings.ReplaceAll(three, "role: agent, serial: A1", "role: server, address: 192.0.2.11/24")+"  - {name: s3, board: x86-uefi, role: server}\n", Options{})
 	s, err := seed.Parse(b.partition("s1")[seed.Name])
-	if err != nil || len(s.Tokens) != 2 || !s.Tokens[0].Server || !s.Tokens[1].Server {
-		t.Errorf("%v %v", s, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	servers := ""
+	for _, token := range s.Tokens {
+		if token.Server {
+			servers += token.Node + " "
+		}
+	}
+	if servers != "s1 a1 s3 " { // the first too, for when its card is written again
+		t.Errorf("these may join as servers: %s", servers)
+	}
+	if got := strings.Join(s.Servers, " "); got != "https://192.0.2.11:6443" {
+		t.Errorf("it asks %q whether there is a cluster", got)
 	}
 	first, _ := machine.Decode("s1", b.partition("s1")[image.ConfigName])
 	second, _ := machine.Decode("a1", b.partition("a1")[image.ConfigName])
 	if !first.Server.ClusterInit || second.Server.ClusterInit || second.Cluster.Server != "https://192.0.2.10:6443" || second.Cluster.Token == "" {
 		t.Errorf("%+v %+v", first.Cluster, second.Cluster)
+	}
+}
+
+// One cluster, however often the first server's card is written, and whoever the first is: only the first card that is written begins
+// it, and another that would is one that joins. A person may say otherwise. One server has nobody who knows its cluster.
+func TestOneCluster(t *testing.T) {
+	b := newBench(t, 1<<20)
+	servers := strings.ReplaceAll(strings.ReplaceAll(three, "role: agent", "role: server"), "serial: A1", "address: 192.0.2.11/24")
+	servers = strings.ReplaceAll(servers, "{name: s1,", "{name: s0, board: x86-uefi, role: server, address: 192.0.2.20/24}\n  - {name: s1,")
+	servers = strings.ReplaceAll(servers, "  - {name: a2,", "  - {name: a3, board: x86-uefi, role: server}\n  - {name: a2,")
+	b.build(servers, Options{})
+	b.forOwnerAlone()
+	open := func() *Built {
+		t.Helper()
+		built, err := Open(b.out, b.keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return built
+	}
+	first, err := open().Card("s0")
+	if err != nil || first.Again == "" {
+		t.Fatalf("%+v %v", first, err)
+	}
+	if open().Begun() {
+		t.Error("begun before a card was written")
+	}
+	if err := open().Record(first, "/dev/sdb", "", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if built := open(); !built.Begun() || !built.Done(first) {
+		t.Error("not begun by its card")
+	}
+	joins := func(name, server string) {
+		t.Helper()
+		built := open()
+		card, err := built.Card(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		card = built.Join(card)
+		files := b.card(card)
+		c, err := machine.Decode(name, files[image.ConfigName])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, has := files[seed.Name]; has || c.Server.ClusterInit || c.Cluster.Server != server || c.Cluster.Token == "" || c.Role != machine.RoleServer {
+			t.Errorf("%s: a card that begins a cluster again: %+v, seed %v", name, c.Cluster, has)
+		}
+		if err := built.Record(card, "/dev/sdb", "", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if built := open(); !built.Begun() || !built.Done(card) {
+			t.Errorf("%s: not done", name)
+		}
+	}
+	joins("s0", "https://192.0.2.10:6443")
+	// The first is taken out of the file, and its file is gone.
+	without := strings.Replace(servers, "{name: s0, board: x86-uefi, role: server, address: 192.0.2.20/24}\n  - ", "", 1)
+	without = strings.Replace(without, "  - {name: a3, board: x86-uefi, role: server}\n", "", 1)
+	b.build(without, Options{})
+	if _, err := os.Stat(filepath.Join(b.out, first.Again)); err == nil {
+		t.Error("a card of a node that is gone is still there")
+	}
+	joins("s1", "https://192.0.2.11:6443")
+	if c, err := open().Card("a1"); err != nil || open().Join(c) != c {
+		t.Errorf("a card that joins anyhow is another: %v", err)
+	}
+	b.build(three, Options{})
+	if c, err := open().Card("s1"); err != nil || c.Again != "" {
+		t.Errorf("the only server: %+v %v", c, err)
+	}
+}
+
+// A file with secrets in it is for its owner alone, wherever in it they are; one without may be read by all.
+func TestPrivateFile(t *testing.T) {
+	b := newBench(t, 1<<20)
+	for name, c := range map[string]struct{ text, says string }{
+		"none":              {three, ""},
+		"a passphrase":      {three + "wifi: {ssid: home, passphrase: \"long enough\", country: DE}\n", "10:20: passphrase: is a secret"},
+		"a node's":          {three + "  - {name: a3, board: x86-uefi, role: agent, wifi: {ssid: x, passphrase: \"long enough\", country: DE}}\n", "passphrase: is a secret"},
+		"a registry's":      {three + "config: {registries: {configs: {r.example.org: {auth: {username: u, password: p}}}}}\n", "password: is a secret"},
+		"of S3":             {three + "config: {server: {s3: true, s3-bucket: b, s3-access-key: a, s3-secret-key: k}}\n", "is a secret"},
+		"a private key":     {three + "config: {files: [{path: /etc/x, content: \"-----BEGIN EC PRIVATE KEY-----\"}]}\n", "a private key: is a secret"},
+		"a passphrase's no": {three + "secrets: {passphrase: true}\n", ""},
+	} {
+		file := filepath.Join(b.dir, "private.yaml")
+		_ = os.Remove(file)
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Load(file)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := f.Check(); err != nil {
+			t.Errorf("%s, for its owner alone: %v", name, err)
+		}
+		for _, mode := range []os.FileMode{0o640, 0o604} {
+			if err := os.Chmod(file, mode); err != nil {
+				t.Fatal(err)
+			}
+			_, berr := Build(t.Context(), f, filepath.Join(b.dir, "none"), Options{Keys: b.keys, Now: time.Now()})
+			for _, err := range []error{f.Check(), berr} {
+				if c.says == "" && strings.Contains(fmt.Sprint(err), "secret, and") || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "chmod 600")) {
+					t.Errorf("%s, %o: %v", name, mode, err)
+				}
+			}
+		}
 	}
 }
 
@@ -443,9 +573,31 @@ func TestSealed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			before := map[string]*os.File{} // what they lead to stays when another takes the name
+			for _, name := range []string{filepath.Join(b.out, "nodes", "s1.node"), filepath.Join(b.out, "nodes", "a1.node"), filepath.Join(b.dir, "fleet.secrets", "secrets.json")} {
+				if before[name], err = os.Open(name); err != nil {
+					t.Fatal(err)
+				}
+			}
 			b.keys = c.right
 			b.build(three+c.secrets, Options{})
 			secret := []byte(plain.Tokens[0].Secret)
+			for _, tmp := range []string{filepath.Join(b.dir, "fleet.secrets", "secrets.json"), filepath.Join(b.dir, "fleet.secrets", ".secrets.json.tmp-1"), filepath.Join(b.out, "nodes", ".a1.img.tmp-1")} {
+				if err := os.WriteFile(tmp, secret, 0o600); err != nil { // what a build leaves that loses power after it has stored them encrypted
+					t.Fatal(err)
+				}
+			}
+			if r := b.build(three+c.secrets, Options{}); r.Same != 3 || len(r.Changes) > 0 {
+				t.Errorf("built after the cut: %s", r)
+			}
+			for name, f := range before {
+				was := make([]byte, 64<<10)
+				n, err := f.ReadAt(was, 0)
+				if n == 0 || len(bytes.Trim(was[:n], "\x00")) > 0 {
+					t.Errorf("%s was not erased before another took its place: %d bytes, %v", name, n, err)
+				}
+				_ = f.Close()
+			}
 			for _, dir := range []string{b.out, filepath.Join(b.dir, "fleet.secrets")} {
 				if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 					if err != nil || d.IsDir() || strings.HasSuffix(path, ".img") {

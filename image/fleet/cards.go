@@ -30,6 +30,7 @@ type Written struct {
 	Device string    `json:"device"` // where it was
 	Disk   string    `json:"disk"`   // what that was: size, bus, model
 	At     time.Time `json:"at"`
+	Begins bool      `json:"begins,omitempty"` // it begins the cluster
 }
 
 // Built is a built fleet's folder.
@@ -105,7 +106,30 @@ func (b *Built) Card(name string) (Card, error) {
 }
 
 // Done says whether the node's card was written as it is now.
-func (b *Built) Done(c Card) bool { w, ok := b.Cards[c.Name]; return ok && w.GUID == c.GUID }
+func (b *Built) Done(c Card) bool {
+	w, ok := b.Cards[c.Name]
+	return ok && (w.GUID == c.GUID || c.Again != "" && w.GUID == c.AgainGUID)
+}
+
+// Begun says whether a card was written that begins the cluster of several servers.
+func (b *Built) Begun() bool {
+	for name, w := range b.Cards {
+		c, err := b.Card(name)
+		if w.Begins || err == nil && c.Again != "" && w.GUID != c.AgainGUID { // also of a record from before it said so
+			return true
+		}
+	}
+	return false
+}
+
+// Join gives the card that joins the cluster in the place of one that would begin it a second time: its data may be on the other
+// servers. A card that never begins one is as it was.
+func (b *Built) Join(c Card) Card {
+	if c.Again == "" {
+		return c
+	}
+	return c.again()
+}
 
 // Next gives the first n nodes whose cards are still to be written.
 func (b *Built) Next(n int) (out []Card) {
@@ -124,7 +148,7 @@ func (b *Built) Left() int { return len(b.Next(len(b.Index.Cards))) }
 func (b *Built) Record(c Card, device, what string, at time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.Cards[c.Name] = Written{GUID: c.GUID, Device: device, Disk: what, At: at.UTC().Truncate(time.Second)}
+	b.Cards[c.Name] = Written{GUID: c.GUID, Device: device, Disk: what, At: at.UTC().Truncate(time.Second), Begins: c.Again != "" || b.Cards[c.Name].Begins}
 	data, err := json.MarshalIndent(b.Cards, "", " ")
 	if err != nil {
 		return err
@@ -174,9 +198,13 @@ func OpenPatch(name string, keys *Keyring) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	card, err := b.Card(strings.TrimSuffix(filepath.Base(name), patchExt))
+	node, again := strings.CutSuffix(strings.TrimSuffix(filepath.Base(name), patchExt), againExt)
+	card, err := b.Card(node)
 	if err != nil {
 		return nil, err
+	}
+	if again {
+		card = b.Join(card)
 	}
 	return b.Image(card)
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // Check looks at what the file names: the public key, and that each node's release is there, signed with it, and for the node's
-// board. The error joins all faults, each at its place in the file.
+// board; and that nobody else may read it if it holds secrets. The error joins all faults, each at its place in the file.
 func (f *Fleet) Check() error {
 	_, err := f.open()
 	return err
@@ -58,6 +58,7 @@ type opened struct {
 // open gives the releases by board.
 func (f *Fleet) open() (map[string]opened, error) {
 	c := &checker{f: f}
+	c.private()
 	trusted, err := f.trusted()
 	if err != nil {
 		c.add([]any{"keys"}, "keys: %v", err)

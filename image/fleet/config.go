@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"github.com/skerry-os/skerry/image"
-	"github.com/skerry-os/skerry/pkg/seed"
 )
 
 // Configs gives what stands on a node's config partition, for machines that are installed without a card. The fleet's secrets are
@@ -36,16 +35,5 @@ func Configs(f *Fleet, o Options) (func(n *Node) (image.Config, error), error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(n *Node) (image.Config, error) {
-		text, err := s.token(n)
-		if err != nil {
-			return image.Config{}, err
-		}
-		data, err := f.NodeConfig(n, text)
-		c := image.Config{Name: n.Name, Data: data}
-		if f.First(n) {
-			c.Beside = []image.File{{Name: seed.Name, Data: seedData}}
-		}
-		return c, err
-	}, nil
+	return func(n *Node) (image.Config, error) { return f.cardConfig(s, n, f.First(n), seedData) }, nil
 }

@@ -323,14 +323,9 @@ func (c *checker) nodes() {
 	switch {
 	case servers == 0:
 		c.add([]any{"nodes"}, "nodes: none is a server; a cluster needs one, or three that hold each other's data")
-	case servers%2 == 0 && !c.external():
+	case servers%2 == 0 && !f.external():
 		c.add([]any{"nodes"}, "nodes: %d are servers; the cluster's store needs an odd number: with %d the loss of one is survived no better than with %d", servers, servers, servers-1)
 	}
-}
-
-// external says whether the servers keep their data in a database elsewhere.
-func (c *checker) external() bool {
-	return value(c.f.Config.node, "server", "datastore-endpoint") != nil
 }
 
 func (c *checker) address(i int, n Node, who string, seen unique) {

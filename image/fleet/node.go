@@ -46,8 +46,16 @@ func (c *checker) configs() {
 		return
 	}
 	for i := range f.Nodes {
-		_, err := machine.DecodeNode(f.file, f.config(&f.Nodes[i], placeholder))
+		n := &f.Nodes[i]
+		_, err := machine.DecodeNode(f.file, f.config(n, placeholder, f.First(n)))
 		c.faults = append(c.faults, split(err)...)
+		if f.rejoins(n) {
+			if len(f.others(n)) == 0 {
+				c.add([]any{"nodes", i}, "%s: the other servers have no address: a new card for this one could not find the cluster that they keep, and would begin another; give them addresses, or write cluster.server with a name that leads to all", n.Name)
+			}
+			_, err := machine.DecodeNode(f.file, f.config(n, placeholder, false))
+			c.faults = append(c.faults, split(err)...)
+		}
 	}
 }
 
@@ -105,21 +113,51 @@ func (f *Fleet) url(n *Node) string {
 	return "https://" + net.JoinHostPort(prefix.Addr().String(), strconv.Itoa(port))
 }
 
+// rejoins says whether n is a first server that others can outlive: a card for it that is written once more must not begin a second
+// cluster. Servers whose data is in a database elsewhere find the cluster there.
+func (f *Fleet) rejoins(n *Node) bool {
+	return f.First(n) && len(f.Servers()) > 1 && !f.external()
+}
+
+// external says whether the servers keep their data in a database elsewhere.
+func (f *Fleet) external() bool { return value(f.Config.node, "server", "datastore-endpoint") != nil }
+
+// others are the URLs under which the first server finds those that know whether there is a cluster already.
+func (f *Fleet) others(first *Node) (urls []string) {
+	if !f.rejoins(first) {
+		return nil
+	}
+	for _, n := range f.Servers()[1:] {
+		if u := f.url(n); u != "" {
+			urls = append(urls, u)
+		}
+	}
+	if u := f.Cluster.Server; u != "" && u != f.url(first) && !slices.Contains(urls, u) {
+		urls = append(urls, u)
+	}
+	return urls
+}
+
 // NodeConfig is the node config of n as a file, with the token that it joins with; "" for the first server, which has the
 // cluster's own.
 func (f *Fleet) NodeConfig(n *Node, token string) ([]byte, error) {
+	return f.configFile(n, token, f.First(n))
+}
+
+func (f *Fleet) configFile(n *Node, token string, begins bool) ([]byte, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# %s of fleet %s\n", n.Name, f.Name)
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
-	if err := enc.Encode(plain(f.config(n, token))); err != nil {
+	if err := enc.Encode(plain(f.config(n, token, begins))); err != nil {
 		return nil, err
 	}
 	return b.Bytes(), enc.Close()
 }
 
-// config puts a node config together. What is made here stands at the place of the key that it was made from.
-func (f *Fleet) config(n *Node, token string) *yaml.Node {
+// config puts a node config together, of one that begins the cluster or joins it. What is made here stands at the place of the key
+// that it was made from.
+func (f *Fleet) config(n *Node, token string, begins bool) *yaml.Node {
 	place := f.doc.Node("nodes", slices.IndexFunc(f.Nodes, func(o Node) bool { return o.Name == n.Name }))
 	from := func(key string) *yaml.Node {
 		if v := value(place, key); v != nil {
@@ -139,8 +177,7 @@ func (f *Fleet) config(n *Node, token string) *yaml.Node {
 	set(head, place, text(string(n.Role), from("role")), "role")
 	set(head, place, text(n.Name, from("name")), "hostname")
 	server, _ := f.Server()
-	first := f.First(n)
-	if !first && token != "" {
+	if !begins && token != "" {
 		set(head, place, text(token, place), "cluster", "token")
 	}
 	if n.Role == machine.RoleAgent {
@@ -154,7 +191,7 @@ func (f *Fleet) config(n *Node, token string) *yaml.Node {
 	root.Line, root.Column = place.Line, place.Column
 	role := string(n.Role)
 	if n.Role == machine.RoleServer {
-		f.serverConfig(root, n, first, server, place)
+		f.serverConfig(root, n, begins, server, place)
 	}
 	for key, name := range map[string]string{"labels": "node-label", "taints": "node-taint"} {
 		if list := value(place, key); list != nil && len(list.Content) > 0 {
@@ -167,7 +204,7 @@ func (f *Fleet) config(n *Node, token string) *yaml.Node {
 	return root
 }
 
-func (f *Fleet) serverConfig(root *yaml.Node, n *Node, first bool, server string, place *yaml.Node) {
+func (f *Fleet) serverConfig(root *yaml.Node, n *Node, begins bool, server string, place *yaml.Node) {
 	cluster := f.doc.Node("cluster")
 	for _, key := range []string{"cluster-cidr", "service-cidr", "cluster-domain", "flannel-backend"} {
 		if v := value(cluster, key); v != nil {
@@ -177,11 +214,15 @@ func (f *Fleet) serverConfig(root *yaml.Node, n *Node, first bool, server string
 	servers := f.Servers()
 	external := value(root, "server", "datastore-endpoint") != nil
 	switch {
-	case len(servers) == 1 || external && first:
-	case first:
+	case len(servers) == 1 || external && begins:
+	case begins:
 		set(root, place, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: "true", Line: place.Line, Column: place.Column}, "server", "cluster-init")
 	default:
-		set(root, place, text(cmp.Or(f.url(servers[0]), server), place), "cluster", "server")
+		via := cmp.Or(f.url(servers[0]), server)
+		if n == servers[0] {
+			via = cmp.Or(append(f.others(n), server)...)
+		}
+		set(root, place, text(via, place), "cluster", "server")
 	}
 	// The name that others call the API by belongs into its certificate, unless it is the node's own address.
 	if u, err := url.Parse(server); err == nil && u.Hostname() != "" {

@@ -14,6 +14,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/skerry-os/skerry/image"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
@@ -89,13 +90,13 @@ func (f *Fleet) complete(s *state, from, now time.Time) (changes []string, err e
 	var added, gone []string
 	for i := range f.Nodes {
 		n := &f.Nodes[i]
-		if _, has := s.Tokens[n.Name]; !has && !f.First(n) {
+		if _, has := s.Tokens[n.Name]; !has && f.joins(n) {
 			s.Tokens[n.Name] = token.New()
 			added = append(added, n.Name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Tokens)) {
-		if n, has := f.Find(name); !has || f.First(n) {
+		if n, has := f.Find(name); !has || !f.joins(n) {
 			delete(s.Tokens, name)
 			gone = append(gone, name)
 		}
@@ -117,6 +118,9 @@ func (f *Fleet) complete(s *state, from, now time.Time) (changes []string, err e
 	return changes, nil
 }
 
+// joins says whether a card of the node can be one that joins.
+func (f *Fleet) joins(n *Node) bool { return !f.First(n) || f.rejoins(n) }
+
 // some names the first of many.
 func some(names []string) string {
 	if len(names) > 8 {
@@ -133,7 +137,7 @@ func (f *Fleet) save(s *state, k *Keyring, changed bool) (bool, error) {
 		name, to = sealedState, f.Secrets.Recipients
 	}
 	if s.stored == name && !changed && slices.Equal(s.Recipients, to) {
-		return false, nil
+		return false, s.sweep()
 	}
 	s.Recipients = to
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -154,18 +158,34 @@ func (f *Fleet) save(s *state, k *Keyring, changed bool) (bool, error) {
 	if err := atomicfile.Write(filepath.Join(s.dir, name), data, 0o600); err != nil {
 		return false, err
 	}
-	if s.stored != "" && s.stored != name {
-		if err := seed.Erase(filepath.Join(s.dir, s.stored)); err != nil {
-			return false, err
+	s.stored = name
+	return true, s.sweep()
+}
+
+// sweep erases what else the folder has of the state: the other form of it, and what a write that did not end has left.
+func (s *state) sweep() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		for _, form := range []string{plainState, sealedState} {
+			if e.Name() == form && form != s.stored || strings.HasPrefix(e.Name(), "."+form+".tmp-") {
+				if err := seed.Erase(filepath.Join(s.dir, e.Name())); err != nil {
+					return err
+				}
+			}
 		}
 	}
-	s.stored = name
-	return true, nil
+	return nil
 }
 
 // seed is what the first server's card brings.
 func (f *Fleet) seed(s *state) ([]byte, error) {
 	out := seed.Seed{Fleet: f.Name, Files: s.Files, Tokens: f.tokens(s)}
+	if servers := f.Servers(); len(servers) > 0 {
+		out.Servers = f.others(servers[0])
+	}
 	return out.Marshal()
 }
 
@@ -191,7 +211,20 @@ func (f *Fleet) Tokens(k *Keyring) ([]byte, error) {
 	return seed.Manifest(f.tokens(s)), nil
 }
 
-// token is the text that a node joins with; "" for the first server.
+// cardConfig is what stands on the config partition of a node's card, of one that begins the cluster or joins it.
+func (f *Fleet) cardConfig(s *state, n *Node, begins bool, seedData []byte) (image.Config, error) {
+	c := image.Config{Name: n.Name}
+	if begins {
+		c.Beside = []image.File{{Name: seed.Name, Data: seedData}}
+	}
+	text, err := s.token(n)
+	if err == nil {
+		c.Data, err = f.configFile(n, text, begins)
+	}
+	return c, err
+}
+
+// token is the text that a node joins with; "" for the server of a fleet that has one.
 func (s *state) token(n *Node) (string, error) {
 	secret, has := s.Tokens[n.Name]
 	if !has {

@@ -65,6 +65,17 @@ func Renew(ctx context.Context, addr string, pair, serverCA []byte, r Request) (
 	return ask(ctx, exchange{addr: addr, method: http.MethodPost, path: Path, own: &cert, roots: roots}, r)
 }
 
+// Serves asks whether the server at addr belongs to the cluster whose CA the pin names. A Refusal says that somebody else answers.
+func Serves(ctx context.Context, addr, pin string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := (&tls.Dialer{Config: exchange{token: token.Token{Pin: pin}}.tls()}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%s: %w", addr, cause(ctx, err))
+	}
+	return c.Close()
+}
+
 // Look asks, as the node that the pair names, what its cluster shares now; nothing is made for it.
 func Look(ctx context.Context, addr string, pair, serverCA []byte, r Request) (*Answer, error) {
 	r.Look, r.Keys = true, nil

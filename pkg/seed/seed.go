@@ -35,6 +35,9 @@ type Seed struct {
 	Fleet  string            `json:"fleet"`
 	Files  map[string][]byte `json:"files"` // below the data folder, by name
 	Tokens []Token           `json:"tokens"`
+
+	// Servers are the URLs of the fleet's other servers. One of them that belongs to the cluster already is joined.
+	Servers []string `json:"servers,omitempty"`
 }
 
 // Token lets one node join.

@@ -20,14 +20,15 @@ import (
 )
 
 func newFlashCmd() *cobra.Command {
-	var yes, fixed, begin, list, asJSON, quiet bool
+	var yes, fixed, unmount, begin, list, asJSON, quiet bool
 	var nodes []string
 	var keys keyringFlags
 	cmd := &cobra.Command{
 		Use:   "flash IMAGE|FLEET DEVICE...",
 		Short: "Write an image to sticks, cards or disks, and read it back",
 		Long: "Write an image (raw, or raw and compressed by zstd) to one or more sticks, cards or disks, and read it back. Only what\n" +
-			"is used is written. What is mounted is refused, and so is what is no stick and no card, unless told.\n\n" +
+			"is used is written. What is mounted is refused unless --unmount takes it away, and what is neither a stick nor a card unless\n" +
+			"--any-disk means it. The disk that this system runs from is never written, nor one that swap, RAID or LVM use.\n\n" +
 			"Of a fleet's folder, made by skerry fleet build, each device gets the card of a node: the ones named by --node, or the next\n" +
 			"that are still to be written. Which card is which is said and kept, so that a fleet goes on where it stopped.",
 		Example: "  skerry flash --list\n  skerry flash north-1.img /dev/sdb\n  skerry flash --yes node.img /dev/sdb /dev/sdc /dev/mmcblk0\n" +
@@ -42,18 +43,18 @@ func newFlashCmd() *cobra.Command {
 			return errors.New("name the image, or a fleet's folder, and at least one device; skerry flash --list shows the devices")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			disks, err := flash.List()
-			if err != nil {
-				return err
-			}
 			if list {
+				disks, err := flash.List()
+				if err != nil {
+					return err
+				}
 				return printDisks(cmd.OutOrStdout(), disks, asJSON)
 			}
-			f := &flasher{image: args[0], fixed: fixed, begin: begin, terminal: isTerminal(cmd.ErrOrStderr()), err: cmd.ErrOrStderr(), quiet: quiet || asJSON}
+			f := &flasher{image: args[0], fixed: fixed, unmount: unmount, begin: begin, terminal: isTerminal(cmd.ErrOrStderr()), err: cmd.ErrOrStderr(), quiet: quiet || asJSON}
 			if err := f.choose(nodes, len(args)-1, &keys, cmd); err != nil {
 				return err
 			}
-			targets, err := f.open(args[1:], disks)
+			targets, err := f.open(args[1:])
 			defer closeAll(targets)
 			if err != nil {
 				return err
@@ -81,6 +82,7 @@ func newFlashCmd() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&nodes, "node", nil, "of a fleet: whose card to write; may be given more than once, for the devices in turn")
 	keys.bind(cmd)
+	cmd.Flags().BoolVar(&unmount, "unmount", false, "unmount what is mounted from the devices, as desktops do with every card, and go on")
 	cmd.Flags().BoolVar(&begin, "begin", false, "of a fleet of several servers: the first one's card begins the cluster, though one that does was written before and may have")
 	cmd.Flags().BoolVar(&list, "list", false, "list this computer's disks, and write nothing")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
@@ -133,17 +135,18 @@ func closeAll(targets []target) {
 }
 
 type flasher struct {
-	image           string
-	fleet           *fleet.Built // nil for an image
-	cards           []fleet.Card // one for each device
-	fixed, terminal bool
-	begin           bool // a cluster a second time
-	quiet           bool
-	err             io.Writer
+	image          string
+	fleet          *fleet.Built // nil for an image
+	cards          []fleet.Card // one for each device
+	fixed, unmount bool
+	terminal       bool
+	begin          bool // a cluster a second time
+	quiet          bool
+	err            io.Writer
 }
 
 // open checks all devices before any is written.
-func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, err error) {
+func (f *flasher) open(names []string) (targets []target, err error) {
 	seen := map[string]bool{}
 	for _, name := range names {
 		real := name
@@ -158,16 +161,23 @@ func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, er
 		}
 		seen[real] = true
 		what := name
-		for _, d := range disks {
-			switch {
-			case strings.EqualFold(d.Path, real):
-				if err := d.Refuse(f.fixed); err != nil {
+		d, err := flash.At(real)
+		if err != nil {
+			return targets, err
+		}
+		if d != nil {
+			if f.unmount && len(d.Mounts()) > 0 {
+				if err := flash.Unmount(d); err != nil {
 					return targets, err
 				}
-				what = d.String()
-			case isPartition(real, d.Path):
-				return targets, fmt.Errorf("%s: is a partition; an image is a whole disk and goes to %s", name, d.Path)
+				if d, err = flash.At(real); err != nil {
+					return targets, err
+				}
 			}
+			if err := d.Refuse(f.fixed); err != nil {
+				return targets, err
+			}
+			what = d.String()
 		}
 		device, err := flash.OpenDevice(real)
 		if err != nil {
@@ -176,12 +186,6 @@ func (f *flasher) open(names []string, disks []flash.Disk) (targets []target, er
 		targets = append(targets, target{name: name, what: what, device: device})
 	}
 	return targets, nil
-}
-
-// isPartition tells /dev/sda1 and /dev/mmcblk0p1 from /dev/sdaa, which is another disk.
-func isPartition(name, disk string) bool {
-	rest, ok := strings.CutPrefix(name, disk)
-	return ok && strings.HasPrefix(disk, "/dev/") && rest != "" && strings.Trim(strings.TrimPrefix(rest, "p"), "0123456789") == ""
 }
 
 // confirm asks once for all.

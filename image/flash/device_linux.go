@@ -1,11 +1,13 @@
 package flash
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +16,32 @@ type held struct{} //nolint:unused // there is nothing here
 
 // List lists this computer's disks.
 func List() ([]Disk, error) { return Disks(os.DirFS("/")) }
+
+// At says of a device what List says of disks, whether it is listed or not; nil for a file that stands for one.
+func At(name string) (*Disk, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return nil, nil //nolint:nilnil // documented above
+	}
+	d, err := device(os.DirFS("/"), fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev)))) //nolint:unconvert // 32 bits on some
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &d, nil
+}
+
+// Unmount takes what is mounted from a disk away, as umount does.
+func Unmount(d *Disk) error {
+	for _, m := range d.Mounts() {
+		if out, err := exec.Command("umount", "--", m).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: unmounting %s: %w: %s", d.Path, m, err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
+}
 
 // OpenDevice opens a block device for this process alone: the kernel refuses one that is mounted. A file that exists already
 // is taken as it is, with its size.

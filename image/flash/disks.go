@@ -2,6 +2,8 @@ package flash
 
 import (
 	"bufio"
+	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -23,6 +25,8 @@ type Disk struct {
 	Removable bool     `json:"removable"`           // a card or stick: what the kernel calls removable, and what hangs on USB or in a card slot
 	ReadOnly  bool     `json:"readOnly,omitempty"`
 	InUse     []string `json:"inUse,omitempty"` // mount points, swap, or the device on top of it
+
+	mounts []string // of InUse
 }
 
 // String is what a person recognises it by.
@@ -37,7 +41,7 @@ func (d Disk) String() string {
 }
 
 // Disks lists the host's disks by name, from its sysfs and procfs. Loop devices, RAM disks and what is stacked on others are
-// left out.
+// left out; At knows them all.
 func Disks(root fs.FS) ([]Disk, error) {
 	entries, err := fs.ReadDir(root, "sys/block")
 	if err != nil {
@@ -46,6 +50,9 @@ func Disks(root fs.FS) ([]Disk, error) {
 	used := inUse(root)
 	var disks []Disk
 	for _, e := range entries {
+		if slices.ContainsFunc(virtual, func(p string) bool { return strings.HasPrefix(e.Name(), p) }) {
+			continue
+		}
 		d, ok := readDisk(root, e.Name(), used)
 		if ok && d.Size > 0 {
 			disks = append(disks, d)
@@ -57,10 +64,24 @@ func Disks(root fs.FS) ([]Disk, error) {
 
 var virtual = []string{"loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"}
 
-func readDisk(root fs.FS, name string, used map[string][]string) (Disk, bool) {
-	if slices.ContainsFunc(virtual, func(p string) bool { return strings.HasPrefix(name, p) }) {
-		return Disk{}, false
+// device gives any block device by its number, as 8:16: one that is listed, and one that is not. A partition is no disk.
+func device(root fs.FS, number string) (Disk, error) {
+	link, err := fs.ReadLink(root, "sys/dev/block/"+number)
+	if err != nil {
+		return Disk{}, err
 	}
+	name, dir := path.Base(link), path.Join("sys/dev/block", link)
+	if _, err := fs.Stat(root, path.Join(dir, "partition")); err == nil {
+		return Disk{}, fmt.Errorf("is a partition; an image is a whole disk and goes to /dev/%s", path.Base(path.Dir(link)))
+	}
+	d, ok := readDisk(root, name, inUse(root))
+	if !ok {
+		return Disk{}, errors.New("is a block device that the kernel says nothing of")
+	}
+	return d, nil
+}
+
+func readDisk(root fs.FS, name string, used map[string][]string) (Disk, bool) {
 	dir := path.Join("sys/block", name)
 	sectors, err := strconv.ParseInt(word(root, path.Join(dir, "size")), 10, 64)
 	if err != nil {
@@ -100,8 +121,17 @@ func readDisk(root fs.FS, name string, used map[string][]string) (Disk, bool) {
 		if p == name {
 			number, holders = word(root, path.Join(dir, "dev")), path.Join(dir, "holders")
 		}
-		d.InUse = append(d.InUse, used[number]...)
-		d.InUse = append(d.InUse, used["/dev/"+p]...)
+		for _, by := range []string{number, "/dev/" + p} {
+			for _, use := range used[by] {
+				if slices.Contains(d.InUse, use) {
+					continue
+				}
+				d.InUse = append(d.InUse, use)
+				if strings.HasPrefix(use, "/") {
+					d.mounts = append(d.mounts, use)
+				}
+			}
+		}
 		if entries, err := fs.ReadDir(root, holders); err == nil {
 			for _, e := range entries {
 				d.InUse = append(d.InUse, "/dev/"+e.Name())
@@ -139,20 +169,42 @@ func word(root fs.FS, name string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// inUse maps device numbers (8:1) to mount points, and device files to "swap".
+// inUse maps device numbers (8:1) and device files to mount points, and to "swap". Filesystems on several devices, as btrfs, are mounted
+// under a number of their own: the source says one of their devices, and sysfs the others.
 func inUse(root fs.FS) map[string][]string {
 	used := map[string][]string{}
 	lines(root, "proc/self/mountinfo", func(f []string) {
-		if len(f) > 4 {
-			used[f[2]] = append(used[f[2]], unescape(f[4]))
+		if len(f) < 5 {
+			return
+		}
+		used[f[2]] = append(used[f[2]], unescape(f[4]))
+		if dash := slices.Index(f, "-"); dash > 0 && len(f) > dash+2 && strings.HasPrefix(f[dash+2], "/dev/") {
+			name := file(root, unescape(f[dash+2]))
+			used[name] = append(used[name], unescape(f[4]))
 		}
 	})
+	if members, err := fs.Glob(root, "sys/fs/btrfs/*/devices/*"); err == nil {
+		for _, m := range members {
+			if name := "/dev/" + path.Base(m); len(used[name]) == 0 {
+				used[name] = []string{"btrfs"}
+			}
+		}
+	}
 	lines(root, "proc/swaps", func(f []string) {
 		if len(f) > 0 && strings.HasPrefix(f[0], "/dev/") {
-			used[f[0]] = append(used[f[0]], "swap")
+			name := file(root, unescape(f[0]))
+			used[name] = append(used[name], "swap")
 		}
 	})
 	return used
+}
+
+// file follows a link in /dev, such as /dev/mapper/vg-data, to the device's own name.
+func file(root fs.FS, name string) string {
+	if link, err := fs.ReadLink(root, strings.TrimPrefix(name, "/")); err == nil && !path.IsAbs(link) {
+		return path.Join(path.Dir(name), link)
+	}
+	return name
 }
 
 func lines(root fs.FS, name string, each func(fields []string)) {
@@ -171,13 +223,43 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
+// Mounts are where filesystems of the disk are mounted, the deepest first; none if the system runs from it, or if it is in use in
+// other ways that unmounting does not end.
+func (d Disk) Mounts() []string {
+	if slices.Contains(d.InUse, "/") || len(d.mounts) < len(d.InUse) {
+		return nil
+	}
+	out := slices.Clone(d.mounts)
+	slices.SortFunc(out, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	return out
+}
+
+// HasPartition says whether a device file's name is that of a partition of this disk: /dev/sda1, but not /dev/sdaa; /dev/mmcblk0p1, but
+// not /dev/mmcblk01; on macOS /dev/disk2s1, but not /dev/disk21.
+func (d Disk) HasPartition(name string) bool {
+	rest, ok := strings.CutPrefix(name, d.Path)
+	if !ok || rest == "" || !strings.HasPrefix(d.Path, "/dev/") {
+		return false
+	}
+	if last := d.Path[len(d.Path)-1]; last >= '0' && last <= '9' {
+		if rest[0] != 'p' && rest[0] != 's' {
+			return false
+		}
+		rest = rest[1:]
+	}
+	return rest != "" && strings.Trim(rest, "0123456789") == ""
+}
+
 // Refuse says why the image must not go there, or nothing. fixed allows disks that are not removable.
 func (d Disk) Refuse(fixed bool) error {
 	switch {
 	case slices.Contains(d.InUse, "/"):
 		return fmt.Errorf("%s: this system runs from it", d)
 	case len(d.InUse) > 0:
-		return fmt.Errorf("%s: is in use (%s); unmount it first", d, strings.Join(d.InUse, ", "))
+		if len(d.mounts) == len(d.InUse) {
+			return fmt.Errorf("%s: is in use (%s); unmount it first, or add --unmount", d, strings.Join(d.InUse, ", "))
+		}
+		return fmt.Errorf("%s: is in use (%s); take it out of use first", d, strings.Join(d.InUse, ", "))
 	case d.ReadOnly:
 		return fmt.Errorf("%s: is read-only; a card may have a switch", d)
 	case !d.Removable && !fixed:

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,47 +20,8 @@ func releaseFor(t *testing.T, bench *releasetest.Bench, b *boards.Board) *releas
 	t.Helper()
 	m := *bench.Signed.Manifest()
 	m.Arch = b.Arch
-	board := m.Boards["x86-uefi"]
-	put := func(name string, data []byte) release.File {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(bench.Release, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(bench.Release, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		f, err := release.Describe(name, bytes.NewReader(data))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return f
-	}
-	if b.Slots != boards.UEFI {
-		board.Slots = b.Slots
-		add := func(name string, f release.Firmware) {
-			f.File = put("boot/"+b.ID+"/"+name, []byte("firmware "+name+strings.Repeat(" ", 70_000)))
-			board.Firmware = append(board.Firmware, f)
-		}
-		for _, f := range b.Boot.Files {
-			for _, name := range f.Files {
-				add(name, release.Firmware{To: name})
-			}
-		}
-		for _, text := range b.Boot.Texts {
-			add(text.Name, release.Firmware{To: text.Name})
-		}
-		for _, raw := range b.Boot.Raw {
-			add(filepath.Base(raw.File), release.Firmware{At: int64(raw.At)})
-		}
-		if b.Slots == boards.GRUB {
-			board.Firmware = append(board.Firmware, release.Firmware{File: put("boot/"+b.ID+"/boot.img", bytes.Repeat([]byte{0xeb}, disk.CodeSize))})
-			add("core.img", release.Firmware{At: 32 << 10})
-			for _, name := range grubFiles {
-				add(filepath.Base(name), release.Firmware{To: name})
-			}
-		}
-	}
 	x86 := m.Boards["x86-uefi"]
-	m.Boards = map[string]release.Board{b.ID: board}
+	m.Boards = map[string]release.Board{b.ID: bench.Board(t, b)}
 	if b.Slots == boards.GRUB { // in one release with the board whose kernel image it has
 		m.Boards["x86-uefi"] = x86
 	}

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,22 +34,32 @@ func newFleetCmd() *cobra.Command {
 func newFleetNewCmd() *cobra.Command {
 	var s fleet.Sketch
 	var address, gateway string
+	var kinds []string
+	var agents int
 	cmd := &cobra.Command{
 		Use:   "new [FILE]",
 		Short: "Write a fleet's file with comments, to be changed",
 		Long: "Write a fleet's file with comments, to be changed. The first server needs an address that stays; without --address it is the\n" +
 			"tenth of the network that this computer is in.",
-		Example: "  skerry fleet new --servers 1 --agents 19 --board x86-uefi --address 192.168.1.10/24",
-		Args:    cobra.MaximumNArgs(1),
+		Example: "  skerry fleet new --agents 19 --board rpi4 --address 192.168.1.10/24\n" +
+			"  skerry fleet new --board x86-uefi=3,rpi4=20,beaglebone-black=1 --servers 3 --address 192.168.1.10/24",
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := fleetFile
 			if len(args) > 0 {
 				name = args[0]
 			}
-			if s.Servers < 1 || s.Agents < 0 || s.Servers+s.Agents > fleet.MaxNodes {
-				return fmt.Errorf("--servers, --agents: write at least one server, and %d nodes at most", fleet.MaxNodes)
-			}
 			var err error
+			if s.Boards, err = batches(kinds, s.Servers, agents, cmd.Flags().Changed("agents")); err != nil {
+				return err
+			}
+			all := 0
+			for _, b := range s.Boards {
+				all += b.N
+			}
+			if s.Servers < 1 || all < s.Servers || all > fleet.MaxNodes {
+				return fmt.Errorf("--servers, --agents, --board: write at least one server, and %d nodes at most", fleet.MaxNodes)
+			}
 			if s.Address, s.Gateway, err = network(address, gateway); err != nil {
 				return err
 			}
@@ -68,17 +80,37 @@ func newFleetNewCmd() *cobra.Command {
 			if err := f.Close(); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: %d servers, %d agents, the first server at %s; look through it, then: skerry fleet check %s\n", name, s.Servers, s.Agents, s.Address.Addr(), name)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: %d servers, %d agents, the first server at %s; look through it, then: skerry fleet check %s\n", name, s.Servers, all-s.Servers, s.Address.Addr(), name)
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&s.Name, "name", "home", "what the fleet is called")
-	cmd.Flags().StringVar(&s.Board, "board", "x86-uefi", "the kind of machine; `skerry board list` shows them")
+	cmd.Flags().StringSliceVar(&kinds, "board", []string{"x86-uefi"}, "the kind of machine, or several as `BOARD=NUMBER`, the servers' first; skerry board list shows them")
 	cmd.Flags().IntVar(&s.Servers, "servers", 1, "how many run the control plane; an odd number")
-	cmd.Flags().IntVar(&s.Agents, "agents", 2, "how many others there are")
+	cmd.Flags().IntVar(&agents, "agents", 2, "how many others there are")
 	cmd.Flags().StringVar(&address, "address", "", "of the first server, with its prefix length, as 192.168.1.10/24")
 	cmd.Flags().StringVar(&gateway, "gateway", "", "the way out of that network (default: its first address)")
 	return cmd
+}
+
+// batches reads the kinds of machines: one, or several with their numbers.
+func batches(kinds []string, servers, agents int, counted bool) (out []fleet.Batch, err error) {
+	for _, k := range kinds {
+		board, number, ok := strings.Cut(k, "=")
+		n := servers + agents
+		switch {
+		case !ok && len(kinds) > 1:
+			return nil, fmt.Errorf("--board: of several kinds of machines write how many there are of each, as %s=3", board)
+		case ok && counted:
+			return nil, errors.New("--agents: whoever is no server is an agent; leave it out where --board says how many machines there are")
+		case ok:
+			if n, err = strconv.Atoi(number); err != nil || n < 1 || n > fleet.MaxNodes {
+				return nil, fmt.Errorf("--board: %q is not a board and a number, as %s=3", k, board)
+			}
+		}
+		out = append(out, fleet.Batch{Board: board, N: max(n, 0)})
+	}
+	return out, nil
 }
 
 // network is the first server's address and its gateway: those given, or a guess.

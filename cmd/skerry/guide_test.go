@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,8 +39,39 @@ func guide(t *testing.T) (way, later []string) {
 	return read(first), read(rest)
 }
 
-// Every command of FLEET.md is run as it stands there, with files in the place of card readers. make release and kubectl are of other
-// programs: the release is a small one here, and e2e asks a cluster with the kubeconfig.
+// readmeCommands are those of the README's page about cards.
+func readmeCommands(t *testing.T) (out []string) {
+	t.Helper()
+	data, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, page, _ := strings.Cut(string(data), "\n## A box of cards\n")
+	page, _, ok := strings.Cut(page, "\n## ")
+	if !ok {
+		t.Fatal("the README has no page about cards")
+	}
+	for line := range strings.Lines(page) {
+		if c, ok := strings.CutPrefix(line, "    "); ok {
+			c, _, _ = strings.Cut(c, " # ")
+			out = append(out, strings.TrimSpace(c))
+		}
+	}
+	return out
+}
+
+// stand is what a bench has in the place of programs that take an hour, or a cluster: make says what the real Makefile would do, with these
+// very words, and kubectl keeps what it was asked.
+const stand = `#!/bin/bash
+case ${0##*/} in
+make) exec env -u MAKEFLAGS -u MAKELEVEL -u ARCH -u OUT %s --no-print-directory -C '%s' --dry-run --always-make "$@" ;;
+kubectl) test -e kubeconfig && cat >kubectl.in </dev/stdin; echo "kubectl $*" ;;
+esac
+`
+
+// Every command of the way in FLEET.md is run by a shell, one after the other in one folder, as it stands there, and yes is typed where it
+// is asked for. Only the devices are files, since nobody's are to be written. What make builds is there already, small, where the Makefile
+// puts it. e2e asks a cluster with the kubeconfig. The README shows the same commands.
 func TestFleetGuide(t *testing.T) {
 	way, later := guide(t)
 	if len(way) == 0 || len(way) > 10 {
@@ -49,58 +80,81 @@ func TestFleetGuide(t *testing.T) {
 	if last := way[len(way)-1]; last != "kubectl --kubeconfig kubeconfig get nodes" {
 		t.Errorf("the way ends with %s", last)
 	}
-	b := releasetest.New(t, 1<<20)
-	dir := t.TempDir()
-	if err := os.Symlink(filepath.Dir(b.Release), filepath.Join(dir, "out")); err != nil {
-		t.Fatal(err)
+	if shown := readmeCommands(t); !slices.Equal(shown, way) {
+		t.Errorf("the README shows\n%s\nand FLEET.md\n%s", strings.Join(shown, "\n"), strings.Join(way, "\n"))
 	}
-	for _, name := range []string{"sdb", "sdc"} {
-		f, err := os.Create(filepath.Join(dir, name))
-		if err == nil {
-			err = f.Truncate(2 << 30)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = f.Close()
+	make, err := exec.LookPath("make")
+	if err != nil {
+		t.Skip("needs make")
+	}
+	b := releasetest.New(t, 1<<20)
+	b.Beside(t, "release-arm64", "arm64", "rpi4")
+	b.Beside(t, "release-arm", "arm", "beaglebone-black")
+	dir := t.TempDir()
+	out, repository := filepath.Dir(b.Release), "../.."
+	if repository, err = filepath.Abs(repository); err != nil {
+		t.Fatal(err)
 	}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(os.Symlink(out, filepath.Join(dir, "out")))
+	bin := filepath.Join(dir, "stand")
+	for _, d := range []string{bin, filepath.Join(out, "bin"), filepath.Join(out, "amd64/usr/bin")} {
+		check(os.MkdirAll(d, 0o755))
+	}
+	for _, name := range []string{filepath.Join(bin, "make"), filepath.Join(out, "amd64/usr/bin/kubectl")} {
+		check(os.WriteFile(name, fmt.Appendf(nil, stand, make, repository), 0o755))
+	}
+	check(os.Symlink(exe, filepath.Join(out, "bin/skerry")))
+	for _, name := range []string{"sdb", "sdc"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		check(err)
+		check(f.Truncate(2 << 30))
+		_ = f.Close()
+	}
+	// The shell goes on from one command to the next with its variables, of which the second line of the page sets one.
+	path := bin + ":" + os.Getenv("PATH")
 	run := func(line string) string {
 		t.Helper()
-		line, apply, _ := strings.Cut(line, " | ")
-		args := strings.Fields(deviceName.ReplaceAllString(line, "$1"))
-		if args[0] != "skerry" {
-			return ""
+		cmd := exec.Command("bash", "-euc", "set -o pipefail\n"+deviceName.ReplaceAllString(line, "$1")+"\nprintf %s \"$PATH\" >path")
+		cmd.Dir, cmd.Env, cmd.Stdin = dir, append(os.Environ(), "PATH="+path, "PWD="+dir), strings.NewReader("yes\n")
+		said, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, said)
 		}
-		if slices.Contains(args, "flash") && !slices.Contains(args, "--list") {
-			args = slices.Insert(args, 2, "--yes")
-		}
-		cmd := &exec.Cmd{Path: exe, Args: args, Dir: dir}
-		var out bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Run(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out.String())
-		}
-		if apply != "" && apply != "kubectl --kubeconfig kubeconfig apply -f -" {
-			t.Errorf("%s: goes to %s", line, apply)
-		}
-		return out.String()
+		now, err := os.ReadFile(filepath.Join(dir, "path"))
+		check(err)
+		path = string(now)
+		return string(said)
 	}
 	said := map[string]string{}
 	for _, line := range way {
 		said[line] = run(line)
 	}
-	for line, want := range map[string]string{
-		"skerry fleet build -o cards":           "20 cards in cards",
-		"skerry flash cards /dev/sdb /dev/sdc":  "18 of 20 cards are still to be written; next is agent-2",
-		"skerry fleet cards cards":              "server-1",
-		"skerry fleet kubeconfig -o kubeconfig": "https://192.168.1.10:6443",
+	for i, wants := range [][]string{
+		0: {"release build --arch amd64 --keys out/keys -o out/release\n", "release build --arch arm64 --keys out/keys -o out/release-arm64\n", "release build --arch arm --keys out/keys -o out/release-arm\n",
+			"-o out/bin/skerry ./cmd/skerry", "release programs --arch amd64 -o out/amd64"},
+		2: {"1 servers, 23 agents"},
+		3: {"fleet home is good"},
+		4: {"24 cards in cards"},
+		5: {"DEVICE"},
+		6: {"sdb is server-1", "sdc is agent-1", "22 of 24 cards are still to be written; next is agent-2"},
+		7: {"server-1", "beaglebone-black", "rpi4"},
+		8: {"https://192.168.1.10:6443"},
+		9: {"kubectl --kubeconfig kubeconfig get nodes"},
 	} {
-		if !strings.Contains(said[line], want) {
-			t.Errorf("%s: lacks %q:\n%s", line, want, said[line])
+		for _, want := range wants {
+			if !strings.Contains(said[way[i]], want) {
+				t.Errorf("%s: lacks %q:\n%s", way[i], want, said[way[i]])
+			}
 		}
 	}
 	data, err := os.ReadFile(filepath.Join(dir, "kubeconfig"))
@@ -125,8 +179,14 @@ func TestFleetGuide(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if out := run(line); strings.Contains(line, "tokens") && strings.Count(out, "kind: Secret") != 19 {
-			t.Errorf("%s:\n%s", line, out)
+		out := run(line)
+		if !strings.Contains(line, "tokens") {
+			continue
+		}
+		given, err := os.ReadFile(filepath.Join(dir, "kubectl.in"))
+		check(err)
+		if strings.Count(string(given), "kind: Secret") != 23 || !strings.Contains(out, "kubectl --kubeconfig kubeconfig apply -f -") {
+			t.Errorf("%s:\n%s\n%s", line, out, given)
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 // A thousand cards: how long it takes and what it takes on the disk is printed.
 func BenchmarkBuild1000(b *testing.B) {
 	bench := newBench(b, 64<<20)
-	text, err := New(Sketch{Name: "big", Board: "x86-uefi", Servers: 3, Agents: 997, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")})
+	text, err := New(Sketch{Name: "big", Boards: []Batch{{"x86-uefi", 1000}}, Servers: 3, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestSharedBlocks(t *testing.T) {
 			t.Errorf("%v %s", err, out)
 		}
 	})
-	text, err := New(Sketch{Name: "big", Board: "x86-uefi", Servers: 1, Agents: 99, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")})
+	text, err := New(Sketch{Name: "big", Boards: []Batch{{"x86-uefi", 100}}, Servers: 1, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,8 +141,9 @@ func TestCheck(t *testing.T) {
 // What `skerry fleet new` writes can be built as it is.
 func TestNew(t *testing.T) {
 	for _, s := range []Sketch{
-		{Name: "home", Board: "x86-uefi", Servers: 1, Agents: 2, Address: netip.MustParsePrefix("192.0.2.10/24"), Gateway: netip.MustParseAddr("192.0.2.1")},
-		{Name: "big", Board: "x86-uefi", Servers: 3, Agents: 997, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")},
+		{Name: "home", Boards: []Batch{{"x86-uefi", 3}}, Servers: 1, Address: netip.MustParsePrefix("192.0.2.10/24"), Gateway: netip.MustParseAddr("192.0.2.1")},
+		{Name: "big", Boards: []Batch{{"x86-uefi", 1000}}, Servers: 3, Address: netip.MustParsePrefix("10.0.0.10/16"), Gateway: netip.MustParseAddr("10.0.0.1")},
+		{Name: "desk", Boards: []Batch{{"x86-uefi", 3}, {"rpi4", 20}, {"beaglebone-black", 1}}, Servers: 3, Address: netip.MustParsePrefix("192.0.2.10/24"), Gateway: netip.MustParseAddr("192.0.2.1")},
 	} {
 		text, err := New(s)
 		if err != nil {
@@ -153,7 +154,7 @@ func TestNew(t *testing.T) {
 			golden(t, "testdata/new.golden", string(text))
 		}
 	}
-	if _, err := New(Sketch{Name: "x", Board: "x86-uefi", Servers: 3, Address: netip.MustParsePrefix("192.0.2.254/30"), Gateway: netip.MustParseAddr("192.0.2.253")}); err == nil {
+	if _, err := New(Sketch{Name: "x", Boards: []Batch{{"x86-uefi", 3}}, Servers: 3, Address: netip.MustParsePrefix("192.0.2.254/30"), Gateway: netip.MustParseAddr("192.0.2.253")}); err == nil {
 		t.Error("addresses outside of the network")
 	}
 }

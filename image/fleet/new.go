@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"net/netip"
+	"slices"
 	"text/template"
 
 	"github.com/skerry-os/skerry/boards"
@@ -14,11 +15,16 @@ import (
 // Sketch is what a new fleet's file begins with.
 type Sketch struct {
 	Name    string
-	Board   string
+	Boards  []Batch // the servers are the first of them
 	Servers int
-	Agents  int
 	Address netip.Prefix // of the first server; the others follow it
 	Gateway netip.Addr
+}
+
+// Batch is a number of machines of one kind.
+type Batch struct {
+	Board string
+	N     int
 }
 
 //go:embed new.yaml.tmpl
@@ -28,27 +34,33 @@ var sketched = template.Must(template.New("fleet.yaml").Parse(sketch))
 
 // New writes a commented file for the sketch. What it gives is free of faults.
 func New(s Sketch) ([]byte, error) {
-	b, err := boards.Load(s.Board)
-	if err != nil {
-		return nil, err
-	}
 	type node struct {
 		Name    string
+		Board   string
 		Role    machine.Role
 		Address string
 	}
 	data := struct {
 		Sketch
-		Arch    string
-		Server  string
-		Nodes   []node
-		Gateway string
-	}{Sketch: s, Arch: b.Arch, Server: s.Address.Addr().String(), Gateway: s.Gateway.String()}
+		Releases map[string]string
+		Server   string
+		Nodes    []node
+		Gateway  string
+	}{Sketch: s, Releases: map[string]string{}, Server: s.Address.Addr().String(), Gateway: s.Gateway.String()}
 	at := s.Address.Addr()
-	for i := range s.Servers + s.Agents {
-		n := node{Name: fmt.Sprintf("server-%d", i+1), Role: machine.RoleServer}
+	var kinds []string // of the machines, in turn
+	for _, batch := range s.Boards {
+		b, err := boards.Load(batch.Board)
+		if err != nil {
+			return nil, err
+		}
+		data.Releases[b.Arch] = ReleaseDir(b.Arch)
+		kinds = append(kinds, slices.Repeat([]string{b.ID}, batch.N)...)
+	}
+	for i, board := range kinds {
+		n := node{Name: fmt.Sprintf("server-%d", i+1), Board: board, Role: machine.RoleServer}
 		if i >= s.Servers {
-			n = node{Name: fmt.Sprintf("agent-%d", i-s.Servers+1), Role: machine.RoleAgent}
+			n = node{Name: fmt.Sprintf("agent-%d", i-s.Servers+1), Board: board, Role: machine.RoleAgent}
 		} else {
 			if !s.Address.Contains(at) {
 				return nil, fmt.Errorf("%s: has no room for %d servers' addresses", s.Address, s.Servers)
@@ -62,6 +74,14 @@ func New(s Sketch) ([]byte, error) {
 	if err := sketched.Execute(&out, data); err != nil {
 		return nil, err
 	}
-	_, err = Decode("fleet.yaml", out.Bytes())
+	_, err := Decode("fleet.yaml", out.Bytes())
 	return out.Bytes(), err
+}
+
+// ReleaseDir is where make puts the release of an architecture.
+func ReleaseDir(arch string) string {
+	if arch == "amd64" {
+		return "out/release"
+	}
+	return "out/release-" + arch
 }

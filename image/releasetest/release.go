@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/image/verity"
@@ -110,6 +111,57 @@ func (b *Bench) AddBIOS(t testing.TB) *Bench {
 	m.Boards[id] = r
 	b.Sign(t, &m)
 	return b
+}
+
+// Beside makes a release of another architecture and its boards, signed with the same keys, in a folder of that name beside the bench's.
+func (b *Bench) Beside(t testing.TB, name, arch string, ids ...string) *Bench {
+	t.Helper()
+	next := &Bench{Keys: b.Keys, Release: filepath.Join(filepath.Dir(b.Release), name), Config: b.Config, Set: b.Set, Signed: b.Signed}
+	check(t, os.CopyFS(next.Release, os.DirFS(b.Release)))
+	m := *b.Signed.Manifest()
+	m.Arch, m.Boards = arch, map[string]release.Board{}
+	for _, id := range ids {
+		board, err := boards.Load(id)
+		check(t, err)
+		m.Boards[id] = next.Board(t, board)
+	}
+	next.Sign(t, &m)
+	return next
+}
+
+// Board is what a release has for a board: the kernel image of x86-uefi, and small files where its firmware has its own.
+func (b *Bench) Board(t testing.TB, board *boards.Board) release.Board {
+	t.Helper()
+	r := b.Signed.Manifest().Boards["x86-uefi"]
+	if board.Slots == boards.UEFI {
+		return r
+	}
+	r.Slots = board.Slots
+	add := func(name string, f release.Firmware) {
+		name = "boot/" + board.ID + "/" + name
+		check(t, os.MkdirAll(filepath.Dir(filepath.Join(b.Release, name)), 0o755))
+		f.File = b.put(t, name, []byte("firmware "+name+strings.Repeat(" ", 70_000)))
+		r.Firmware = append(r.Firmware, f)
+	}
+	for _, f := range board.Boot.Files {
+		for _, name := range f.Files {
+			add(name, release.Firmware{To: name})
+		}
+	}
+	for _, text := range board.Boot.Texts {
+		add(text.Name, release.Firmware{To: text.Name})
+	}
+	for _, raw := range board.Boot.Raw {
+		add(filepath.Base(raw.File), release.Firmware{At: int64(raw.At)})
+	}
+	if board.Slots == boards.GRUB {
+		r.Firmware = append(r.Firmware, release.Firmware{File: b.put(t, "boot/"+board.ID+"/boot.img", bytes.Repeat([]byte{0xeb}, disk.CodeSize))})
+		add("core.img", release.Firmware{At: 32 << 10})
+		for _, name := range []string{"grub.cfg", "EFI/Linux/os-a.env", "EFI/Linux/os-b.env"} {
+			add(path.Base(name), release.Firmware{To: name})
+		}
+	}
+	return r
 }
 
 // Relinked makes the release one of another version that differs from it as two builds of one program do: in a byte here and there,

@@ -52,6 +52,7 @@ func TestFleetOfMachines(t *testing.T) {
 	}
 	m := &machines{t: t, lan: l, dir: t.TempDir(), repo: t.TempDir(), running: map[string]*node{}}
 	m.build()
+	l.DHCP(map[string]string{cardOf("agent-1"): addressOf["agent-1"], cardOf("agent-3"): addressOf["agent-3"]})
 	order := []string{"server-1", "agent-1", "agent-2", "agent-3"}
 	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 	t.Log("switched on in this order: ", order)
@@ -102,6 +103,14 @@ func TestFleetOfMachines(t *testing.T) {
 	asking.stop()
 }
 
+// addressOf are the machines' addresses. agent-1 and agent-3 get theirs by DHCP, as the page has it; the others are told.
+var addressOf = map[string]string{"server-1": "10.11.12.11", "agent-1": "10.11.12.21", "agent-2": "10.11.12.22", "agent-3": "10.11.12.23"}
+
+// cardOf is the hardware address of a machine's network card.
+func cardOf(name string) string {
+	return "52:54:00:0b:0d:" + addressOf[name][len("10.11.12."):]
+}
+
 func is(want string) func(string) bool { return func(out string) bool { return out == want } }
 
 // build makes the fleet with the commands of README's second page.
@@ -127,9 +136,9 @@ func (m *machines) build() {
 		"keys: out/keys", "keys: "+built(t, "keys"),
 		"amd64: out/release", "amd64: "+built(t, "release")+"\n  arm64: "+built(t, "release-arm64"),
 		"nameservers: [10.11.12.1]", "nameservers: [10.11.12.1]\n  ntp: {servers: []}\n  update: {source: http://"+web.Addr().String()+", policy: check, deadline: 30m}\n  server: {disable: [ingress, local-storage, metrics-server, servicelb]}",
-		"{name: agent-1, board: x86-uefi, role: agent}", "{name: agent-1, board: x86-uefi, role: agent, address: 10.11.12.21/24, labels: [zone=north]}",
+		"{name: agent-1, board: x86-uefi, role: agent}", "{name: agent-1, board: x86-uefi, role: agent, labels: [zone=north]}",
 		"{name: agent-2, board: x86-uefi, role: agent}", "{name: agent-2, board: x86-uefi, role: agent, address: 10.11.12.22/24}",
-		"{name: agent-3, board: x86-uefi, role: agent}", "{name: agent-3, board: arm64-uefi, role: agent, address: 10.11.12.23/24}")
+		"{name: agent-3, board: x86-uefi, role: agent}", "{name: agent-3, board: arm64-uefi, role: agent}")
 	if err := os.WriteFile(name, []byte(edit.Replace(string(text))), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +161,7 @@ func (m *machines) power(name string) {
 	card := filepath.Join(m.t.TempDir(), name+".img")
 	run(m.t, "truncate", "-s", "2G", card)
 	run(m.t, built(m.t, "bin/skerry"), "flash", "-q", "--yes", "--node", name, filepath.Join(m.dir, "cards"), card)
-	n := power(m.t, vm.Options{Dir: m.t.TempDir(), Image: card, Board: *b.QEMU, Tap: m.lan.Tap(), CPUs: 1, MAC: fmt.Sprintf("52:54:00:0b:0d:%02x", len(m.running)+1)})
+	n := power(m.t, vm.Options{Dir: m.t.TempDir(), Image: card, Board: *b.QEMU, Tap: m.lan.Tap(), CPUs: 1, MAC: cardOf(name)})
 	m.running[name] = n
 }
 
@@ -205,7 +214,6 @@ func (m *machines) ask(c cluster, nodes []string) *asking {
 			time.Sleep(time.Second)
 		}
 	})
-	address := map[string]string{"server-1": "10.11.12.11", "agent-1": "10.11.12.21", "agent-2": "10.11.12.22", "agent-3": "10.11.12.23"}
 	for _, name := range nodes {
 		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 		running.Go(func() {
@@ -217,7 +225,7 @@ func (m *machines) ask(c cluster, nodes []string) *asking {
 				if off {
 					continue
 				}
-				r, err := client.Get("http://" + address[name] + ":30080/health") //nolint:noctx // ends soon
+				r, err := client.Get("http://" + addressOf[name] + ":30080/health") //nolint:noctx // ends soon
 				if err == nil {
 					_ = r.Body.Close()
 					if r.StatusCode != http.StatusOK {

@@ -30,19 +30,24 @@ type Cluster struct {
 // ErrOthers means that servers of the cluster have files of their own.
 var ErrOthers = errors.New("this cluster has several servers, and each has the file")
 
-// Servers counts the API servers that are alive.
+// Servers counts the servers of the cluster, those that are off among them: each has the file, and reads secrets by it when it is
+// back. A server has a Node; one that has not registered yet has the lease of its API, which it renews well within its duration.
 func (c *Cluster) Servers(ctx context.Context) (int, error) {
-	list, err := c.Client.CoordinationV1().Leases("kube-system").List(ctx, metav1.ListOptions{LabelSelector: "apiserver.kubernetes.io/identity=kube-apiserver"})
+	nodes, err := c.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: "node-role.kubernetes.io/control-plane"})
 	if err != nil {
 		return 0, err
 	}
-	n := 0
-	for _, l := range list.Items {
-		if r := l.Spec.RenewTime; r != nil && time.Since(r.Time) < time.Minute {
-			n++
+	leases, err := c.Client.CoordinationV1().Leases(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: "apiserver.kubernetes.io/identity=kube-apiserver"})
+	if err != nil {
+		return 0, err
+	}
+	alive := 0
+	for _, l := range leases.Items {
+		if r, d := l.Spec.RenewTime, l.Spec.LeaseDurationSeconds; r != nil && d != nil && time.Since(r.Time) < time.Duration(*d)*time.Second {
+			alive++
 		}
 	}
-	return n, nil
+	return max(len(nodes.Items), alive), nil
 }
 
 // Loaded gives the digest of the file that the API server works by.

@@ -134,7 +134,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	}
 	certificates := pki.Config{
 		DataDir: s.DataDir, NodeName: name, NodeIPs: ips, ServiceIP: serviceIP, Domain: s.ClusterDomain,
-		Port: s.HTTPSListenPort, SANs: s.TLSSAN, Lifetime: s.Lifetime(), Now: time.Now(),
+		Port: s.HTTPSListenPort, SANs: s.TLSSAN, Lifetime: s.Lifetime(), Etcd: server.UsesEtcd(s), Now: time.Now(),
 	}
 	files, err := pki.Ensure(certificates)
 	if err != nil {

@@ -186,7 +186,11 @@ func List(dataDir string) ([]Status, error) {
 // then. It returns how many there were.
 func Expire(dataDir string) (int, error) {
 	n := 0
-	for _, pattern := range []string{"server/tls/kube-apiserver*.pem", "server/tls/auth-proxy.pem", "server/cred/*-client.pem", "agent/*-client.pem", "agent/kubelet.pem"} {
+	for _, pattern := range []string{
+		"server/tls/kube-apiserver*.pem", "server/tls/auth-proxy.pem",
+		"server/tls/etcd-server.pem", "server/tls/etcd-peer.pem", "server/tls/etcd-client.pem",
+		"server/cred/*-client.pem", "agent/*-client.pem", "agent/kubelet.pem",
+	} {
 		names, err := filepath.Glob(filepath.Join(dataDir, pattern))
 		if err != nil {
 			return n, err

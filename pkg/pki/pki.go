@@ -45,6 +45,7 @@ type Config struct {
 	Port      int           // of the API
 	SANs      []string      // more names and addresses of the API
 	Lifetime  time.Duration // of certificates; 0 is Lifetime
+	Etcd      bool          // this server has a member of etcd
 	Now       time.Time
 }
 
@@ -161,6 +162,11 @@ func Ensure(c Config) (*Files, error) {
 			return nil, err
 		}
 	}
+	if c.Etcd {
+		if _, err := EnsureEtcd(c); err != nil {
+			return nil, err
+		}
+	}
 	return f, nil
 }
 
@@ -244,10 +250,10 @@ func ensureKey(name string) error {
 
 // leaf is what a certificate must say.
 type leaf struct {
-	cn, org string
-	server  bool
-	sans    []string
-	life    time.Duration
+	cn, org        string
+	server, client bool // neither is a client
+	sans           []string
+	life           time.Duration
 }
 
 func (l leaf) template(now time.Time) *x509.Certificate {
@@ -263,6 +269,9 @@ func (l leaf) template(now time.Time) *x509.Certificate {
 	}
 	if l.server {
 		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		if l.client {
+			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+		}
 	}
 	for _, s := range l.sans {
 		if ip, err := netip.ParseAddr(s); err == nil {
@@ -277,7 +286,7 @@ func (l leaf) template(now time.Time) *x509.Certificate {
 // fits reports whether p still does what l wants, signed by ca, for long enough.
 func (l leaf) fits(now time.Time, p *pair, ca *authority) bool {
 	want := l.template(now)
-	usage := want.ExtKeyUsage[0]
+	usage := want.ExtKeyUsage[len(want.ExtKeyUsage)-1]
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.cert)
 	_, err := p.cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
@@ -294,7 +303,7 @@ func (l leaf) fits(now time.Time, p *pair, ca *authority) bool {
 
 func ensureLeaf(now time.Time, name string, ca *authority, l leaf) (*pair, error) {
 	// A pair that cannot be read is as good as none: it is made from the authority at no loss.
-	chain := ca.chain(l.server)
+	chain := ca.chain(l.server && !l.client)
 	if p, err := readPair(name); err == nil && l.fits(now, p, ca) && bytes.Equal(p.chain, chain) {
 		return p, nil
 	}

@@ -282,3 +282,67 @@ func TestANodesCertificates(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a server has made that is no authority, etcd's included, lives as long as the setting says, is taken away by Expire, and
+// is made anew in its last third by the same call that a running server makes again and again.
+func TestEveryCertificateIsRenewed(t *testing.T) {
+	c := config(t)
+	c.Etcd, c.Lifetime = true, time.Hour
+	leaves := func() map[string]Status {
+		t.Helper()
+		ensure(t, c)
+		all, err := List(c.DataDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]Status{}
+		for _, s := range all {
+			if s.CA {
+				continue
+			}
+			out[s.File] = s
+			if got := s.Until.Sub(s.From); got != time.Hour+Backdate {
+				t.Errorf("%s lives for %v", s.File, got)
+			}
+		}
+		return out
+	}
+	first := leaves()
+	if len(first) != 12 {
+		t.Errorf("there are %d certificates", len(first))
+	}
+	c.Now = start.Add(30 * time.Minute)
+	for file, s := range leaves() {
+		if s != first[file] {
+			t.Errorf("%s was renewed too early", file)
+		}
+	}
+	c.Now = start.Add(45 * time.Minute)
+	renewed := leaves()
+	for file, s := range renewed {
+		if !s.Until.After(first[file].Until) {
+			t.Errorf("%s was not renewed", file)
+		}
+	}
+	authorities := contents(t, c.DataDir)
+	if n, err := Expire(c.DataDir); err != nil || n != len(renewed) {
+		t.Errorf("%d of %d were taken away: %v", n, len(renewed), err)
+	}
+	for file := range renewed {
+		if _, err := os.Stat(file); err == nil {
+			t.Errorf("%s is still there", file)
+		}
+	}
+	for name := range authorities {
+		_, err := os.Stat(filepath.Join(c.DataDir, name))
+		if _, leaf := renewed[filepath.Join(c.DataDir, name)]; !leaf && err != nil {
+			t.Errorf("%s was taken away", name)
+		}
+	}
+	c.Now = start.Add(46 * time.Minute)
+	for file, s := range leaves() {
+		if !s.Until.After(renewed[file].Until) {
+			t.Errorf("%s was not made anew", file)
+		}
+	}
+}

@@ -107,7 +107,9 @@ func OpenStored(c StoredConfig) (*Stored, error) {
 }
 
 func openEtcd(c StoredConfig) (datastore.Store, error) {
-	files, err := pki.EnsureEtcd(pki.Config{DataDir: c.Settings.DataDir, NodeName: c.NodeName, NodeIPs: []netip.Addr{c.NodeIP}, Now: time.Now()})
+	files, err := pki.EnsureEtcd(pki.Config{
+		DataDir: c.Settings.DataDir, NodeName: c.NodeName, NodeIPs: []netip.Addr{c.NodeIP}, Lifetime: c.Settings.Lifetime(), Now: time.Now(),
+	})
 	if err != nil {
 		return nil, err
 	}

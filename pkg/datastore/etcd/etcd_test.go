@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -365,4 +366,38 @@ func TestConvert(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(s.store.Dir, "move-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
+}
+
+// A member shows a certificate that was renewed from the next connection on, without a restart, to clients and to other members.
+func TestRenewedCertificates(t *testing.T) {
+	s := newServer(t, 1, nil).start().ready()
+	serial := func(port int, pair string) string {
+		t.Helper()
+		own, err := tls.LoadX509KeyPair(pair, pair)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := tls.Dial("tcp", fmt.Sprintf("%s:%d", s.store.IP, port), &tls.Config{
+			InsecureSkipVerify: true, Certificates: []tls.Certificate{own}, NextProtos: []string{"h2"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close() //nolint:errcheck // only looked at
+		return c.ConnectionState().PeerCertificates[0].SerialNumber.String()
+	}
+	client, peer := serial(ClientPort, s.store.TLS.ClientPair), serial(PeerPort, s.store.TLS.PeerPair)
+	if _, err := pki.Expire(s.base()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.EnsureEtcd(pki.Config{DataDir: s.base(), NodeName: s.store.Name, NodeIPs: []netip.Addr{s.store.IP}, Now: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if serial(ClientPort, s.store.TLS.ClientPair) == client {
+		t.Error("clients are shown the old certificate")
+	}
+	if serial(PeerPort, s.store.TLS.PeerPair) == peer {
+		t.Error("other members are shown the old certificate")
+	}
+	newServer(t, 2, s).start().ready() // joins with certificates of after the renewal
 }

@@ -151,7 +151,7 @@ var errMoved = fmt.Errorf("this machine's address has changed: %w", supervise.Er
 // addressEvery is how often a change of address is looked for; it must be the same twice.
 const addressEvery = 5 * time.Second
 
-// addressService starts everything anew when the node's address has gone and another has come: certificates, the components'
+// addressService starts everything anew when an address of the node has gone and another has come: certificates, the components'
 // settings and what others are told hang on it. Pods run on.
 func addressService(now []netip.Addr, find func() ([]netip.Addr, error)) supervise.Service {
 	return supervise.Service{Name: "address", Run: func(ctx context.Context, ready func()) error {
@@ -166,7 +166,7 @@ func addressService(now []netip.Addr, find func() ([]netip.Addr, error)) supervi
 				return nil
 			}
 			found, err := find()
-			if err != nil || host.Has(now...) || slices.Equal(found, now) {
+			if err != nil || !host.Moved(now, found) {
 				seen = nil // no network at all is waited out
 				continue
 			}

@@ -150,20 +150,28 @@ func first(addrs []net.Addr, v6 bool) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("no interface has an %s address, which --service-cidr asks for; wait for the network, set --node-ip, or choose other networks for the cluster", family)
 }
 
-// Has says whether one of the addresses is on an interface of this machine.
-func Has(ips ...netip.Addr) bool {
+// Moved says whether the node must go from the addresses it started with to those it would start with now: one of the former is
+// gone, and another of its family is there. A family that is gone without another is waited out, as a network that is down is.
+func Moved(started, now []netip.Addr) bool {
 	here, err := net.InterfaceAddrs()
 	if err != nil {
-		return true // nothing is known, so nothing has changed
+		return false // nothing is known, so nothing has changed
 	}
+	var has []netip.Addr
 	for _, a := range here {
 		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok && slices.Contains(ips, ip.Unmap()) {
-				return true
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				has = append(has, ip.Unmap())
 			}
 		}
 	}
-	return false
+	return moved(started, now, has)
+}
+
+func moved(started, now, here []netip.Addr) bool {
+	return slices.ContainsFunc(started, func(old netip.Addr) bool {
+		return !slices.Contains(here, old) && slices.ContainsFunc(now, func(ip netip.Addr) bool { return ip.Is6() == old.Is6() })
+	})
 }
 
 // Claim makes the data folder and locks it for this process. The lock goes with the process, however it ends.

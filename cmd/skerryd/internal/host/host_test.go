@@ -110,3 +110,35 @@ func TestNodeID(t *testing.T) {
 		t.Errorf("a name too long: %q, %v", n, err)
 	}
 }
+
+// A node starts anew when one of its addresses has given way to another of the same family, whatever became of the other family.
+func TestMoved(t *testing.T) {
+	ips := func(texts ...string) (out []netip.Addr) {
+		for _, text := range texts {
+			out = append(out, netip.MustParseAddr(text))
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		started, now, here []netip.Addr
+		want               bool
+	}{
+		"nothing has changed":             {ips("192.0.2.1"), ips("192.0.2.1"), ips("192.0.2.1"), false},
+		"another address":                 {ips("192.0.2.1"), ips("192.0.2.2"), ips("192.0.2.2"), true},
+		"another, and the old is there":   {ips("192.0.2.1"), ips("192.0.2.2"), ips("192.0.2.2", "192.0.2.1"), false},
+		"IPv4 of two families":            {ips("192.0.2.1", "2001:db8::1"), ips("192.0.2.2", "2001:db8::1"), ips("192.0.2.2", "2001:db8::1"), true},
+		"IPv6 of two families":            {ips("192.0.2.1", "2001:db8::1"), ips("192.0.2.1", "2001:db8::2"), ips("192.0.2.1", "2001:db8::2"), true},
+		"both of two families":            {ips("192.0.2.1", "2001:db8::1"), ips("192.0.2.2", "2001:db8::2"), ips("192.0.2.2", "2001:db8::2"), true},
+		"IPv6 is away":                    {ips("192.0.2.1", "2001:db8::1"), ips("192.0.2.1"), ips("192.0.2.1"), false},
+		"IPv6 came":                       {ips("192.0.2.1"), ips("192.0.2.1", "2001:db8::1"), ips("192.0.2.1", "2001:db8::1"), false},
+		"no network":                      {ips("192.0.2.1", "2001:db8::1"), nil, nil, false},
+		"IPv4 is away, and IPv6 is other": {ips("2001:db8::1", "192.0.2.1"), ips("2001:db8::2"), ips("2001:db8::2"), true},
+	} {
+		if got := moved(c.started, c.now, c.here); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if Moved(ips("127.0.0.1"), ips("192.0.2.1")) || !Moved(ips("192.0.2.1"), ips("127.0.0.1")) {
+		t.Error("the machine's own addresses are not seen")
+	}
+}

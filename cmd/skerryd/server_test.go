@@ -9,6 +9,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
+	"github.com/skerry-os/skerry/pkg/server"
 )
 
 // K3s's own switches for a component mean what --disable means.
@@ -66,6 +67,28 @@ func TestDisableKubeProxy(t *testing.T) {
 		c, err := nodeConfig(seen, "north", nil, &pki.Files{})
 		if err != nil || c.DisableKubeProxy != disabled {
 			t.Errorf("an agent's kube-proxy is disabled: %v, %v; want %v", c.DisableKubeProxy, err, disabled)
+		}
+	}
+}
+
+// A server that is reset has the kind of datastore that it had among the others, also when its data is gone.
+func TestAResetKeepsTheKind(t *testing.T) {
+	for name, c := range map[string]struct {
+		set  func(s *machine.Server)
+		etcd bool
+	}{
+		"the first":       {func(s *machine.Server) { s.ClusterInit = true }, true},
+		"one that joined": {func(s *machine.Server) { s.Server = "https://192.0.2.5:6443" }, true},
+		"one that joined a database": {func(s *machine.Server) {
+			s.Server, s.DatastoreEndpoint = "https://192.0.2.5:6443", "postgres://u:p@h/d"
+		}, false},
+		"one alone": {func(*machine.Server) {}, false},
+	} {
+		s := machine.DefaultServer()
+		s.DataDir = t.TempDir()
+		c.set(&s)
+		if s = byItself(s); s.Server != "" || server.UsesEtcd(s) != c.etcd {
+			t.Errorf("%s: uses etcd: %v", name, server.UsesEtcd(s))
 		}
 	}
 }

@@ -62,7 +62,7 @@ func openStored(s machine.Server) (*server.Stored, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := server.StoredConfig{Settings: s, NodeName: node}
+	c := server.StoredConfig{Settings: s, NodeName: node, Nodes: nodeAddresses(filepath.Join(s.DataDir, "server", "cred", "admin.kubeconfig"))}
 	if server.UsesEtcd(s) { // what is restored is a member at this address
 		ip, err := server.ServiceIP(s.ServiceCIDR)
 		if err != nil {
@@ -78,6 +78,12 @@ func openStored(s machine.Server) (*server.Stored, error) {
 	return at, settings.Usage(err)
 }
 
+// byItself is a server that begins again without the others. One that had joined others has etcd, also when its data is gone.
+func byItself(s machine.Server) machine.Server {
+	s.ClusterInit, s.Server = server.UsesEtcd(s), ""
+	return s
+}
+
 // resetCluster does what --cluster-reset says, and ends.
 func resetCluster(ctx context.Context, s machine.Server) error {
 	_, gate, err := setUpLogging(s.Debug)
@@ -90,7 +96,7 @@ func resetCluster(ctx context.Context, s machine.Server) error {
 		return err
 	}
 	defer release()
-	s.Server = "" // it begins again by itself
+	s = byItself(s)
 	at, err := openStored(s)
 	if err != nil {
 		return err

@@ -48,8 +48,8 @@ func Take(s Settings) Settings {
 
 const kept = "SKERRY_"
 
-// Never lists what is never asked through a proxy: this machine, the cluster's networks and names, and its nodes.
-func Never(networks []netip.Prefix, domain string, nodes []netip.Addr) []string {
+// Never lists what is never asked through a proxy: this machine, its addresses, and the cluster's networks and names.
+func Never(networks []netip.Prefix, domain string, own []netip.Addr) []string {
 	all := []string{"localhost", "127.0.0.0/8", "::1", ".svc"}
 	if domain != "" {
 		all = append(all, "."+domain)
@@ -57,17 +57,27 @@ func Never(networks []netip.Prefix, domain string, nodes []netip.Addr) []string 
 	for _, n := range networks {
 		all = append(all, n.String())
 	}
-	for _, n := range nodes {
+	for _, n := range own {
 		all = append(all, n.String())
 	}
 	return all
 }
 
-// Func chooses the proxy for a URL; nil when there is none at all.
-func (s Settings) Func(never []string) func(*url.URL) (*url.URL, error) {
+// Func chooses the proxy for a URL; nil when there is none at all. others gives the addresses of other nodes as they are known at
+// the time; it is asked about addresses alone, and may be nil.
+func (s Settings) Func(never []string, others func() []netip.Addr) func(*url.URL) (*url.URL, error) {
 	if s.HTTP == "" && s.HTTPS == "" {
 		return nil
 	}
 	no := strings.Join(append(slices.Clone(never), s.No), ",")
-	return (&httpproxy.Config{HTTPProxy: s.HTTP, HTTPSProxy: s.HTTPS, NoProxy: strings.Trim(no, ",")}).ProxyFunc()
+	choose := (&httpproxy.Config{HTTPProxy: s.HTTP, HTTPSProxy: s.HTTPS, NoProxy: strings.Trim(no, ",")}).ProxyFunc()
+	return func(u *url.URL) (*url.URL, error) {
+		proxy, err := choose(u)
+		if proxy != nil && others != nil {
+			if ip, aerr := netip.ParseAddr(u.Hostname()); aerr == nil && slices.Contains(others(), ip.Unmap()) {
+				return nil, nil
+			}
+		}
+		return proxy, err
+	}
 }

@@ -34,9 +34,12 @@ func TestTake(t *testing.T) {
 
 func TestWhatGoesThroughTheProxy(t *testing.T) {
 	never := Never([]netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:43::/112")}, "cluster.local", []netip.Addr{netip.MustParseAddr("192.0.2.7")})
-	f := Settings{HTTPS: "http://proxy:3128", No: "direct.example.org"}.Func(never)
+	f := Settings{HTTPS: "http://proxy:3128", No: "direct.example.org"}.Func(never, func() []netip.Addr {
+		return []netip.Addr{netip.MustParseAddr("192.0.2.8"), netip.MustParseAddr("2001:db8::8")}
+	})
 	for address, through := range map[string]bool{
-		"https://registry.example.org/v2/": true, "https://192.0.2.8/": true, "https://direct.example.org/": false,
+		"https://registry.example.org/v2/": true, "https://192.0.2.9/": true,
+		"https://192.0.2.8:5000/": false, "https://[2001:db8::8]/": false, "https://[2001:db8::9]/": true, "https://direct.example.org/": false,
 		"https://10.42.3.4:5000/": false, "https://[fd00:43::7]/": false, "https://registry.kube-system.svc.cluster.local/": false,
 		"https://registry.kube-system.svc/": false, "https://192.0.2.7:6443/": false, "https://localhost:5000/": false, "https://127.0.0.1:9/": false,
 		"http://registry.example.org/": false,
@@ -50,7 +53,7 @@ func TestWhatGoesThroughTheProxy(t *testing.T) {
 			t.Errorf("%s: %v %v", address, p, err)
 		}
 	}
-	if (Settings{No: "x"}).Func(never) != nil {
+	if (Settings{No: "x"}).Func(never, nil) != nil {
 		t.Error("no proxy is a proxy")
 	}
 }

@@ -34,6 +34,7 @@ type StoredConfig struct {
 	Settings machine.Server
 	NodeName string
 	NodeIP   netip.Addr
+	Nodes    func() []netip.Addr   // of the cluster; may be nil
 	Tell     func(datastore.Event) // gets what an operator should see; may be nil
 }
 
@@ -78,7 +79,7 @@ func OpenStored(c StoredConfig) (*Stored, error) {
 			Endpoint: s.S3Endpoint, EndpointCA: s.S3EndpointCA, SkipSSLVerify: s.S3SkipSSLVerify, Insecure: s.S3Insecure,
 			AccessKey: s.S3AccessKey, SecretKey: s.S3SecretKey, SessionToken: s.S3SessionToken,
 			Bucket: s.S3Bucket, Lookup: s.S3BucketLookupType, Region: s.S3Region, Folder: s.S3Folder, Proxy: s.S3Proxy,
-			Proxies: outbound.Settings{HTTP: s.HTTPProxy, HTTPS: s.HTTPSProxy, No: s.NoProxy}.Func(never),
+			Proxies: outbound.Settings{HTTP: s.HTTPProxy, HTTPS: s.HTTPSProxy, No: s.NoProxy}.Func(never, c.Nodes),
 			Timeout: timeout, Retention: s.S3Retention,
 		}
 	}

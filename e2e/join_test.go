@@ -105,7 +105,7 @@ func TestNodesJoin(t *testing.T) {
 		n.Ready()
 		m := w.Node("a4")
 		code, out := m.Skerryd("agent", "--data-dir", m.DataDir(), "--node-name", m.Name, "--server", s.URL(), "--token", once)
-		if code == 0 || !strings.Contains(out, "the token is not this cluster's") {
+		if code == 0 || !strings.Contains(out, "another has used it") {
 			t.Errorf("a single-use token, a second time: %d %s", code, out)
 		}
 		n.Stop()
@@ -180,10 +180,11 @@ func TestNodesRenewAndMove(t *testing.T) {
 	s.ReadyInAPI(s, a, off)
 }
 
-// The address of the only server changes while it runs. Agents were given a name that leads to it.
+// The address of the only server changes while it runs. One agent was given a name that leads to it, another the address that it
+// had: that one looks around.
 func TestNodesServerMoves(t *testing.T) {
 	w := newWire(t)
-	s, a := w.Node("s1"), w.Node("a1")
+	s, a, byIP := w.Node("s1"), w.Node("a1"), w.Node("a2")
 	hosts := filepath.Join(a.Dir, "hosts")
 	lead := func() {
 		t.Helper()
@@ -199,11 +200,14 @@ func TestNodesServerMoves(t *testing.T) {
 	s.Ready()
 	a.Start("agent", "--server", "https://api.test:6443", "--token", s.Token())
 	a.Ready()
-	s.SetIP(netip.MustParseAddr("10.98.9.9"))
+	byIP.Start("agent", "--server", s.URL(), "--token", s.Token())
+	byIP.Ready()
+	s.SetIP(netip.MustParseAddr("10.98.0.99"))
 	lead()
 	says(s, "this machine's address has changed; starting again")
-	s.Becomes("10.98.9.9", "get", "node", "s1", "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
-	s.Becomes("10.98.9.9", "get", "endpointslice", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}")
-	says(a, "10.98.9.9:6443")
-	s.ReadyInAPI(s, a)
+	s.Becomes("10.98.0.99", "get", "node", "s1", "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+	s.Becomes("10.98.0.99", "get", "endpointslice", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}")
+	says(a, "10.98.0.99:6443")
+	says(byIP, "10.98.0.99:6443")
+	s.ReadyInAPI(s, a, byIP)
 }

@@ -104,9 +104,13 @@ func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([
 	if err != nil {
 		return nil, err
 	}
+	_, port, err := net.SplitHostPort(fixed)
+	if err != nil {
+		return nil, err
+	}
 	servers, err := balance.New(balance.Config{
 		File: filepath.Join(a.DataDir, "agent", "servers.json"), Fixed: []string{fixed}, Known: state.Servers,
-		Check: balance.Ready(files.ServerCA, "kubernetes.default.svc"),
+		Check: balance.Ready(files.ServerCA, "kubernetes.default.svc"), Search: balance.Neighbours(port),
 	})
 	if err != nil {
 		return nil, err

@@ -154,6 +154,8 @@ func newTokenListCmd() *cobra.Command {
 					use = t.Node + ", which has"
 				case t.Node != "":
 					use = t.Node
+				case t.Spent != nil:
+					use = "once, used at " + t.Spent.Format(time.RFC3339)
 				case t.SingleUse:
 					use = "once"
 				}

@@ -42,6 +42,8 @@ type Config struct {
 	// Known gives the shared settings as this version reads them: those it does not know are gone, those that are missing are there.
 	// A server of another version is then no reason to start anew. nil: they are taken as they come.
 	Known func(shared map[string]any) (map[string]any, error)
+
+	keys map[string]pki.NodeKey // the same in each attempt of a join, so that a server knows whose answer got lost
 }
 
 // State is what a node was given. It is one file, so that it is there whole or not at all.
@@ -159,6 +161,9 @@ func Ensure(ctx context.Context, c Config) (*State, error) {
 		if t, err = token.Parse(c.Token); err != nil {
 			return nil, err
 		}
+		if c.keys, err = pki.NewNodeKeys(); err != nil {
+			return nil, err
+		}
 	}
 	said := ""
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
@@ -223,9 +228,11 @@ func (c Config) ask(ctx context.Context, addr string, s *State, t token.Token) (
 	if err != nil {
 		return nil, err
 	}
-	keys, err := pki.NewNodeKeys()
-	if err != nil {
-		return nil, err
+	keys := c.keys
+	if keys == nil {
+		if keys, err = pki.NewNodeKeys(); err != nil {
+			return nil, err
+		}
 	}
 	r := join.Request{Node: c.NodeName, Machine: c.Machine, Addresses: texts(ips), Time: time.Now(), Keys: map[string][]byte{}}
 	for use, k := range keys {

@@ -18,7 +18,7 @@ import (
 func (b *bench) restart() {
 	b.t.Helper()
 	start(b.t, b.cfg.DataDir)
-	if !b.register(b.t.Context(), b.client) {
+	if ok, _ := b.register(b.t.Context(), b.client); !ok {
 		b.t.Fatal("not registered")
 	}
 	if again, err := b.followAuthorities(b.t.Context(), b.client); again || err != nil {
@@ -47,7 +47,7 @@ func (b *bench) keeps(c enrol.Config, s *enrol.State) string {
 func TestAuthoritiesRotate(t *testing.T) {
 	b := newBench(t, 0, nil)
 	ctx := t.Context()
-	if !b.register(ctx, b.client) {
+	if ok, _ := b.register(ctx, b.client); !ok {
 		t.Fatal("not registered")
 	}
 	oldToken := b.pinned(own)

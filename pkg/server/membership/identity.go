@@ -143,6 +143,17 @@ func (m *Members) claim(ctx context.Context, client kubernetes.Interface, c join
 		if rec.Removed && c.Secret == nil {
 			return false, errRemoved(r.Node)
 		}
+		if !fresh && !rec.Removed && c.Secret != nil && rec.Machine.ID == r.Machine.ID && rec.Machine.Description != r.Machine.Description {
+			// A machine that comes again with a new disk is not alive, or will not be in a minute.
+			is, err := isAlive(ctx, client, r.Node)
+			if err != nil {
+				return false, err
+			}
+			if is {
+				return false, refuse(http.StatusConflict, true, "node %s is alive: machine %s; this machine, %s, has the same id and is a copy of it: "+
+					"remove /etc/machine-id, and give it another --node-name", r.Node, describe(rec.Machine), describe(r.Machine))
+			}
+		}
 		if fresh || rec.Removed || rec.Machine.ID == r.Machine.ID {
 			known := !fresh && !rec.Removed
 			same := known && rec.Machine == r.Machine && rec.Pending == nil && rec.Authority == authority
@@ -179,6 +190,28 @@ func (m *Members) claim(ctx context.Context, client kubernetes.Interface, c join
 
 func errRemoved(node string) error {
 	return refuse(http.StatusForbidden, false, "node %s was removed from the cluster; to take it in again, delete agent/join.json in its data folder and give it a token", node)
+}
+
+// errServerRemoved ends a server that was removed. It has the cluster's keys, and stays away because it is told to.
+func errServerRemoved(node string) error {
+	return fmt.Errorf("node %s was removed from the cluster; to take it in again, remove server and agent from its data folder, and start it with --server and a token", node)
+}
+
+// othersAlive says whether the cluster has another server that works.
+func othersAlive(ctx context.Context, client kubernetes.Interface, self string) (bool, error) {
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: "node-role.kubernetes.io/control-plane"})
+	if err != nil {
+		return false, err
+	}
+	for _, n := range nodes.Items {
+		if n.Name == self {
+			continue
+		}
+		if is, err := isAlive(ctx, client, n.Name); err != nil || is {
+			return is, err
+		}
+	}
+	return false, nil
 }
 
 // describe names a machine so that a person finds it.

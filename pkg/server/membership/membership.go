@@ -166,6 +166,9 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 		if err := m.stored(ctx, client, c.Secret.ID); err != nil {
 			return nil, err
 		}
+		if err := unspent(ctx, client, c.Secret.ID, r); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.claim(ctx, client, c, r); err != nil {
 		return nil, err
@@ -181,9 +184,9 @@ func (m *Members) admit(ctx context.Context, c join.Caller, r join.Request) (*jo
 	} else if a.Certificates, err = m.cfg.Files.SignNode(time.Now(), m.cfg.Lifetime, r.Node, ips, r.Keys); err != nil {
 		return nil, refuse(http.StatusBadRequest, false, "%v", err)
 	}
-	// A single-use token is spent when all else is well, and by one: who comes second finds it gone.
+	// A single-use token is spent when all else is well, and by one.
 	if c.Secret != nil {
-		if err := spend(ctx, client, c.Secret.ID, r.Machine.ID); err != nil {
+		if err := spend(ctx, client, c.Secret.ID, r); err != nil {
 			return nil, err
 		}
 	}

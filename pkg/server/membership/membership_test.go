@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +39,7 @@ type bench struct {
 	t      *testing.T
 	client kubernetes.Interface
 	addr   string
+	lose   atomic.Int32 // so many answers get lost
 }
 
 func newBench(t *testing.T, lifetime time.Duration, change func(*Config)) *bench {
@@ -56,7 +59,14 @@ func newBench(t *testing.T, lifetime time.Duration, change func(*Config)) *bench
 		pair, err := tls.LoadX509KeyPair(files.APIServerPair, files.APIServerPair)
 		return &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13}, err
 	}
-	s := httptest.NewUnstartedServer(b.Handler())
+	handler := b.Handler()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if b.lose.Add(-1) >= 0 {
+			handler.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
+		}
+		handler.ServeHTTP(w, r)
+	}))
 	s.TLS = &tls.Config{GetConfigForClient: show}
 	s.StartTLS()
 	t.Cleanup(s.Close)
@@ -172,13 +182,119 @@ func TestOtherTokensDoNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.joins(b.node("n", "m", once.Secret))
-	want(t, b.refused(b.node("o", "o", once.Secret)), "the token is not this cluster's")
+	want(t, b.refused(b.node("o", "o", once.Secret)), "was for one node and another has used it")
+	want(t, b.refused(b.node("n", "m", once.Secret)), "was for one node and another has used it") // the same machine, says who has the token
+	if all, err := Records(t.Context(), b.client); err != nil || len(all) != 1 {
+		t.Errorf("a used token has left its mark: %+v %v", all, err)
+	}
 	if err := DeleteToken(t.Context(), b.client, old.Secret); err != nil {
 		t.Error(err)
 	}
 	if err := DeleteToken(t.Context(), b.client, old.ID); err == nil {
 		t.Error("a token was deleted twice")
 	}
+}
+
+// An answer may get lost: the node that it was for asks again with the same key, and is let in, whichever kind its token is. Nobody
+// else is by that, and it is not when it comes too late.
+func TestALostAnswer(t *testing.T) {
+	b := newBench(t, 0, nil)
+	made := func(t0 Token) string {
+		made, err := CreateToken(t.Context(), b.client, t0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.Secret
+	}
+	for name, secret := range map[string]string{"own": own, "agents": "a-token-for-agents", "made": made(Token{}), "once": made(Token{SingleUse: true}), "node": made(Token{Node: "n-node"})} {
+		b.lose.Store(2)
+		c := b.node("n-"+name, "m-"+name, secret)
+		tries := 0
+		c.Tell = func(string) { tries++ }
+		b.joins(c)
+		if tries != 2 {
+			t.Errorf("%s: joined after %d lost answers", name, tries)
+		}
+		events, err := b.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(events.Items) != 0 {
+			t.Errorf("%s: %v, %v", name, events.Items, err)
+		}
+	}
+	secret := made(Token{SingleUse: true})
+	c := b.node("late", "m-late", secret)
+	b.lose.Store(1)
+	c.Tell = func(string) {
+		s, err := b.client.CoreV1().Secrets(kubeSystem).Get(t.Context(), madePrefix+secret[:6], metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Data[keySpent] = []byte(time.Now().Add(-2 * lostAnswer).UTC().Format(timeLayout))
+		if _, err := b.client.CoreV1().Secrets(kubeSystem).Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := enrol.Ensure(t.Context(), c); err == nil || !strings.Contains(err.Error(), "another has used it") {
+		t.Errorf("much later: %v", err)
+	}
+	all, err := ListTokens(t.Context(), b.client, time.Now().Add(kept+time.Hour))
+	if err != nil || slices.ContainsFunc(all, func(t Token) bool { return t.SingleUse }) {
+		t.Errorf("used tokens are kept for good: %+v %v", all, err)
+	}
+}
+
+// A server that was removed does not come back by itself, neither while it runs nor when it starts again; with a token it does. One
+// that is alone stays: nobody could take it in.
+func TestARemovedServer(t *testing.T) {
+	b := newBench(t, 0, func(c *Config) { c.Alone = "" })
+	register := func(what string, ok bool) {
+		t.Helper()
+		if done, err := b.register(t.Context(), b.client); done != ok || (err == nil) != ok {
+			t.Errorf("%s: %v, %v", what, done, err)
+		}
+	}
+	register("at first", true)
+	if err := RemoveNode(t.Context(), b.client, "s1"); err != nil {
+		t.Fatal(err)
+	}
+	register("alone", true)
+	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "s2", Labels: map[string]string{"node-role.kubernetes.io/control-plane": "true"}}}
+	if _, err := b.client.CoreV1().Nodes().Create(t.Context(), other, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveNode(t.Context(), b.client, "s1"); err != nil {
+		t.Fatal(err)
+	}
+	b.heardOf("s2", time.Now())
+	register("with another server", false)
+	if all, err := Records(t.Context(), b.client); err != nil || len(all) != 1 || !all[0].Removed {
+		t.Errorf("the record: %+v, %v", all, err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- b.Service().Run(t.Context(), func() {}) }()
+	select {
+	case err := <-ended:
+		want(t, fmt.Sprint(err), "s1 was removed", "--server")
+	case <-time.After(time.Minute):
+		t.Fatal("it runs on")
+	}
+	c := b.node("s1", "machine-s1", own)
+	if err := enrol.JoinServer(t.Context(), c, func(map[string]any) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	register("after it joined again", true)
+}
+
+// A copy of a machine that is alive has its id, too.
+func TestACopyOfAMachine(t *testing.T) {
+	b := newBench(t, 0, nil)
+	b.joins(b.node("n", "same", own))
+	b.heardOf("n", time.Now())
+	c := b.node("n", "same", own)
+	c.Machine.Description = "at another address"
+	want(t, b.refused(c), "node n is alive", "at its address", "at another address", "/etc/machine-id")
+	b.joins(b.node("n", "same", own)) // with a new disk
+	b.heardOf("n", time.Now().Add(-time.Hour))
+	b.joins(c) // it was moved
 }
 
 // An unreachable server, a clock that is wrong: waiting may help, and the message says what to do.
@@ -271,14 +387,20 @@ func TestANameBelongsToAMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.joins(b.node("n", "third", own))
+	events, err = b.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+	if err != nil || !slices.ContainsFunc(events.Items, func(e corev1.Event) bool {
+		return e.Reason == "NodeReplaced" && strings.Contains(e.Message, "third") && strings.Contains(e.Message, "first")
+	}) {
+		t.Errorf("events: %v %v", events, err)
+	}
 	want(t, b.refused(b.node("n", "first", own)), "third", "skerryd node approve n")
 	if _, err := ApproveNode(t.Context(), b.client, "nobody"); err == nil {
 		t.Error("a node that never joined was approved")
 	}
 	b.cfg.Replace = Always
 	b.joins(b.node("n", "fourth", own))
-	if !b.register(t.Context(), b.client) {
-		t.Fatal("the server has no entry")
+	if ok, err := b.register(t.Context(), b.client); !ok {
+		t.Fatal("the server has no entry", err)
 	}
 	b.heardOf("s1", time.Now())
 	want(t, b.refused(b.node("s1", "first", own)), "machine-s1, which is alive")

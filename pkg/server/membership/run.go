@@ -33,8 +33,10 @@ func (m *Members) Service() supervise.Service {
 		var looked time.Time
 		for {
 			wait := time.Second // the namespace may not be there yet
-			if !registered {
-				registered = m.register(ctx, client)
+			if !registered || m.Removed(m.cfg.NodeName) {
+				if registered, err = m.register(ctx, client); err != nil {
+					return err
+				}
 			}
 			if !seeded {
 				seeded = m.storePending(ctx, client)
@@ -62,14 +64,22 @@ func (m *Members) Service() supervise.Service {
 	}}
 }
 
-// register keeps the name of this server's node from others.
-func (m *Members) register(ctx context.Context, client kubernetes.Interface) bool {
+// register keeps the name of this server's node from others. A server that was removed is told so by an error; one that is alone
+// goes on, because nobody else could take it in.
+func (m *Members) register(ctx context.Context, client kubernetes.Interface) (done bool, err error) {
 	authority, err := m.authority()
 	if err != nil {
 		slog.Error("this server's entry", "err", err)
-		return false
+		return false, nil
 	}
+	removed := false
 	err = change(ctx, client, m.cfg.NodeName, func(r *Record, fresh bool) (bool, error) {
+		if r.Removed {
+			var err error
+			if removed, err = othersAlive(ctx, client, m.cfg.NodeName); err != nil || removed {
+				return false, err
+			}
+		}
 		if !fresh && r.Machine == m.cfg.Machine && !r.Removed {
 			changed := r.Authority != authority
 			r.Authority = authority
@@ -81,10 +91,13 @@ func (m *Members) register(ctx context.Context, client kubernetes.Interface) boo
 		*r = Record{Machine: join.Machine{ID: m.cfg.Machine.ID, Description: m.cfg.Machine.Description}, Joined: time.Now().UTC().Format(timeLayout), Authority: authority}
 		return true, nil
 	})
+	if removed {
+		return false, errServerRemoved(m.cfg.NodeName)
+	}
 	if err != nil && ctx.Err() == nil {
 		slog.Debug("this server's entry", "err", err)
 	}
-	return err == nil
+	return err == nil, nil
 }
 
 // followToken writes a rotated token into this server's files.

@@ -2,6 +2,8 @@ package membership
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"slices"
@@ -14,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/skerry-os/skerry/pkg/join"
+	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/token"
 )
 
@@ -24,6 +27,9 @@ const (
 	madeType     = corev1.SecretType("bootstrap.kubernetes.io/token") // as kubeadm and K3s have it
 	kept         = 7 * 24 * time.Hour                                 // an expired token is remembered, for a better answer than "unknown"
 	onceKey      = "skerry-single-use"
+	keySpent     = "skerry-spent"    // when one for a single use was used
+	keySpentBy   = "skerry-spent-by" // digest of the public key of the node that used it
+	lostAnswer   = 10 * time.Minute  // for so long that node may ask again
 	previousID   = "previous server"
 	timeLayout   = time.RFC3339
 	kubeSystem   = metav1.NamespaceSystem
@@ -46,6 +52,7 @@ type Token struct {
 	Description string     `json:"description,omitempty"`
 	Expires     *time.Time `json:"expires,omitempty"`
 	SingleUse   bool       `json:"singleUse,omitempty"`
+	Spent       *time.Time `json:"spent,omitempty"`   // when it was used, if it is for a single use
 	Node        string     `json:"node,omitempty"`    // the only one that may join with it
 	Server      bool       `json:"server,omitempty"`  // that node may be a server
 	Machine     string     `json:"machine,omitempty"` // the one that has joined with it, if it is for a node
@@ -54,7 +61,7 @@ type Token struct {
 // Expired says whether it no longer opens anything.
 func (t Token) Expired(now time.Time) bool { return t.Expires != nil && now.After(*t.Expires) }
 
-// ListTokens reads the made tokens. Those that expired long ago are removed.
+// ListTokens reads the made tokens. Those that expired or were used up long ago are removed.
 func ListTokens(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Token, error) {
 	list, err := client.CoreV1().Secrets(kubeSystem).List(ctx, metav1.ListOptions{FieldSelector: "type=" + string(madeType)})
 	if err != nil {
@@ -78,7 +85,10 @@ func ListTokens(ctx context.Context, client kubernetes.Interface, now time.Time)
 			}
 			t.Expires = &until
 		}
-		if t.Expired(now.Add(-kept)) {
+		if at, err := time.Parse(timeLayout, string(s.Data[keySpent])); err == nil {
+			t.Spent = &at
+		}
+		if t.Expired(now.Add(-kept)) || t.Spent != nil && now.Sub(*t.Spent) > kept {
 			err := client.CoreV1().Secrets(kubeSystem).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
 			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 				return nil, err
@@ -216,28 +226,61 @@ func readSecrets(ctx context.Context, client kubernetes.Interface, now time.Time
 	return out, err
 }
 
-// spend uses a token up. One for a single use is removed. One for a node stays: the name is a machine's as soon as that has joined
-// (see claim), so the token opens nothing for any other, and the machine may come again if the answer got lost on its way, or
-// another that a person approves for the name, with the same card.
-func spend(ctx context.Context, client kubernetes.Interface, id, machine string) error {
+// spend uses a token up. One for a single use is good for the key that it was used for, for some minutes more: the answer may get
+// lost on its way. One for a node stays: the name is a machine's as soon as that has joined (see claim), so the token opens nothing
+// for any other, and the machine may come again, or another that a person approves for the name, with the same card.
+func spend(ctx context.Context, client kubernetes.Interface, id string, r join.Request) error {
 	api := client.CoreV1().Secrets(kubeSystem)
-	s, err := api.Get(ctx, madePrefix+id, metav1.GetOptions{})
-	if err == nil && len(s.Data[keyNode]) > 0 {
-		s.Data[keyMachine] = []byte(machine)
-		_, err = api.Update(ctx, s, metav1.UpdateOptions{})
+	for {
+		s, err := api.Get(ctx, madePrefix+id, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err) && (id == serverToken || id == previousID || id == "agent"):
+			return nil
+		case apierrors.IsNotFound(err):
+			return errSpent(id)
+		case err != nil:
+			return err
+		case len(s.Data[keyNode]) > 0:
+			s.Data[keyMachine] = []byte(r.Machine.ID)
+		case string(s.Data[onceKey]) != "true":
+			return nil
+		case len(s.Data[keySpent]) > 0:
+			return again(s, r)
+		default:
+			s.Data[keySpent], s.Data[keySpentBy] = []byte(time.Now().UTC().Format(timeLayout)), []byte(keyOf(r))
+		}
+		if _, err = api.Update(ctx, s, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
+			return err
+		}
+	}
+}
+
+// unspent refuses a token that another has used up, before anything is done for who shows it.
+func unspent(ctx context.Context, client kubernetes.Interface, id string, r join.Request) error {
+	s, err := client.CoreV1().Secrets(kubeSystem).Get(ctx, madePrefix+id, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && len(s.Data[keySpent]) == 0 {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	if apierrors.IsNotFound(err) && (id == serverToken || id == previousID || id == "agent") {
+	return again(s, r)
+}
+
+func again(s *corev1.Secret, r join.Request) error {
+	at, err := time.Parse(timeLayout, string(s.Data[keySpent]))
+	if err == nil && time.Since(at) < lostAnswer && string(s.Data[keySpentBy]) == keyOf(r) {
 		return nil
 	}
-	if err == nil && string(s.Data[onceKey]) != "true" {
-		return nil
-	}
-	if err == nil {
-		err = api.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
-	}
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return refuse(http.StatusUnauthorized, false, "the token %s was for one node and another has used it; make another with skerryd token create", id)
-	}
-	return err
+	return errSpent(string(s.Data[keyID]))
+}
+
+func errSpent(id string) error {
+	return refuse(http.StatusUnauthorized, false, "the token %s was for one node and another has used it; make another with skerryd token create", id)
+}
+
+// keyOf names the key that a node asks a certificate for: who does not have it gains nothing by asking again.
+func keyOf(r join.Request) string {
+	sum := sha256.Sum256(r.Keys[pki.KubeletClient])
+	return hex.EncodeToString(sum[:])
 }

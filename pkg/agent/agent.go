@@ -128,7 +128,7 @@ func (l *layout) cniReadDir() string {
 	return l.cniConfDir()
 }
 
-func (l *layout) certsDir() string     { return filepath.Join(l.data, "certs.d") }
+func (l *layout) certsDir() string     { return filepath.Join(l.run, "certs.d") } // made at every start, on a full disk too
 func (l *layout) cniBinDir() string    { return filepath.Join(l.Libexec, "cni") }
 func (l *layout) policySocket() string { return filepath.Join(l.run, "policy.sock") }
 func (l *layout) cniConf() string      { return filepath.Join(l.cniConfDir(), "10-skerry.conflist") }

@@ -111,7 +111,7 @@ func (s *sqliteStore) runOnce(ctx context.Context, ready func()) (err error) {
 		return err
 	}
 	h := newHealth(s.Config)
-	syncer.observe = h.synced
+	syncer.observe = h.Synced
 	lost, stopSyncer := syncer.start()
 	defer stopSyncer()
 

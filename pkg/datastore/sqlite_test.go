@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -299,5 +300,38 @@ func TestOlderFile(t *testing.T) {
 	var mode int
 	if err := db.QueryRow("PRAGMA auto_vacuum").Scan(&mode); err != nil || mode != 2 {
 		t.Errorf("auto_vacuum is %d, %v", mode, err)
+	}
+}
+
+// A file that a running server found damaged is replaced at the next start, without being looked at again.
+func TestMarkedDamaged(t *testing.T) {
+	snapshot := filepath.Join(t.TempDir(), "snapshot")
+	var told []string
+	c := Config{Dir: t.TempDir(), Tell: func(e Event) { told = append(told, e.Reason) },
+		Recover: func(_ context.Context, restore func(file string) error) (string, error) {
+			return "the-newest", restore(snapshot)
+		}}
+	client, stop := running(t, c)
+	create(t, client, "/registry/a", "one")
+	if _, err := open(t, c).Snapshot(t.Context(), snapshot); err != nil {
+		t.Fatal(err)
+	}
+	create(t, client, "/registry/b", "two")
+	stop()
+	if err := c.markDamaged(); err != nil {
+		t.Fatal(err)
+	}
+	client, stop = running(t, c)
+	defer stop()
+	if c.markedDamaged() || !slices.Contains(told, ReasonRestored) {
+		t.Errorf("marked %v, told %q", c.markedDamaged(), told)
+	}
+	for key, there := range map[string]int{"/registry/a": 1, "/registry/b": 0} {
+		if r, err := client.Get(t.Context(), key); err != nil || len(r.Kvs) != there {
+			t.Errorf("%s: %v, %v", key, r, err)
+		}
+	}
+	if kept, _ := filepath.Glob(c.File() + ".before-*"); len(kept) == 0 {
+		t.Error("the damaged file is gone")
 	}
 }

@@ -39,6 +39,7 @@ type apiServer struct {
 	cfg     Config
 	options *options.ServerRunOptions
 	config  *app.Config // made by prepare
+	runs    atomic.Bool // and closes the listener
 	specs   atomic.Pointer[specs]
 	extend  func(*genericapiserver.GenericAPIServer) error // adds API groups; may be nil
 }
@@ -114,7 +115,11 @@ func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 		}
 		listener = newMerged(listener, local)
 	}
-	defer listener.Close() //nolint:errcheck // closed by the server in the good case
+	defer func() {
+		if !a.runs.Load() { // or the server ends the process, when it takes longer to stop than it may
+			_ = listener.Close()
+		}
+	}()
 	a.options.SecureServing.Listener = listener
 
 	// How often it looks whether the file has changed; a rotation of keys waits for that three times.
@@ -135,6 +140,7 @@ func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 }
 
 func (a *apiServer) run(ctx context.Context, ready func()) error {
+	a.runs.Store(true)
 	config := a.config
 	a.tune(config)
 	generic := config.KubeAPIs.ControlPlane.Generic

@@ -26,59 +26,118 @@ const (
 	// quota is how large etcd's file may become; past it, etcd takes nothing but deletions. etcd's own advice for the most.
 	quota = 8 << 30
 
+	diskEvery   = time.Second // it may fill fast
 	alarmsEvery = 10 * time.Second
 	defragEvery = 5 * time.Minute // it holds the member up for seconds
 	defragLimit = 2 * time.Minute
 )
 
-// watchAlarms tells of this member's alarms until ctx ends. When the file has reached its quota and there is room in it again,
-// because objects were deleted and compacted, it gives the room back and ends the alarm.
-func (s *Store) watchAlarms(ctx context.Context, e *embed.Etcd) {
-	tick := time.NewTicker(alarmsEvery / time.Duration(max(1, s.hurry)))
+// watch looks after the disk and this member's alarms until ctx ends.
+func (s *Store) watch(ctx context.Context, e *embed.Etcd) {
+	hurry := time.Duration(max(1, s.hurry))
+	disk, tick := time.NewTicker(diskEvery/hurry), time.NewTicker(alarmsEvery/hurry)
+	defer disk.Stop()
 	defer tick.Stop()
-	told := map[etcdserverpb.AlarmType]bool{}
-	var large bool
-	var tried time.Time
+	w := watcher{Store: s, e: e}
 	for {
 		select {
+		case <-disk.C:
+			if w.full = s.disk.Look(false); w.full || w.refused {
+				w.refuse(ctx, w.full)
+			}
 		case <-tick.C:
+			w.alarms(ctx)
 		case <-ctx.Done():
 			return
 		}
-		now := map[etcdserverpb.AlarmType]bool{}
-		for _, a := range e.Server.Alarms() {
-			if a.MemberID == uint64(e.Server.MemberID()) {
-				now[a.Alarm] = true
-			}
-		}
-		if now[etcdserverpb.AlarmType_CORRUPT] && !told[etcdserverpb.AlarmType_CORRUPT] {
-			s.tell(true, ReasonCorrupted, "etcd: this server's data differs from the others'; stop it, remove server/db/etcd from its data folder, and let it join again")
-		}
-		if now[etcdserverpb.AlarmType_NOSPACE] && !told[etcdserverpb.AlarmType_NOSPACE] {
-			s.tell(true, ReasonNoSpace, fmt.Sprintf("etcd: its file has %d MiB, all that it may have; only deletions are taken until there is room: find out what fills it (kubectl get --raw /metrics, apiserver_resource_objects) and delete that",
-				s.quota()>>20))
-		}
-		told = now
-		if now[etcdserverpb.AlarmType_NOSPACE] {
-			recount(e)
-		}
-		size, used := e.Server.Backend().Size(), e.Server.Backend().SizeInUse()
-		if big := size > s.quota()/10*8; big != large {
-			if large = big; big && !now[etcdserverpb.AlarmType_NOSPACE] {
-				s.tell(true, datastore.ReasonLarge, fmt.Sprintf("etcd: its file has %d of the %d MiB that it may have", size>>20, s.quota()>>20))
-			}
-		}
-		if now[etcdserverpb.AlarmType_NOSPACE] && used < s.quota()/10*8 && time.Since(tried) > defragEvery {
-			tried = time.Now()
-			if err := s.makeRoom(ctx, e); err != nil {
-				if ctx.Err() == nil {
-					slog.Warn("etcd: making room; trying again", "err", err)
-				}
-				continue
-			}
-			s.tell(false, ReasonSpace, fmt.Sprintf("etcd: there is room again, %d MiB are in use", used>>20))
+	}
+}
+
+// watcher is what watch remembers.
+type watcher struct {
+	*Store
+	e       *embed.Etcd
+	full    bool // the disk
+	refused bool // because of it, nothing is taken
+	said    string
+	told    map[etcdserverpb.AlarmType]bool
+	large   bool
+	tried   time.Time // to shrink the file
+}
+
+// on are the alarms of this member.
+func (w *watcher) on() map[etcdserverpb.AlarmType]bool {
+	now := map[etcdserverpb.AlarmType]bool{}
+	for _, a := range w.e.Server.Alarms() {
+		if a.MemberID == uint64(w.e.Server.MemberID()) {
+			now[a.Alarm] = true
 		}
 	}
+	return now
+}
+
+// refuse has etcd take nothing but deletions while the disk is full, as it does by itself when its file has all that it may have. The
+// members agree on it: what one cannot store, none may.
+func (w *watcher) refuse(ctx context.Context, full bool) {
+	if w.on()[etcdserverpb.AlarmType_NOSPACE] == full {
+		w.refused = full
+		return
+	}
+	action := etcdserverpb.AlarmRequest_DEACTIVATE
+	if full {
+		action = etcdserverpb.AlarmRequest_ACTIVATE
+	}
+	ctx, cancel := context.WithTimeout(ctx, alarmsEvery)
+	defer cancel()
+	_, err := w.e.Server.Alarm(ctx, &etcdserverpb.AlarmRequest{Action: action, MemberID: uint64(w.e.Server.MemberID()), Alarm: etcdserverpb.AlarmType_NOSPACE})
+	if err == nil {
+		w.refused = full
+	} else if err.Error() != w.said {
+		w.said = err.Error()
+		slog.Warn("etcd: telling the others how full the disk is; trying again", "full", full, "err", err)
+	}
+}
+
+// alarms tells of this member's alarms. When the file has reached its quota and there is room in it again, because objects were
+// deleted and compacted, it gives the room back and ends the alarm.
+func (w *watcher) alarms(ctx context.Context) {
+	now := w.on()
+	size, used := w.e.Server.Backend().Size(), w.e.Server.Backend().SizeInUse()
+	datastore.ObserveSize(datastore.Etcd, size)
+	noSpace := now[etcdserverpb.AlarmType_NOSPACE] && !w.full && !w.refused // because of the file, not of the disk
+	if noSpace && size < w.quota()/2 {
+		w.refuse(ctx, false) // the disk was full before this start
+		noSpace = false
+	}
+	if now[etcdserverpb.AlarmType_CORRUPT] && !w.told[etcdserverpb.AlarmType_CORRUPT] {
+		w.tell(true, ReasonCorrupted, "etcd: this server's data differs from the others'; stop it, remove server/db/etcd from its data folder, and let it join again")
+	}
+	if noSpace && !w.told[etcdserverpb.AlarmType_NOSPACE] {
+		w.tell(true, ReasonNoSpace, fmt.Sprintf("etcd: its file has %d MiB, all that it may have; only deletions are taken until there is room: find out what fills it (kubectl get --raw /metrics, apiserver_resource_objects) and delete that",
+			w.quota()>>20))
+	}
+	now[etcdserverpb.AlarmType_NOSPACE] = noSpace
+	w.told = now
+	if noSpace {
+		recount(w.e)
+		used = w.e.Server.Backend().SizeInUse()
+	}
+	if big := size > w.quota()/10*8; big != w.large {
+		if w.large = big; big && !noSpace {
+			w.tell(true, datastore.ReasonLarge, fmt.Sprintf("etcd: its file has %d of the %d MiB that it may have", size>>20, w.quota()>>20))
+		}
+	}
+	if !noSpace || used >= w.quota()/10*8 || time.Since(w.tried) <= defragEvery {
+		return
+	}
+	w.tried = time.Now()
+	if err := w.makeRoom(ctx, w.e); err != nil {
+		if ctx.Err() == nil {
+			slog.Warn("etcd: making room; trying again", "err", err)
+		}
+		return
+	}
+	w.tell(false, ReasonSpace, fmt.Sprintf("etcd: there is room again, %d MiB are in use", used>>20))
 }
 
 // recount brings etcd's figure of what is in use up to date. bbolt counts a page as free only when a later transaction has begun,

@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -34,6 +35,14 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/datastore"
+	"github.com/skerry-os/skerry/pkg/supervise"
+)
+
+// etcd's log grows by files of 64 MiB, of which it makes one ahead, at its start too; its database by less. It ends when it finds no
+// room for either, so it takes no more writes while there is room for one of each, and as much is kept back for a start.
+const (
+	reserveSize = 96 << 20
+	fullAt      = 80 << 20
 )
 
 // The ports that other servers call.
@@ -88,7 +97,9 @@ var ErrReset = errors.New("etcd: all other servers are forgotten; start without 
 type Store struct {
 	Config
 	id    atomic.Uint64
-	hurry int // looks at the alarms so many times as often, in tests
+	disk  *datastore.Disk
+	fatal chan error // why etcd cannot go on
+	hurry int        // looks at the alarms so many times as often, in tests
 }
 
 var _ datastore.Store = (*Store)(nil)
@@ -101,7 +112,9 @@ func New(c Config) *Store {
 	if c.PeerPort == 0 {
 		c.PeerPort = PeerPort
 	}
-	return &Store{Config: c}
+	s := &Store{Config: c, fatal: make(chan error, 1)}
+	s.disk = datastore.NewDisk(datastore.Config{Dir: c.Dir, Tell: c.Tell}, reserveSize, fullAt)
+	return s
 }
 
 // Exists reports whether the folder of a datastore has an etcd member.
@@ -147,6 +160,9 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return err
 	}
+	if s.disk.Await(ctx); ctx.Err() != nil {
+		return nil
+	}
 	if err := s.finishSwap(); err != nil {
 		return err
 	}
@@ -167,7 +183,32 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err != nil || e == nil {
 		return err
 	}
-	defer shut(e)
+	dead := false
+	defer func() {
+		if !dead { // one that cannot go on cannot close either
+			shut(e)
+		}
+	}()
+	err = s.serve(ctx, e, ready)
+	dead = errors.Is(err, errFatal)
+	return err
+}
+
+// errFatal is in the error of a member that etcd itself would have ended the process for.
+var errFatal = errors.New("etcd cannot go on")
+
+// ended says what becomes of a server whose member cannot go on. Where the disk is to blame, everything is started anew and waits for
+// room: a member cannot be closed that stopped in the middle of a write.
+func (s *Store) ended(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		s.disk.Look(true)
+		return fmt.Errorf("%w: %w: %w", errFatal, err, supervise.ErrAgain)
+	}
+	return fmt.Errorf("%w: %w", errFatal, err)
+}
+
+// serve waits until the member is one of the cluster's, and for its end.
+func (s *Store) serve(ctx context.Context, e *embed.Etcd, ready func()) error {
 	s.id.Store(uint64(e.Server.MemberID()))
 	if err := os.Chmod(s.socket(), 0o600); err != nil {
 		return err
@@ -180,18 +221,22 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	}
 	ready()
 	var beside sync.WaitGroup
-	defer beside.Wait()
 	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	beside.Go(func() { s.watchAlarms(watching, e) })
+	beside.Go(func() { s.watch(watching, e) })
+	var err error
 	select {
 	case <-ctx.Done():
-		return nil
-	case err := <-e.Err():
-		return s.failed(ctx, e, err)
+	case err = <-s.fatal:
+		stop() // what watches may wait for the member in vain
+		return s.ended(err)
+	case err = <-e.Err():
+		err = s.failed(ctx, e, err)
 	case <-e.Server.StopNotify():
-		return s.stopped(ctx, e)
+		err = s.stopped(ctx, e)
 	}
+	stop()
+	beside.Wait()
+	return err
 }
 
 // shut closes a member. Its Close waits for listeners that begin once the member is ready, so one that is not is stopped first.
@@ -208,7 +253,7 @@ func shut(e *embed.Etcd) {
 func (s *Store) config() (*embed.Config, error) {
 	c := embed.NewConfig()
 	c.Name, c.Dir = s.Name, s.data()
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger())
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.heard())
 	peer, err := url.Parse(s.peerURL())
 	if err != nil {
 		return nil, err
@@ -236,9 +281,12 @@ func (s *Store) config() (*embed.Config, error) {
 // start starts the member, again and again while its neighbours cannot be asked.
 func (s *Store) start(ctx context.Context, config *embed.Config) (*embed.Etcd, error) {
 	for {
-		e, err := embed.StartEtcd(config)
+		e, err := s.startOnce(config)
 		if err == nil {
 			return e, nil
+		}
+		if errors.Is(err, errFatal) {
+			return nil, err
 		}
 		if Exists(s.Dir) || config.ClusterState == embed.ClusterStateFlagNew {
 			return nil, fmt.Errorf("etcd: %w", err)
@@ -252,6 +300,25 @@ func (s *Store) start(ctx context.Context, config *embed.Config) (*embed.Etcd, e
 	}
 }
 
+// startOnce returns also where etcd would not.
+func (s *Store) startOnce(config *embed.Config) (*embed.Etcd, error) {
+	type started struct {
+		*embed.Etcd
+		err error
+	}
+	done := make(chan started, 1)
+	go func() {
+		e, err := embed.StartEtcd(config)
+		done <- started{e, err}
+	}()
+	select {
+	case now := <-done:
+		return now.Etcd, now.err
+	case err := <-s.fatal:
+		return nil, s.ended(err)
+	}
+}
+
 // awaitMember returns once the member is a full one that others can reach.
 func (s *Store) awaitMember(ctx context.Context, e *embed.Etcd) error {
 	remind := time.NewTicker(30 * time.Second)
@@ -262,6 +329,8 @@ func (s *Store) awaitMember(ctx context.Context, e *embed.Etcd) error {
 			waiting = false
 		case <-remind.C:
 			slog.Warn("etcd: waiting for the other servers: more than half of them must be up; if they are lost for good, start with --cluster-reset")
+		case err := <-s.fatal:
+			return s.ended(err)
 		case err := <-e.Err():
 			return s.failed(ctx, e, err)
 		case <-e.Server.StopNotify():

@@ -187,6 +187,8 @@ func TestCluster(t *testing.T) {
 	// The machine is replaced: a new disk, the same name and address.
 	c.end()
 	again := newServer(t, 3, a)
+	told := make(chan datastore.Event, 100)
+	again.store.Tell = func(e datastore.Event) { told <- e }
 	again.start().ready()
 	if names, err := a.store.Members(t.Context()); err != nil || len(names) != 3 {
 		t.Errorf("members with a replaced one: %v, %v", names, err)
@@ -209,6 +211,9 @@ func TestCluster(t *testing.T) {
 		again.stop = nil
 		if err == nil || !strings.Contains(err.Error(), "was removed from the cluster") {
 			t.Errorf("the removed server: %v", err)
+		}
+		if e := <-told; e.Reason != ReasonRemoved || !e.Warning {
+			t.Errorf("told: %+v", e)
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("the removed server goes on")

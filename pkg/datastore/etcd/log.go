@@ -2,7 +2,10 @@ package etcd
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/go-logr/logr"
 	"go.uber.org/zap"
@@ -15,16 +18,41 @@ func logger() *zap.Logger {
 	return zap.New(&core{log: slog.New(logr.ToSlogHandler(klog.Background()))})
 }
 
+// heard is the logger of a member, whose lines mean something to its Store: that a write took long, and that etcd cannot go on. Where
+// it cannot, etcd ends the process: here Run ends instead, and says why. What called stays where it is for as long as the process
+// lives, because it may return as little as it may go on.
+func (s *Store) heard() *zap.Logger {
+	c := &core{log: slog.New(logr.ToSlogHandler(klog.Background())), slow: s.disk.Synced}
+	return zap.New(c, zap.WithFatalHook(hook(func(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+		err := errors.New(e.Message)
+		for _, f := range fields {
+			if cause, ok := f.Interface.(error); ok {
+				err = fmt.Errorf("%s: %w", e.Message, cause)
+			}
+		}
+		select {
+		case s.fatal <- err:
+		default: // the first is the cause
+		}
+		select {}
+	})))
+}
+
+type hook func(*zapcore.CheckedEntry, []zapcore.Field)
+
+func (h hook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) { h(e, fields) }
+
 // core is a zapcore.Core on slog. etcd tells very much below warnings; only its warnings are passed on.
 type core struct {
 	log    *slog.Logger
 	fields []zapcore.Field
+	slow   func(took time.Duration) // is told of slow syncs; may be nil
 }
 
 func (c *core) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
 
 func (c *core) With(f []zapcore.Field) zapcore.Core {
-	return &core{log: c.log, fields: append(append([]zapcore.Field(nil), c.fields...), f...)}
+	return &core{log: c.log, fields: append(append([]zapcore.Field(nil), c.fields...), f...), slow: c.slow}
 }
 
 func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -38,6 +66,9 @@ func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	m := zapcore.NewMapObjectEncoder()
 	for _, f := range append(append([]zapcore.Field(nil), c.fields...), fields...) {
 		f.AddTo(m)
+	}
+	if took, ok := m.Fields["took"].(time.Duration); ok && c.slow != nil && e.Message == "slow fdatasync" {
+		c.slow(took)
 	}
 	level := slog.LevelWarn
 	if e.Level >= zapcore.ErrorLevel {

@@ -117,6 +117,8 @@ func (s *Store) promote(ctx context.Context, e *embed.Etcd) error {
 		}
 		select {
 		case <-time.After(300 * time.Millisecond):
+		case err := <-s.fatal:
+			return s.ended(err)
 		case <-e.Server.StopNotify():
 			return s.stopped(ctx, e)
 		case <-ctx.Done():

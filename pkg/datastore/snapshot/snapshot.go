@@ -5,8 +5,8 @@
 // table for SQLite, PostgreSQL and MariaDB alike, an etcd snapshot for etcd. The checksum of the data is in the description, and
 // is compared when a snapshot has been written and before anything is restored from it.
 //
-// Secrets are in it as they are in the datastore, encrypted: keep server/encryption.yaml and server/tls of a server elsewhere
-// too, or a restore on a new machine cannot read them.
+// Secrets are in it as they are in the datastore, encrypted, and so are the cluster's authorities and keys, sealed with its token
+// (pkg/server/bootstrapdata): who restores it on a new machine needs the token.
 package snapshot
 
 import (

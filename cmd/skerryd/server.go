@@ -132,6 +132,9 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if s.Server != "" {
 		s.Token = "" // it was for joining, and may be this node's alone; the cluster's own came with the answer
 	}
+	if err := server.TakeShared(ctx, server.StoredConfig{Settings: s, NodeName: name, NodeIP: ips[0]}, status); err != nil {
+		return nil, settings.Usage(err)
+	}
 	certificates := pki.Config{
 		DataDir: s.DataDir, NodeName: name, NodeIPs: ips, ServiceIP: serviceIP, Domain: s.ClusterDomain,
 		Port: s.HTTPSListenPort, SANs: s.TLSSAN, Lifetime: s.Lifetime(), Etcd: server.UsesEtcd(s), Now: time.Now(),
@@ -152,7 +155,7 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 		return nil, err
 	}
 	members := membership.New(membersConfig(s, name, self, ips, files, secret))
-	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Files: files, Secrets: secret, Join: members.Handler(), Removed: members.Removed})
+	services, err := server.Services(server.Config{Settings: s, NodeName: name, NodeIPs: ips, Nodes: nodeAddresses(files.Admin), Files: files, Secrets: secret, Join: members.Handler(), Removed: members.Removed})
 	if err != nil {
 		return nil, settings.Usage(err)
 	}
@@ -247,7 +250,7 @@ func nodeConfig(s machine.Server, name string, ips []netip.Addr, files *pki.File
 		return c, err
 	}
 	proxy := outbound.Settings{HTTP: s.HTTPProxy, HTTPS: s.HTTPSProxy, No: s.NoProxy}
-	c.Proxy = proxy.Func(outbound.Never(networks, s.ClusterDomain, append(slices.Clone(ips), c.NodeExternalIPs...)))
+	c.Proxy = proxy.Func(outbound.Never(networks, s.ClusterDomain, append(slices.Clone(ips), c.NodeExternalIPs...)), nodeAddresses(files.KubeProxy))
 	return c, nil
 }
 

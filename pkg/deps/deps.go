@@ -39,7 +39,7 @@ tools:     e2e/gatewayapi pkg/datastore/databases
 engine:    pkg/cni pkg/datastore
 engine:    pkg/csiglobals pkg/leader pkg/enrol pkg/outbound pkg/registries pkg/helm pkg/reencrypt
 engine:    pkg/podnet pkg/drain
-engine:    pkg/datastore/snapshot pkg/datastore/etcd
+engine:    pkg/datastore/snapshot pkg/datastore/etcd pkg/server/bootstrapdata
 engine:    pkg/netpol
 engine:    pkg/addons pkg/server/membership
 engine:    pkg/controllers

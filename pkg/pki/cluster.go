@@ -19,6 +19,12 @@ const (
 // ServerCAFile is the authority, below the data folder, that a token's pin names.
 const ServerCAFile = "server/tls/server-ca.pem"
 
+// ServerCABeforeFile is there beside it during a rotation.
+const ServerCABeforeFile = "server/tls/server-ca.before.crt"
+
+// ServiceAccountKeyFile is the key that signs service-account tokens. It is never replaced.
+const ServiceAccountKeyFile = "server/tls/service-account.key"
+
 const clientCAFile = "server/tls/client-ca.pem"
 
 // NewCluster makes the authorities and the key that a cluster begins with, before there is a server: files below its data
@@ -44,7 +50,7 @@ func NewCluster(from, now time.Time) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out["server/tls/service-account.key"], err = keyPEM(key)
+	out[ServiceAccountKeyFile], err = keyPEM(key)
 	return out, err
 }
 

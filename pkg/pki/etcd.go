@@ -1,6 +1,9 @@
 package pki
 
-import "path/filepath"
+import (
+	"os"
+	"path/filepath"
+)
 
 // EtcdFiles are what a member of etcd needs. etcd has authorities of its own, so that nothing else that the cluster's
 // authorities sign opens it.
@@ -22,6 +25,9 @@ func EnsureEtcd(c Config) (*EtcdFiles, error) {
 	f := &EtcdFiles{
 		ServerCA: at("etcd-server-ca.crt"), PeerCA: at("etcd-peer-ca.crt"),
 		ServerPair: at("etcd-server.pem"), PeerPair: at("etcd-peer.pem"), ClientPair: at("etcd-client.pem"),
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil { // a snapshot may be restored before anything else is there
+		return nil, err
 	}
 	names := EtcdAuthorities()
 	serverCA, err := ensureCA(c.Now, filepath.Join(c.DataDir, names[0]), f.ServerCA, etcdServerCAName)

@@ -133,7 +133,7 @@ func NodeFiles(dataDir, server string, serverCA, clientCA []byte, pairs map[stri
 // Shared are the files that all servers of a cluster have in common, below the data folder: one that joins must bring them
 // before it makes anything itself.
 func Shared() []string {
-	out := []string{"server/tls/service-account.key", "server/encryption.yaml", "server/token"}
+	out := []string{ServiceAccountKeyFile, "server/encryption.yaml", "server/token"}
 	for _, name := range authorities() {
 		out = append(out, name, beforeOf(name))
 	}

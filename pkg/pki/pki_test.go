@@ -288,6 +288,9 @@ func TestANodesCertificates(t *testing.T) {
 func TestEveryCertificateIsRenewed(t *testing.T) {
 	c := config(t)
 	c.Etcd, c.Lifetime = true, time.Hour
+	if _, err := EnsureEtcd(c); err != nil { // as a restore on a new machine does
+		t.Fatal(err)
+	}
 	leaves := func() map[string]Status {
 		t.Helper()
 		ensure(t, c)

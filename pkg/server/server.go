@@ -36,7 +36,8 @@ import (
 type Config struct {
 	Settings machine.Server
 	NodeName string
-	NodeIPs  []netip.Addr // the first is the one that other nodes and pods are told
+	NodeIPs  []netip.Addr        // the first is the one that other nodes and pods are told
+	Nodes    func() []netip.Addr // of the cluster, as far as they are known
 	Files    *pki.Files
 	Secrets  *secrets.Files
 	Join     http.Handler           // answers at pkg/join's paths, in front of the API's authentication
@@ -56,7 +57,7 @@ func ServiceIP(serviceCIDR string) (netip.Addr, error) {
 // anything runs.
 func Services(cfg Config) ([]supervise.Service, error) {
 	events := newEvents(cfg.Files.Admin, cfg.NodeName)
-	stored, err := OpenStored(StoredConfig{Settings: cfg.Settings, NodeName: cfg.NodeName, NodeIP: cfg.NodeIPs[0], Tell: events.tell})
+	stored, err := OpenStored(StoredConfig{Settings: cfg.Settings, NodeName: cfg.NodeName, NodeIP: cfg.NodeIPs[0], Nodes: cfg.Nodes, Tell: events.tell})
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +78,8 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		return nil, fmt.Errorf("feature gates: %w", err)
 	}
 	services := []supervise.Service{
-		datastore.Service(stored.Store),
+		datastoreService(stored.Store, cfg.Settings.DataDir),
+		bootstrapDataService(stored.Store, cfg.Settings),
 		events.service(),
 		{Name: "kube-apiserver-config", Run: api.prepare},
 		{Name: "kube-apiserver", Needs: []string{datastore.Name, "kube-apiserver-config"}, Run: api.run},

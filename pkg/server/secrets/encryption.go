@@ -113,6 +113,26 @@ func ReadEncryption(name string) (*Encryption, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseEncryption(name, data)
+}
+
+// EncryptionName is the file's, below the data folder.
+const EncryptionName = "server/encryption.yaml"
+
+// Newer says whether b is of a later rotation than a, as far as that can be said.
+func Newer(a, b []byte) bool {
+	last := func(data []byte) (n int) {
+		if e, err := parseEncryption(EncryptionName, data); err == nil {
+			for _, k := range e.Keys {
+				n = max(n, k.number())
+			}
+		}
+		return n
+	}
+	return last(b) > last(a)
+}
+
+func parseEncryption(name string, data []byte) (*Encryption, error) {
 	var f struct {
 		Kind      string `yaml:"kind"`
 		Resources []struct {

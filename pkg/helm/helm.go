@@ -37,6 +37,10 @@ const (
 	firstRetry = 2 * time.Second
 	lastRetry  = 10 * time.Minute
 	lookAgain  = 30 * time.Minute // for a release that somebody uninstalled
+
+	// lookAtSecrets is how often the Secrets are read that a chart has values from: few charts do, and a watch of all Secrets would be
+	// memory for each server.
+	lookAtSecrets = time.Minute
 )
 
 // Controller keeps releases as the objects say.
@@ -177,11 +181,18 @@ func (c *Controller) ensure(ctx context.Context, h *chart) (did, version string,
 	if policy != reinstall && policy != abort {
 		return "", "", fmt.Errorf("failurePolicy: %q is neither %s nor %s", policy, reinstall, abort)
 	}
-	v, err := values(ctx, c.client, h, &config)
+	v, err := values(ctx, c.client, h, &config, false)
 	if err != nil {
 		return "", "", err
 	}
-	made, err := inputs(h.Spec, v)
+	counted, err := values(ctx, c.client, h, &config, true)
+	if err != nil {
+		return "", "", err
+	}
+	if follows(h, &config) {
+		c.queue.AddAfter(cache.ObjectName{Namespace: h.Namespace, Name: h.Name}, lookAtSecrets)
+	}
+	made, err := inputs(h.Spec, counted)
 	if err != nil {
 		return "", "", err
 	}

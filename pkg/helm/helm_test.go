@@ -57,7 +57,7 @@ spec:
 `, &c)
 	var config chartConfig
 	object(t, "apiVersion: helm.cattle.io/v1\nkind: HelmChartConfig\nmetadata: {name: x}\nspec: {failurePolicy: abort, valuesContent: 'deep: {b: 2, list: [3]}'}\n", &config)
-	got, err := values(t.Context(), client, &c, &config)
+	got, err := values(t.Context(), client, &c, &config, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,8 +78,50 @@ spec:
 	} {
 		var c chart
 		object(t, "apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: x}\nspec: {"+text+"}\n", &c)
-		if _, err := values(t.Context(), client, &c, &chartConfig{}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := values(t.Context(), client, &c, &chartConfig{}, false); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// A Secret that values come from makes a new release when it changes, unless its updates are ignored; then they are in the next one.
+func TestSecretsUpdates(t *testing.T) {
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "kube-system"}, Data: map[string][]byte{"a": []byte("x: 1\n")}}
+	client := fake.NewClientset(secret)
+	for _, where := range []string{"HelmChart", "HelmChartConfig"} {
+		for _, ignored := range []bool{false, true} {
+			var c chart
+			var config chartConfig
+			c.Namespace = "kube-system"
+			spec := fmt.Sprintf("spec: {valuesSecrets: [{name: s, ignoreUpdates: %v}]}\n", ignored)
+			into := any(&c)
+			if where != "HelmChart" {
+				into = &config
+			}
+			object(t, "apiVersion: helm.cattle.io/v1\nkind: "+where+"\nmetadata: {name: x, namespace: kube-system}\n"+spec, into)
+			digest := func(text string) string {
+				t.Helper()
+				secret.Data["a"] = []byte(text)
+				if _, err := client.CoreV1().Secrets("kube-system").Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				given, err := values(t.Context(), client, &c, &config, false)
+				if err != nil || fmt.Sprintf("x: %v\n", given["x"]) != text {
+					t.Errorf("the chart is given %v, %v", given, err)
+				}
+				counted, err := values(t.Context(), client, &c, &config, true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				d, err := inputs(c.Spec, counted)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return d
+			}
+			if same := digest("x: 1\n") == digest("x: 2\n"); same != ignored || follows(&c, &config) == ignored {
+				t.Errorf("%s, ignored %v: the same release %v, looked at %v", where, ignored, same, follows(&c, &config))
+			}
 		}
 	}
 }

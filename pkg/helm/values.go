@@ -18,8 +18,9 @@ import (
 )
 
 // values merges what a chart is given, from the weakest: the HelmChart's values, its Secrets', the HelmChartConfig's, its
-// Secrets', and set. Maps are merged; anything else replaces what was there.
-func values(ctx context.Context, client kubernetes.Interface, c *chart, config *chartConfig) (map[string]any, error) {
+// Secrets', and set. Maps are merged; anything else replaces what was there. counted leaves out the Secrets whose updates are
+// ignored: a change of theirs makes no new release.
+func values(ctx context.Context, client kubernetes.Interface, c *chart, config *chartConfig, counted bool) (map[string]any, error) {
 	all := map[string]any{}
 	add := func(where, text string) error {
 		var v map[string]any
@@ -31,6 +32,9 @@ func values(ctx context.Context, client kubernetes.Interface, c *chart, config *
 	}
 	secrets := func(list []secretValues) error {
 		for _, s := range list {
+			if counted && s.IgnoreUpdates {
+				continue
+			}
 			secret, err := client.CoreV1().Secrets(c.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
 			if err != nil {
 				return fmt.Errorf("spec.valuesSecrets: %w", err)
@@ -68,6 +72,11 @@ func values(ctx context.Context, client kubernetes.Interface, c *chart, config *
 		}
 	}
 	return all, nil
+}
+
+// follows says whether a Secret's change makes a new release.
+func follows(c *chart, config *chartConfig) bool {
+	return slices.ContainsFunc(slices.Concat(c.Spec.ValuesSecrets, config.Spec.ValuesSecrets), func(s secretValues) bool { return !s.IgnoreUpdates })
 }
 
 // inputs digests all that decides what a release is; a label's value has room for half of it.

@@ -146,10 +146,15 @@ func checkPin(pin string, chain []*x509.Certificate, now time.Time) error {
 		return &Refusal{Message: "the server belongs to another cluster than the token, or the cluster has had a new CA since; check --server and --token"}
 	}
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, DNSName: serverName})
+	return clock(err, now)
+}
+
+// clock says of a certificate that is not valid now what to do.
+func clock(err error, now time.Time) error {
 	var invalid x509.CertificateInvalidError
-	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil {
 		return &Refusal{Wait: true, Message: fmt.Sprintf("this machine's clock says %s, and the server's certificate is valid from %s to %s; set the clock",
-			now.Format(time.DateOnly), chain[0].NotBefore.Format(time.DateOnly), chain[0].NotAfter.Format(time.DateOnly))}
+			now.Format(time.DateOnly), invalid.Cert.NotBefore.Format(time.DateOnly), invalid.Cert.NotAfter.Format(time.DateOnly))}
 	}
 	return err
 }
@@ -216,7 +221,7 @@ func cause(ctx context.Context, err error) error {
 	if errors.As(err, &network) && network.Op == "dial" {
 		return fmt.Errorf("does not answer: %w", network.Err)
 	}
-	return err
+	return clock(err, time.Now())
 }
 
 // firstLine makes a stranger's text fit to be printed: one line, no control characters, not endless.

@@ -1,6 +1,7 @@
 package join
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -89,6 +90,45 @@ func TestPins(t *testing.T) {
 		var no *Refusal
 		if !errors.As(err, &no) || !strings.Contains(no.Message, p.want) || no.Wait != p.wait || strings.Contains(no.Message, "\n") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A node that has joined is told the same of its clock as one that joins.
+func TestTheClockOfANodeThatHasJoined(t *testing.T) {
+	for what, made := range map[string]time.Time{"ahead": time.Now().Add(-3 * pki.Lifetime), "behind": time.Now().Add(3 * pki.Lifetime)} {
+		f, err := pki.Ensure(pki.Config{DataDir: t.TempDir(), NodeName: "s1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, ServiceIP: netip.MustParseAddr("10.43.0.1"),
+			Domain: "cluster.local", Port: 6443, Now: made})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown, err := tls.LoadX509KeyPair(f.APIServerPair, f.APIServerPair)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{shown}, MinVersion: tls.VersionTLS13})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+				_ = c.(*tls.Conn).Handshake() // it is refused
+				_ = c.Close()
+			}
+		}()
+		pair, err := os.ReadFile(f.KubeletPair)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ca, err := os.ReadFile(f.ServerCA)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Renew(t.Context(), l.Addr().String(), pair, ca, Request{Node: "s1"})
+		var no *Refusal
+		if !errors.As(err, &no) || !no.Wait || !strings.Contains(err.Error(), "this machine's clock says") || !strings.Contains(err.Error(), "set the clock") {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

@@ -88,7 +88,7 @@ var (
 // k3sSpecial says what becomes of the flags that are no settings of ours. A name that becomes a setting leaves this list by
 // itself.
 var k3sSpecial = map[string]K3sFlag{
-	"config": {Verdict: Supported, Note: "K3s reads /etc/rancher/k3s/config.yaml by default; here it is /etc/skerry/config.yaml"},
+	"config": {Verdict: Supported, Note: "K3s reads /etc/rancher/k3s/config.yaml by default; here it is /etc/skerry/config.yaml, and config.yaml.d/*.yaml beside it"},
 
 	"v":                                 {Verdict: Ignored, Note: "--debug logs in detail"},
 	"vmodule":                           {Verdict: Ignored, Note: "--debug logs in detail"},
@@ -137,7 +137,7 @@ var k3sSpecial = map[string]K3sFlag{
 	"disable-etcd":               {Switch: true, Verdict: Refused, Note: "without --cluster-init there is none"},
 	"disable-agent":              {Switch: true, Verdict: Refused, Note: "a server is a node, too; keep pods away with --node-taint node-role.kubernetes.io/control-plane=:NoSchedule"},
 	"embedded-registry":          {Switch: true, Verdict: Refused, Note: "list a mirror in registries.yaml"},
-	"etcd-arg":                   {Verdict: Refused, Note: "the embedded etcd is tuned for the node; use an etcd of your own with --datastore-endpoint"},
+	"etcd-arg":                   {Verdict: Refused, Note: "the embedded etcd is tuned for the node; --datastore-endpoint takes PostgreSQL and MariaDB"},
 	"etcd-expose-metrics":        {Switch: true, Verdict: Refused, Note: "etcd's metrics are not on the network; the engine's are on the API server's /metrics"},
 	"etcd-s3-config-secret":      {Verdict: Refused, Note: "write the settings into the config file, or SKERRY_S3_ACCESS_KEY and SKERRY_S3_SECRET_KEY into the environment"},
 	"disable-network-policy":     {Switch: true, Verdict: Refused, Note: "use --disable network-policy"},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"reflect"
 	"strings"
@@ -14,6 +15,9 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/machine"
 )
+
+// k3sConfig is where K3s has it.
+const k3sConfig = "/etc/rancher/k3s/config.yaml"
 
 // defaultConfig is read when --config is not given, if it is there.
 const defaultConfig = "/etc/skerry/config.yaml"
@@ -71,7 +75,7 @@ func Bind(flags *pflag.FlagSet, v any) (config *string) {
 
 // BindSome is Bind for the settings that a command needs.
 func BindSome(flags *pflag.FlagSet, v any, wanted func(name string) bool) (config *string) {
-	config = flags.StringP("config", "c", "", "file of settings with the flags' names as keys (default: "+defaultConfig+", if it is there)")
+	config = flags.StringP("config", "c", "", "file of settings with the flags' names as keys (default: "+defaultConfig+", if it is there); those in a folder beside it, FILE.d/*.yaml, are laid over it")
 	for _, f := range machine.Fields(v) {
 		if !wanted(f.Name) {
 			continue
@@ -115,17 +119,16 @@ func Load(flags *pflag.FlagSet, config string, typed any, v problemer, decode fu
 	if name == "" {
 		name = defaultConfig
 	}
-	data, err := os.ReadFile(name)
+	label, data, err := readFiles(name, v)
 	switch {
 	case err == nil:
-		data, err := translate(name, data, v)
-		if err != nil {
-			return Usage(err)
-		}
-		if err := decode(name, data); err != nil {
+		if err := decode(label, data); err != nil {
 			return Usage(err)
 		}
 	case config == "" && errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(k3sConfig); err == nil {
+			slog.Warn("K3s's settings are not read: give them with --config, or move them to "+defaultConfig, "file", k3sConfig)
+		}
 	default:
 		return Usage(err)
 	}

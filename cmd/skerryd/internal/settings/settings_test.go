@@ -37,7 +37,16 @@ func readArgs(t *testing.T, file string, args ...string) (machine.Server, error)
 	config := Bind(flags, &typed)
 	if file != "" {
 		name := filepath.Join(t.TempDir(), "config.yaml")
-		if err := os.WriteFile(name, []byte(file), 0o600); err != nil {
+		if file, more, ok := strings.Cut(file, beside); ok {
+			for i, text := range strings.Split(more, beside) {
+				if err := errors.Join(os.MkdirAll(name+".d", 0o700), os.WriteFile(filepath.Join(name+".d", string(rune('0'+i))+".yaml"), []byte(text), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(name, []byte(file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(name, []byte(file), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		args = append([]string{"--config", name}, args...)
@@ -52,6 +61,27 @@ func readArgs(t *testing.T, file string, args ...string) (machine.Server, error)
 		}
 		return err
 	})
+}
+
+// beside parts the text of a file from those of the folder beside it.
+const beside = "\n---beside---\n"
+
+// Files in config.yaml.d are laid over the file: the last word holds, and lists grow where that is asked for.
+func TestFolderOfSettings(t *testing.T) {
+	s, err := read(t, "node-name: first\ndisable: [coredns]\nnode-label: [a=1]\ntls-san: [x.example]"+beside+
+		"node-name: second\ndisable+: [ingress]\ntls-san: [y.example]"+beside+"node-label+: b=2\netcd-snapshot-retention: 9\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.NodeName != "second" || strings.Join(s.Disable, ",") != "coredns,ingress" || strings.Join(s.NodeLabel, ",") != "a=1,b=2" ||
+		strings.Join(s.TLSSAN, ",") != "y.example" || s.SnapshotRetention != 9 {
+		t.Errorf("%q %q %q %q %d", s.NodeName, s.Disable, s.NodeLabel, s.TLSSAN, s.SnapshotRetention)
+	}
+	for text, want := range map[string]string{"no-such-setting: 1": "no-such-setting", "a: [": "1.yaml", "docker: true": "containerd is built in"} {
+		if _, err := read(t, "node-name: first"+beside+"node-name: second"+beside+text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
 }
 
 // A flag beats the environment, which beats the file, which beats the default.

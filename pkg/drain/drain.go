@@ -19,8 +19,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// Annotation names who cordoned a node.
+// Annotation names who cordoned a node. It may outlive its cordon, for others uncordon a node without a look at it: it counts
+// while spec.unschedulable is manager's, as the API notes whose last word a field is.
 const Annotation = "skerry.io/cordoned-by"
+
+// manager is who changes nodes here, in their managedFields.
+const manager = "skerry-drain"
 
 // Policy is what to do with pods that do not go before the deadline, because a PodDisruptionBudget never yields or because
 // they do not end.
@@ -86,14 +90,37 @@ func (d *Drainer) Cordon(ctx context.Context) error {
 	return d.patch(ctx, node, true, &d.Owner)
 }
 
-// Uncordon takes back what Cordon of the same owner did, and says whether there was something.
+// Uncordon takes back what Cordon of the same owner did, and says whether there was something. What somebody did to the node
+// since then stays.
 func (d *Drainer) Uncordon(ctx context.Context) (bool, error) {
 	node, err := d.Client.CoreV1().Nodes().Get(ctx, d.Node, metav1.GetOptions{})
 	if err != nil || node.Annotations[Annotation] != d.Owner {
 		return false, err
 	}
+	if !ours(node) {
+		return false, d.patch(ctx, node, node.Spec.Unschedulable, nil)
+	}
 	d.say("node %s takes pods again", d.Node)
 	return true, d.patch(ctx, node, false, nil)
+}
+
+// ours says whether the cordon that is there is the one that Cordon made, not one of a person's after it.
+func ours(node *corev1.Node) bool {
+	if !node.Spec.Unschedulable {
+		return false
+	}
+	for _, m := range node.ManagedFields {
+		var fields struct {
+			Spec map[string]json.RawMessage `json:"f:spec"`
+		}
+		if m.FieldsV1 == nil || json.Unmarshal(m.FieldsV1.GetRawBytes(), &fields) != nil {
+			continue
+		}
+		if _, ok := fields.Spec["f:unschedulable"]; ok && m.Manager == manager {
+			return true
+		}
+	}
+	return false
 }
 
 // patch is refused when the node changed meanwhile, so that two who cordon do not both think that it is theirs.
@@ -105,7 +132,7 @@ func (d *Drainer) patch(ctx context.Context, node *corev1.Node, unschedulable bo
 	if err != nil {
 		return err
 	}
-	_, err = d.Client.CoreV1().Nodes().Patch(ctx, d.Node, types.StrategicMergePatchType, body, metav1.PatchOptions{})
+	_, err = d.Client.CoreV1().Nodes().Patch(ctx, d.Node, types.StrategicMergePatchType, body, metav1.PatchOptions{FieldManager: manager})
 	if apierrors.IsConflict(err) {
 		fresh, gerr := d.Client.CoreV1().Nodes().Get(ctx, d.Node, metav1.GetOptions{})
 		if gerr != nil {

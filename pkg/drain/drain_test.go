@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,10 @@ func node(cordoned bool, by string) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Spec: corev1.NodeSpec{Unschedulable: cordoned}}
 	if by != "" {
 		n.Annotations = map[string]string{drain.Annotation: by}
+		n.ManagedFields = []metav1.ManagedFieldsEntry{{
+			Manager: "skerry-drain", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "v1", FieldsType: "FieldsV1",
+			FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:unschedulable":{}}}`),
+		}}
 	}
 	return n
 }
@@ -131,6 +136,46 @@ func TestCordonsAreOwned(t *testing.T) {
 		got, _ := c.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
 		if did != tt.did || err != nil || got.Spec.Unschedulable != (before && !tt.did) {
 			t.Errorf("%s: %v, %v, %+v", name, did, err, got.Spec)
+		}
+	}
+}
+
+// An annotation that outlived its cordon gives nobody a node: what a person did after it stays.
+func TestACordonOfAPersonAfterOurs(t *testing.T) {
+	for name, tt := range map[string]struct {
+		cordons   []bool // what kubectl does, after our cordon
+		did, stay bool   // cordoned afterwards
+	}{
+		"none":                    {nil, true, false},
+		"uncordons":               {[]bool{false}, false, false},
+		"uncordons and cordons":   {[]bool{false, true}, false, true},
+		"cordons what is already": {[]bool{true}, true, false},
+	} {
+		c := fake.NewClientset(node(false, ""))
+		d := &drain.Drainer{Client: c, Node: "n", Owner: "update"}
+		if err := d.Cordon(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, on := range tt.cordons {
+			body := fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, on)
+			if !on {
+				body = []byte(`{"spec":{"unschedulable":null}}`) // as kubectl does
+			}
+			if _, err := c.CoreV1().Nodes().Patch(t.Context(), "n", types.StrategicMergePatchType, body, metav1.PatchOptions{FieldManager: "kubectl-cordon"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		did, err := d.Uncordon(t.Context())
+		got, gerr := c.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+		if did != tt.did || err != nil || gerr != nil || got.Spec.Unschedulable != tt.stay || got.Annotations[drain.Annotation] != "" {
+			t.Errorf("%s: %v, %v; afterwards %+v, %v", name, did, err, got, gerr)
+		}
+		// The next update cordons and gives back as ever, where it may.
+		if err := d.Cordon(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if did, err := d.Uncordon(t.Context()); did == tt.stay || err != nil {
+			t.Errorf("%s: the next time: %v, %v", name, did, err)
 		}
 	}
 }

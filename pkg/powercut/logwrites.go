@@ -76,10 +76,7 @@ func (d *Disk) readEntry(r io.Reader) error {
 		if _, err := io.ReadFull(r, data); err != nil {
 			return err
 		}
-		d.log = append(d.log, op{kind: 'w', at: int64(e.Sector * Sector), data: data}) //nolint:gosec // is on the disk
-	}
-	if e.Flags&logFUA != 0 {
-		d.log = append(d.log, op{kind: 's'})
+		d.log = append(d.log, op{kind: 'w', at: int64(e.Sector * Sector), data: data, through: e.Flags&logFUA != 0}) //nolint:gosec // is on the disk
 	}
 	return nil
 }

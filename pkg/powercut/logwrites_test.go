@@ -54,7 +54,7 @@ func TestReadLog(t *testing.T) {
 	if !slices.Equal(seen, want) {
 		t.Errorf("the cuts are %q, want %q", seen, want)
 	}
-	if w, want := d.Writes(Part{At: 2 * Sector, Len: Sector}, Part{At: 7 * Sector, Len: Sector}), []int{1, 6}; !slices.Equal(w, want) {
+	if w, want := d.Writes(Part{At: 2 * Sector, Len: Sector}, Part{At: 7 * Sector, Len: Sector}), []int{1, 5}; !slices.Equal(w, want) {
 		t.Errorf("operations %v write there, want %v", w, want)
 	}
 	d.Only(Part{At: 6 * Sector, Len: 2 * Sector})
@@ -62,6 +62,45 @@ func TestReadLog(t *testing.T) {
 	d.Cuts(1, 0, func(c Cut) { seen = append(seen, strings.Map(func(r rune) rune { return max(r, '.') }, every(c.data))) })
 	if want := []string{"........", "......b.", "......b.", "......bc"}; !slices.Equal(seen, want) {
 		t.Errorf("the cuts of two sectors are %q, want %q", seen, want)
+	}
+}
+
+// A write that goes through the disk's cache is there once the next operation began, and takes nothing along that was written
+// before it; a flush does.
+func TestAWriteThroughIsNoFlush(t *testing.T) {
+	type seen struct{ without, with, neither int }
+	for name, tt := range map[string]struct {
+		second []byte
+		want   func(s seen) bool
+	}{
+		"through":       {entry(2, 1, logFUA, 0, sectors('b', 1)), func(s seen) bool { return s.without > 0 && s.with > 0 && s.neither == 0 }},
+		"flush before":  {entry(2, 1, logFlush|logFUA, 0, sectors('b', 1)), func(s seen) bool { return s.without == 0 && s.with > 0 && s.neither == 0 }},
+		"neither":       {entry(2, 1, 0, 0, sectors('b', 1)), func(s seen) bool { return s.without > 0 && s.with > 0 && s.neither > 0 }},
+		"in the cache":  {entry(1, 2, 0, 0, sectors('b', 2)), func(s seen) bool { return s.with > 0 && s.neither > 0 }},
+		"over the same": {entry(1, 2, logFUA, 0, sectors('b', 2)), func(s seen) bool { return s.without == 0 && s.with > 0 && s.neither == 0 }},
+	} {
+		d, err := ReadLog(sectors(0, 8), bytes.NewReader(logOf(entry(1, 1, 0, 0, sectors('a', 1)), tt.second, entry(4, 1, 0, 0, sectors('c', 1)))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s seen
+		d.Cuts(1, 300, func(c Cut) {
+			disk := every(c.data)
+			if disk[4] != 'c' {
+				return // the last write had begun in the others
+			}
+			switch {
+			case disk[2] != 'b':
+				s.neither++
+			case disk[1] == 0:
+				s.without++
+			default:
+				s.with++
+			}
+		})
+		if !tt.want(s) {
+			t.Errorf("%s: %+v", name, s)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 )
 
 // Sector is what a disk writes as a whole.
@@ -28,6 +29,8 @@ type op struct {
 	at   int64
 	data []byte
 	note string
+	// through is for a write that is done when the disk has it (FUA). It is no flush: what was written before may still be missing.
+	through bool
 }
 
 // New makes a disk that holds data, which becomes its own.
@@ -225,6 +228,15 @@ func (d *Disk) some(img []byte, writes []op, r *rand.Rand) (undo func()) {
 		data [Sector]byte
 	}
 	var old []saved
+	put := func(w op, s int) {
+		o := saved{at: w.at + int64(s)}
+		copy(o.data[:], img[o.at:])
+		old = append(old, o)
+		copy(img[o.at:], w.data[s:s+Sector])
+	}
+	if slices.ContainsFunc(writes, func(w op) bool { return w.through }) {
+		writes = writes[:1+r.IntN(len(writes))] // the last of these was on its way when the power went
+	}
 	share := r.Float64()
 	for _, i := range r.Perm(len(writes)) {
 		w := writes[i]
@@ -234,16 +246,16 @@ func (d *Disk) some(img []byte, writes []op, r *rand.Rand) (undo func()) {
 			if torn && r.Float64() >= share || !torn && !whole {
 				continue
 			}
-			at := w.at + int64(s)
-			var o saved
-			o.at = at
-			copy(o.data[:], img[at:])
-			old = append(old, o)
-			copy(img[at:], w.data[s:s+Sector])
+			put(w, s)
+		}
+	}
+	for _, w := range writes[:max(0, len(writes)-1)] {
+		for s := 0; w.through && s < len(w.data); s += Sector {
+			put(w, s)
 		}
 	}
 	return func() {
-		for i := len(old) - 1; i >= 0; i-- {
+		for i := len(old) - 1; i >= 0; i-- { // the first copy of a sector is the one of before
 			copy(img[old[i].at:], old[i].data[:])
 		}
 	}

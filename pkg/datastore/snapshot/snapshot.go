@@ -14,7 +14,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -87,7 +86,7 @@ func (s *Snapshots) Save(ctx context.Context, store datastore.Store, prefix stri
 		Skerry: s.Skerry, Kubernetes: s.Kubernetes, Name: newName(prefix, s.Node, now),
 	}
 	for i := 1; ; i++ { // two in one second
-		if _, err := os.Stat(filepath.Join(s.Dir, m.Name)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(s.Dir, m.Name)); err != nil { // what it is beside that it is not there, shows next
 			break
 		}
 		m.Name = newName(prefix, s.Node, now.Add(time.Duration(i)*time.Second))

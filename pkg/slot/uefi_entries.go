@@ -78,6 +78,7 @@ func (u UEFI) Prepare() error {
 		}
 		ours = append(ours, n)
 	}
+	slices.Sort(ours) // as they are found the next time
 	ours = ours[:min(len(ours), Tries+1)]
 	first := slices.Clone(ours)
 	for _, n := range order {

@@ -82,6 +82,22 @@ func (u Update) Open(now time.Time) bool {
 	return len(u.Windows) == 0
 }
 
+// Opens is how long it takes until a machine may restart; 0 is now.
+func (u Update) Opens(now time.Time) time.Duration {
+	if u.Open(now) {
+		return 0
+	}
+	now = now.UTC()
+	day := now.Sub(time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, time.UTC))
+	least := 24 * time.Hour
+	for _, w := range u.Windows {
+		if from, _, ok := window(w); ok {
+			least = min(least, (time.Duration(from)*time.Minute-day+24*time.Hour)%(24*time.Hour))
+		}
+	}
+	return max(least, time.Second)
+}
+
 var windowForm = regexp.MustCompile(`^([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])$`)
 
 // window reads 02:00-05:00 as minutes of the day.

@@ -38,6 +38,25 @@ func TestUpdateWindows(t *testing.T) {
 	}
 }
 
+func TestUpdateOpens(t *testing.T) {
+	u := machine.Update{Windows: []string{"22:00-01:00", "02:00-03:00"}}
+	for at, want := range map[string]time.Duration{
+		"22:00:00": 0, "00:30:00": 0, "01:00:00": time.Hour, "01:59:30": 30 * time.Second, "12:00:00": 10 * time.Hour, "03:00:01": 19*time.Hour - time.Second,
+	} {
+		now, err := time.Parse("15:04:05", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := u.Opens(now.In(time.FixedZone("", 3600)))
+		if got != want || got > 0 && !u.Open(now.Add(got)) {
+			t.Errorf("%s: opens in %v, want %v", at, got, want)
+		}
+	}
+	if d := (machine.Update{}).Opens(time.Now()); d != 0 {
+		t.Errorf("without windows: %v", d)
+	}
+}
+
 func TestUpdateProblems(t *testing.T) {
 	const head = "apiVersion: skerry/v1alpha1\nkind: NodeConfig\nrole: server\nupdate: "
 	for text, want := range map[string]string{

@@ -287,8 +287,8 @@ func TestAStickAndAKernelThatDoesNotLoad(t *testing.T) {
 	u.operate(func(disk string) { damage(t, disk) })
 	u.o.Stick = ""
 	n = u.power()
-	n.expect(long, `skerry\| slot +a, Secure Boot on`)
 	why := n.expect(long, `skerry: update: (.*`+regexp.QuoteMeta(next)+`.*)`)[1]
+	n.expect(long, `skerry\| slot +a, Secure Boot on`)
 	t.Log(why)
 	if !strings.Contains(why, "was refused") {
 		t.Errorf("the reason is %q", why)

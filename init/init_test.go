@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -21,6 +22,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/slot"
+	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
 var durations = regexp.MustCompile(`\([0-9.]+(µs|ms|s)\)`)
@@ -93,6 +95,39 @@ func TestSequences(t *testing.T) {
 		}
 	}
 }
+
+// A server takes its datastore back when it starts, by what settling the last update left: after the firmware fell back the
+// machine learns that first, before skerryd runs.
+func TestUpdatesAreSettledBeforeTheNodeStarts(t *testing.T) {
+	at := func(name string) int {
+		return slices.IndexFunc(stage2, func(st step) bool { return st.name == name })
+	}
+	if settle := at("settle update"); settle < at("mount data") || settle > at("start node") || settle < 0 {
+		t.Errorf("it is step %d, and the node starts at %d", settle, at("start node"))
+	}
+	for left, want := range map[string]string{"": "did not come up", "slot b: it is damaged": "left slot b: it is damaged"} {
+		st := record.File(filepath.Join(t.TempDir(), "record.json"))
+		saved := &record.Saved{Snapshot: "s"}
+		if err := st.Save(record.Record{Phase: record.Trying, Slot: slot.B, To: "1.1.0", Boots: 1, Armed: true, Saved: saved}); err != nil {
+			t.Fatal(err)
+		}
+		id := machine.Identity{Release: machine.Release{Version: "1.0.0"}, Boot: machine.Boot{Slot: slot.A, Left: left}}
+		cleared := &clears{}
+		news, err := conclude(st, cleared, id, time.Unix(0, 0))
+		r, lerr := st.Load()
+		if err != nil || lerr != nil || !strings.Contains(news, want) || r.Undo == nil || r.Undo.Snapshot != "s" || !r.HasFailed("1.1.0") || cleared.id != slot.B {
+			t.Errorf("%q: %q, %v; %+v, %v", left, news, err, r, lerr)
+		}
+	}
+}
+
+// clears is a selector of which nothing else is asked.
+type clears struct {
+	slot.Selector
+	id slot.ID
+}
+
+func (c *clears) Clear(id slot.ID) error { c.id = id; return nil }
 
 func TestCandidates(t *testing.T) {
 	parts := []linux.Partition{
@@ -424,18 +459,18 @@ func TestHealth(t *testing.T) {
 	h := newHealth()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.wait(ctx, nil); err == nil || !strings.Contains(err.Error(), "skerryd to start") {
+	if _, err := h.wait(ctx, nil); err == nil || !strings.Contains(err.Error(), "skerryd to start") {
 		t.Errorf("nothing was heard: %v", err)
 	}
-	h.heard("pod default/web")
-	h.heard("")
-	if err := h.wait(ctx, nil); err == nil || !strings.Contains(err.Error(), "pod default/web") {
+	h.heard("pod default/web", "")
+	h.heard("", "")
+	if _, err := h.wait(ctx, nil); err == nil || !strings.Contains(err.Error(), "pod default/web") {
 		t.Errorf("waiting for a pod: %v", err)
 	}
-	h.heard("good")
-	h.heard("good")
-	if err := h.wait(t.Context(), nil); err != nil {
-		t.Error(err)
+	h.heard("good", "pod default/old is gone")
+	h.heard("good", "pod default/old is gone")
+	if note, err := h.wait(t.Context(), nil); err != nil || note != "pod default/old is gone" {
+		t.Errorf("%q, %v", note, err)
 	}
 }
 
@@ -445,7 +480,7 @@ func TestHopeless(t *testing.T) {
 	for range mostEnds + 2 {
 		h.ended("exit status 3: the table is gone")
 	}
-	if err := h.wait(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "skerryd ended 8 times, the last time with: exit status 3: the table is gone") {
+	if _, err := h.wait(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "skerryd ended 8 times, the last time with: exit status 3: the table is gone") {
 		t.Error(err)
 	}
 }

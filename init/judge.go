@@ -14,6 +14,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
+	"github.com/skerry-os/skerry/pkg/slot"
 	"github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/update/record"
 )
@@ -81,11 +82,42 @@ func (s *system) failed(why error) {
 	}
 }
 
+// settleUpdate draws the conclusion from how the last update ended, on a slot that is kept. A server asks what it left when it
+// starts, before anybody uses the datastore: so this comes first.
+func settleUpdate(ctx context.Context, s *system) error {
+	if s.id.Boot.Trial || s.id.Boot.Netboot {
+		return nil
+	}
+	h, err := host.Open(s.id)
+	if err != nil {
+		return fmt.Errorf("%w; this machine cannot be updated", err)
+	}
+	defer func() { _ = h.Close() }()
+	if ctx.Err() != nil { // the node may have started
+		return context.Cause(ctx)
+	}
+	news, err := conclude(record.File(host.RecordFile), h.Selector, s.id, time.Now())
+	if news != "" {
+		s.console.sayf("update: %s", news)
+	}
+	return err
+}
+
+// conclude gives what there is to tell of the last update.
+func conclude(st record.Store, sel slot.Selector, id machine.Identity, now time.Time) (news string, err error) {
+	news, err = record.Settle(st, sel, id.Boot.Slot, id.Release.Version, now)
+	if why := id.Boot.Left; why != "" {
+		news = "left " + why
+		err = errors.Join(err, record.Left(st, why, now))
+	}
+	return news, err
+}
+
 // judgeLimit is more than any deadline that a config may have.
 const judgeLimit = 3 * time.Hour
 
 // judgeSlot decides about a slot on trial: keep it, or restart into the one before. A slot that is not on trial was judged once
-// and for all; here it learns how the last update ended.
+// and for all.
 func judgeSlot(ctx context.Context, s *system) error {
 	trial := s.id.Boot.Trial
 	if s.id.Boot.Netboot {
@@ -96,29 +128,14 @@ func judgeSlot(ctx context.Context, s *system) error {
 		if trial {
 			return err
 		}
-		s.console.sayf("judge slot: %s; this machine cannot be updated", oneLine(err))
-		return nil
+		return nil // as was said when the last update was settled
 	}
 	defer func() { _ = h.Close() }()
-	st := record.File(host.RecordFile)
 	if !trial {
-		news, err := record.Settle(st, h.Selector, s.id.Boot.Slot, s.id.Release.Version, time.Now())
-		if err != nil { // a good slot is not left for it
-			s.console.sayf("judge slot: %s", oneLine(err))
-		}
 		if p, ok := h.Selector.(interface{ Prepare() error }); ok {
-			if err := p.Prepare(); err != nil {
+			if err := p.Prepare(); err != nil { // a good slot is not left for it
 				s.console.sayf("judge slot: %s; a release that does not load may need a hand", oneLine(err))
 			}
-		}
-		if why := s.id.Boot.Left; why != "" {
-			news = "left " + why
-			if err := record.Left(st, why, time.Now()); err != nil {
-				s.console.sayf("judge slot: %s", oneLine(err))
-			}
-		}
-		if news != "" {
-			s.console.sayf("update: %s", news)
 		}
 		return nil
 	}
@@ -126,7 +143,7 @@ func judgeSlot(ctx context.Context, s *system) error {
 	s.console.sayf("judge slot: slot %s is on trial; it has %v to be as healthy as the one before", s.id.Boot.Slot, patience)
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := record.Judge(ctx, st, h.Selector, s.id.Boot.Slot, s.id.Release.Version, time.Now, s.health.wait); err != nil {
+	if err := record.Judge(ctx, record.File(host.RecordFile), h.Selector, s.id.Boot.Slot, s.id.Release.Version, time.Now, s.health.wait); err != nil {
 		return err
 	}
 	s.console.sayf("update: slot %s, release %s, is kept %s", s.id.Boot.Slot, s.id.Release.Version, afterPowerOn())
@@ -137,6 +154,7 @@ func judgeSlot(ctx context.Context, s *system) error {
 type health struct {
 	mu       sync.Mutex
 	last     string
+	note     string        // what differs and is no fault
 	good     chan struct{} // closed when it is
 	isGood   bool
 	ends     int
@@ -172,17 +190,17 @@ func (h *health) listen(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		h.heard(m.Fields[host.TrialField])
+		h.heard(m.Fields[host.TrialField], m.Fields[host.TrialNote])
 	}
 }
 
-func (h *health) heard(text string) {
+func (h *health) heard(text, note string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if text == "" {
 		return
 	}
-	h.last = text
+	h.last, h.note = text, note
 	if text == host.TrialGood && !h.isGood {
 		h.isGood = true
 		close(h.good)
@@ -190,17 +208,19 @@ func (h *health) heard(text string) {
 }
 
 // wait returns when the node is as healthy as before, or says at the deadline what it still waits for.
-func (h *health) wait(ctx context.Context, _ *record.Before) error {
+func (h *health) wait(ctx context.Context, _ *record.Before) (note string, err error) {
 	select {
 	case <-h.good:
-		return nil
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.note, nil
 	case why := <-h.hopeless:
-		return errors.New(why)
+		return "", errors.New(why)
 	case <-ctx.Done():
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return fmt.Errorf("at the deadline it still waits for %s", h.last)
+	return "", fmt.Errorf("at the deadline it still waits for %s", h.last)
 }
 
 // hearHealth starts to listen, on a slot on trial.

@@ -69,11 +69,12 @@ var stage2 = []step{
 	onDebug("start shells", startShells, 5*time.Second),
 	must("find node", findOwnNode, forever), // on a fleet's card that fits all machines; one that it does not know waits
 	must("read config", readConfig, time.Minute),
-	must("mount data", mountData, 10*time.Minute), // the first boot makes it; a check of a large one takes long
-	may("note trial", noteTrial, 10*time.Second),  // only on trial: how far it gets, for the slot of before to tell
-	must("settle config", settleConfig, forever),  // waits for a person where there is none
-	must("take seed", takeSeed, forever),          // of a fleet's first server: without it, it would begin another cluster
-	may("set clock", setClock, 5*time.Second),     // a Pi wakes up in 1970; NTP follows behind us
+	must("mount data", mountData, 10*time.Minute),     // the first boot makes it; a check of a large one takes long
+	may("note trial", noteTrial, 10*time.Second),      // only on trial: how far it gets, for the slot of before to tell
+	may("settle update", settleUpdate, 5*time.Minute), // not on trial: how the last update ended; the node goes by it when it starts
+	must("settle config", settleConfig, forever),      // waits for a person where there is none
+	must("take seed", takeSeed, forever),              // of a fleet's first server: without it, it would begin another cluster
+	may("set clock", setClock, 5*time.Second),         // a Pi wakes up in 1970; NTP follows behind us
 	must("name machine", nameMachine, time.Minute),
 	may("mount volumes", mountVolumes, 5*time.Minute),
 	may("lay out files", layFiles, 10*time.Second),

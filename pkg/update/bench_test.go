@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,8 +14,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/skerry-os/skerry/image/fat"
 	"github.com/skerry-os/skerry/image/releasetest"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/image/verity"
@@ -196,9 +199,9 @@ func (b *bench) apply() error {
 	return u.Apply(context.Background(), p)
 }
 
-func healthy(context.Context, *record.Before) error { return nil }
+func healthy(context.Context, *record.Before) (string, error) { return "", nil }
 
-func (b *bench) judge(booted slottest.Boot, verdict func(context.Context, *record.Before) error) error {
+func (b *bench) judge(booted slottest.Boot, verdict func(context.Context, *record.Before) (string, error)) error {
 	b.t.Helper()
 	ver, err := bootable(b.disk, booted, b.one)
 	check(b.t, err)
@@ -253,7 +256,7 @@ func TestUpdateToKeep(t *testing.T) {
 func TestAFailedTrialGoesBack(t *testing.T) {
 	for name, fail := range map[string]func(b *bench) string{
 		"not healthy": func(b *bench) string {
-			err := b.judge(b.boot(), func(context.Context, *record.Before) error { return errors.New("the node is not Ready") })
+			err := b.judge(b.boot(), func(context.Context, *record.Before) (string, error) { return "", errors.New("the node is not Ready") })
 			if !errors.Is(err, record.ErrVerdict) {
 				b.t.Fatalf("verdict %v", err)
 			}
@@ -275,7 +278,7 @@ func TestAFailedTrialGoesBack(t *testing.T) {
 				b.runs(booted, slot.B, true, "1.1.0")
 				func() {
 					defer func() { _ = recover() }()
-					_ = b.judge(booted, func(context.Context, *record.Before) error { panic("the watchdog bites") })
+					_ = b.judge(booted, func(context.Context, *record.Before) (string, error) { panic("the watchdog bites") })
 				}()
 			}
 			return `it started 3 times and got as far as "judge slot"`
@@ -332,35 +335,43 @@ func TestBadContentIsRefused(t *testing.T) {
 	}
 	flip := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
 	cut := func(b []byte) []byte { return b[:len(b)/2] }
-	for name, attack := range map[string]func(t *testing.T, b *bench){
-		"root": func(t *testing.T, b *bench) {
+	for name, tt := range map[string]struct {
+		attack func(t *testing.T, b *bench)
+		asked  string // what is asked for once, because what comes is wrong; what breaks off is asked for again
+	}{
+		"root": {func(t *testing.T, b *bench) {
 			spoil(".root.img", flip)(t, b)
 			spoil(".root.img.zst", flip)(t, b)
-		},
-		"root cut short": func(t *testing.T, b *bench) {
+		}, ".root.img.zst"},
+		"root cut short": {func(t *testing.T, b *bench) {
 			spoil(".root.img", cut)(t, b)
 			spoil(".root.img.zst", cut)(t, b)
-		},
-		"kernel":    spoil(".x86-uefi.efi", flip),
-		"index":     spoil(".root.idx", flip),
-		"manifest":  spoil(".manifest.json", flip),
-		"signature": spoil(".manifest.sig", flip),
+		}, ""},
+		"kernel":           {spoil(".x86-uefi.efi", flip), ".x86-uefi.efi"},
+		"kernel cut short": {spoil(".x86-uefi.efi", cut), ""},
+		"index":            {spoil(".root.idx", flip), ".root.idx"},
+		"manifest":         {spoil(".manifest.json", flip), ".manifest.json"},
+		"signature":        {spoil(".manifest.sig", flip), ".manifest.sig"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
 			b.publish("1.1.0", 300<<10)
-			attack(t, b)
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // a cut file is asked for again, in vain
-			defer cancel()
-			u := b.updater(b.disk, b.boot(), b.store)
-			p, err := u.Check(ctx, false)
-			if err == nil {
-				err = u.Apply(ctx, p)
-			}
-			if err == nil {
-				t.Fatal("was taken")
-			}
+			tt.attack(t, b)
+			asked := &counted{Source: b.src, times: map[string]int{}}
+			b.src = asked
+			var p *repository.Package
+			synctest.Test(t, func(t *testing.T) {
+				u := b.updater(b.disk, b.boot(), b.store)
+				var err error
+				p, err = u.Check(t.Context(), false)
+				if err == nil {
+					err = u.Apply(t.Context(), p)
+				}
+				if err == nil {
+					t.Error("was taken")
+				}
+			})
 			b.runs(b.boot(), slot.A, false, "1.0.0")
 			r, lerr := b.store.Load()
 			check(t, lerr)
@@ -370,8 +381,40 @@ func TestBadContentIsRefused(t *testing.T) {
 			if err := slottestTry(b); p != nil && !errors.Is(err, slot.ErrEmpty) {
 				t.Errorf("the idle slot could be tried: %v", err)
 			}
+			for what, times := range asked.times {
+				if tt.asked != "" && strings.HasSuffix(what, tt.asked) && times != 1 {
+					t.Errorf("%s was asked for %d times", what, times)
+				}
+			}
 		})
 	}
+}
+
+// counted counts what is asked for.
+type counted struct {
+	repository.Source
+	times map[string]int
+	bytes map[string]int64 // that came, of each; may be nil
+}
+
+func (c *counted) Open(ctx context.Context, name string, at, size int64) (io.ReadCloser, error) {
+	c.times[name]++
+	r, err := c.Source.Open(ctx, name, at, size)
+	if err == nil && c.bytes != nil {
+		r = &tally{r, func(n int) { c.bytes[name] += int64(n) }}
+	}
+	return r, err
+}
+
+type tally struct {
+	io.ReadCloser
+	add func(int)
+}
+
+func (t *tally) Read(b []byte) (int, error) {
+	n, err := t.ReadCloser.Read(b)
+	t.add(n)
+	return n, err
 }
 
 // A shell comes to a machine that has none only where its config says so; one that has one gets what there is.
@@ -403,7 +446,7 @@ func TestDebugReleases(t *testing.T) {
 	// Nor by hand, where the other slot has one.
 	booted := b.boot()
 	b.runs(booted, slot.B, true, "1.1.0")
-	if err := b.judge(booted, func(context.Context, *record.Before) error { return errors.New("it does not please") }); err == nil {
+	if err := b.judge(booted, func(context.Context, *record.Before) (string, error) { return "", errors.New("it does not please") }); err == nil {
 		t.Error("was kept")
 	}
 	booted = b.boot()
@@ -471,7 +514,7 @@ func TestHooks(t *testing.T) {
 		if got := strings.Join(said, " "); got != want || !errors.Is(err, fail) || r.Drained != "default/db stays" {
 			t.Errorf("%s: %s, %v, %+v", name, got, err, r)
 		}
-		if fail == nil && (r.Saved == nil || *r.Saved != record.Saved{Snapshot: "s", Kubernetes: "v1.36.0", Next: "v1.37.2"}) {
+		if fail == nil && (r.Saved == nil || *r.Saved != record.Saved{Snapshot: "s", Release: "1.0.0", Kubernetes: "v1.36.0", Next: "v1.37.2"}) {
 			t.Errorf("saved %+v", r.Saved)
 		}
 		if booted := b.boot(); fail != nil && booted.Slot != slot.A {
@@ -485,17 +528,75 @@ func slottestTry(b *bench) error {
 	return err
 }
 
+// Whatever does not fit, wherever it is: nothing is written, and the reason names the place.
 func TestPreflight(t *testing.T) {
-	b := newBench(t)
-	b.publish("1.1.0", 3<<20)
-	before := bytes.Clone(b.disk.Bytes())
-	if err := b.apply(); !errors.Is(err, update.ErrRoom) || !strings.Contains(err.Error(), "root-b") {
-		t.Errorf("got %v", err)
+	free := func(most map[string]int64) func(dir string) (int64, error) {
+		return func(dir string) (int64, error) { return most[dir], nil }
 	}
-	if !bytes.Equal(before, b.disk.Bytes()) {
-		t.Error("something was written although it could not fit")
+	for name, tt := range map[string]struct {
+		size int
+		fill bool
+		room map[string]int64
+		want string
+	}{
+		"root":      {size: 3 << 20, want: "partition root-b has room for"},
+		"ESP":       {size: 300 << 10, fill: true, want: "its kernel image of"},
+		"record":    {size: 300 << 10, room: map[string]int64{"meta": 1 << 20, "snapshots": 1 << 40}, want: "the record of updates of"},
+		"snapshot":  {size: 300 << 10, room: map[string]int64{"meta": 1 << 40, "snapshots": 1 << 20}, want: "a snapshot of the datastore of 64"},
+		"it is not": {size: 300 << 10, room: map[string]int64{"meta": 1 << 40, "snapshots": 1 << 30}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.publish("1.1.0", tt.size)
+			u := b.updater(b.disk, b.boot(), b.store)
+			p, err := u.Check(t.Context(), false)
+			check(t, err)
+			if tt.fill {
+				e, err := fat.Edit(esp(b.disk), slottest.VolumeSize, now)
+				check(t, err)
+				kernel, ok := e.Find("EFI/Linux/os-b.efi")
+				if !ok {
+					t.Fatal("there is no kernel")
+				}
+				check(t, e.Remove(kernel.Path))
+				full := e.Free() - 4096
+				check(t, e.Write("full", full, io.LimitReader(zeros{}, full)))
+			}
+			if tt.room != nil {
+				u.Dir, u.Free = "meta", free(tt.room)
+				u.Needs = func(context.Context) ([]update.Need, error) {
+					return []update.Need{{What: "a snapshot of the datastore", Dir: "snapshots", Bytes: 64 << 20}}, nil
+				}
+			}
+			before := bytes.Clone(b.disk.Bytes())
+			err = u.Apply(t.Context(), p)
+			if tt.want == "" {
+				check(t, err)
+				return
+			}
+			if !errors.Is(err, update.ErrRoom) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v", err)
+			}
+			if !bytes.Equal(before, b.disk.Bytes()) {
+				t.Error("something was written although it could not fit")
+			}
+			r, err := b.store.Load()
+			if err != nil || !strings.Contains(r.Reason, tt.want) || r.Phase != record.Idle || r.HasFailed("1.1.0") {
+				t.Errorf("record %+v, %v", r, err)
+			}
+			if tt.room == nil {
+				return
+			}
+			if err := u.Rollback(t.Context()); !errors.Is(err, update.ErrRoom) || !bytes.Equal(before, b.disk.Bytes()) {
+				t.Errorf("back to the other slot: %v", err)
+			}
+		})
 	}
 }
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 // A connection that breaks again and again costs time, not bytes: what came stays.
 func TestDownloadGoesOn(t *testing.T) {
@@ -530,9 +631,12 @@ type breaking struct {
 }
 
 func (b *breaking) Write(p []byte) (int, error) {
-	if b.left -= len(p); b.left < 0 {
+	if len(p) > b.left {
+		_, _ = b.ResponseWriter.Write(p[:b.left])
+		_ = http.NewResponseController(b.ResponseWriter).Flush()
 		panic(http.ErrAbortHandler)
 	}
+	b.left -= len(p)
 	return b.ResponseWriter.Write(p)
 }
 

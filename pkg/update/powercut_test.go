@@ -60,7 +60,7 @@ func TestPowerCut(t *testing.T) {
 	booted = b.boot()
 	b.runs(booted, slot.A, true, "1.2.0")
 	cuts("call off", "1.2.0", "1.1.0", func() {
-		if err := b.judge(booted, func(context.Context, *record.Before) error { return errors.New("sick") }); !errors.Is(err, record.ErrVerdict) {
+		if err := b.judge(booted, func(context.Context, *record.Before) (string, error) { return "", errors.New("sick") }); !errors.Is(err, record.ErrVerdict) {
 			t.Fatal(err)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/skerry-os/skerry/image/verity"
@@ -56,8 +57,16 @@ type Machine struct {
 	Trusted                       []ed25519.PublicKey // who signs releases
 }
 
+// Need is room that an update takes elsewhere than in its slot.
+type Need struct {
+	What, Dir string
+	Bytes     int64
+}
+
 // Hooks are what others do around an update; each may be nil.
 type Hooks struct {
+	Needs    func(context.Context) ([]Need, error)         // what the others take
+	Window   func(time.Time) time.Duration                 // until the machine may restart; 0 is at once
 	Before   func(context.Context) (*record.Before, error) // how healthy the node is
 	Snapshot func(context.Context) (*record.Saved, error)  // of the datastore; nil for none
 	Drain    func(context.Context) (stuck string, err error)
@@ -74,8 +83,12 @@ type Updater struct {
 	Source repository.Source
 	Root   []byte // the repository's root metadata that the image was built with
 	Dir    string // for the repository's metadata
+	Free   func(dir string) (int64, error)
 	Now    func() time.Time
 }
+
+// ownNeed is what metadata and record may take anew.
+const ownNeed = 8 << 20
 
 func (u *Updater) say(format string, a ...any) {
 	if u.Say != nil {
@@ -91,15 +104,21 @@ func (u *Updater) Check(ctx context.Context, force bool) (*repository.Package, e
 		return nil, err
 	}
 	p, err := u.check(ctx, &r, force)
-	r.Checked, r.Problem = u.Now(), ""
+	problem := ""
 	if err != nil && !errors.Is(err, repository.ErrUpToDate) {
-		r.Problem = err.Error()
+		problem = err.Error()
 	}
-	return p, errors.Join(err, u.Store.Save(r))
+	now, lerr := u.Store.Load() // others may have written there meanwhile
+	if lerr != nil {
+		return nil, errors.Join(err, lerr)
+	}
+	now.Offered = r.Offered
+	now.Looked(u.Source.String(), problem, Kind(err), u.Now())
+	return p, errors.Join(err, u.Store.Save(now))
 }
 
 func (u *Updater) check(ctx context.Context, r *record.Record, force bool) (*repository.Package, error) {
-	k, err := (&repository.Client{Source: u.Source, Root: u.Root, Dir: u.Dir, Now: u.Now()}).Look(ctx)
+	k, err := (&repository.Client{Source: lasting{u.Source}, Root: u.Root, Dir: u.Dir, Now: u.Now()}).Look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +190,9 @@ func (u *Updater) Apply(ctx context.Context, p *repository.Package) error {
 		return err
 	}
 	m := p.Release.Manifest()
-	if err := u.preflight(id, m); err != nil {
-		return err
+	if err := u.preflight(ctx, id, m); err != nil {
+		r.End(fmt.Sprintf("release %s: %v", m.Version, err), u.Now())
+		return errors.Join(err, u.Store.Save(r))
 	}
 	r.Phase, r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reason, r.Changed = record.Writing, id, u.Version, m.Version, false, 0, "", u.Now()
 	r.Fetched, r.Whole = 0, m.Root.Size+m.Boards[u.Board].Boot.Size
@@ -194,7 +214,7 @@ func (u *Updater) Apply(ctx context.Context, p *repository.Package) error {
 }
 
 // preflight makes sure that everything fits before anything is written.
-func (u *Updater) preflight(id slot.ID, m *release.Manifest) error {
+func (u *Updater) preflight(ctx context.Context, id slot.ID, m *release.Manifest) error {
 	dev, ok := u.Roots[id]
 	if !ok {
 		return fmt.Errorf("slot %s: has no root partition here", id)
@@ -209,6 +229,31 @@ func (u *Updater) preflight(id slot.ID, m *release.Manifest) error {
 	}
 	if kernel > room {
 		return fmt.Errorf("release %s: its kernel image of %v %w: the boot partition has %v free; remove what does not belong there", m.Version, size.Bytes(kernel).Rounded(), ErrRoom, size.Bytes(room).Rounded())
+	}
+	return u.fits(ctx)
+}
+
+// fits makes sure that there is room for what an update writes outside of the slot.
+func (u *Updater) fits(ctx context.Context) error {
+	if u.Free == nil {
+		return nil
+	}
+	needs := []Need{{"the record of updates", u.Dir, ownNeed}}
+	if u.Needs != nil {
+		more, err := u.Needs(ctx)
+		if err != nil {
+			return fmt.Errorf("what the update takes besides its slot: %w", err)
+		}
+		needs = append(needs, more...)
+	}
+	for _, n := range needs {
+		free, err := u.Free(n.Dir)
+		if err != nil {
+			return fmt.Errorf("room for %s: %w", n.What, err)
+		}
+		if n.Bytes > free {
+			return fmt.Errorf("%s of %v %w: %s has %v free; remove what is not needed there", n.What, size.Bytes(n.Bytes).Rounded(), ErrRoom, n.Dir, size.Bytes(free).Rounded())
+		}
 	}
 	return nil
 }
@@ -257,7 +302,46 @@ func (u *Updater) install(ctx context.Context, id slot.ID, p *repository.Package
 		return "", fmt.Errorf("slot %s: reading back: the manifest is that of release %s", id, got.Manifest().Version)
 	}
 	u.say("slot %s holds release %s: %.1f of %.1f MB travelled", id, m.Version, float64(r.Fetched)/1e6, float64(r.Whole)/1e6)
-	return u.arm(ctx, id, m, r)
+	for {
+		if err := u.await(ctx, r); err != nil {
+			return "", err
+		}
+		arg, err := u.arm(ctx, id, m, r)
+		if !errors.Is(err, errShut) {
+			return arg, err
+		}
+		u.say("release %s: %v", m.Version, err)
+	}
+}
+
+// errShut means that the window closed again before the machine could restart.
+var errShut = errors.New("the window closed before the pods had left; the machine restarts in the next")
+
+// awaitAtMost is how long the clock is believed: it may be set meanwhile.
+const awaitAtMost = time.Minute
+
+// await waits until the machine may restart.
+func (u *Updater) await(ctx context.Context, r *record.Record) error {
+	for u.Window != nil {
+		left := u.Window(u.Now())
+		if left <= 0 {
+			break
+		}
+		if opens := "the window that opens at " + u.Now().Add(left).UTC().Format("2006-01-02 15:04 MST"); r.Waits != opens {
+			r.Phase, r.Waits, r.Changed = record.Waiting, opens, u.Now()
+			if err := u.Store.Save(*r); err != nil {
+				return err
+			}
+			u.say("release %s waits for %s", r.To, opens)
+		}
+		select {
+		case <-time.After(min(left, awaitAtMost)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	r.Waits = ""
+	return nil
 }
 
 // arm asks the others and then tells the firmware.
@@ -272,7 +356,7 @@ func (u *Updater) arm(ctx context.Context, id slot.ID, m *release.Manifest, r *r
 			return "", fmt.Errorf("datastore snapshot before the update: %w", err)
 		}
 		if r.Saved != nil {
-			r.Saved.Kubernetes, r.Saved.Next = u.Kubernetes, m.Kubernetes
+			r.Saved.Release, r.Saved.Kubernetes, r.Saved.Next = u.Version, u.Kubernetes, m.Kubernetes
 		}
 	}
 	if u.Drain != nil {
@@ -284,8 +368,11 @@ func (u *Updater) arm(ctx context.Context, id slot.ID, m *release.Manifest, r *r
 		if r.Drained, err = u.Drain(ctx); err != nil {
 			return "", fmt.Errorf("draining before the update: %w", err)
 		}
+		if u.Window != nil && u.Window(u.Now()) > 0 {
+			return "", errShut
+		}
 	}
-	r.Phase, r.Changed = record.Trying, u.Now()
+	r.Phase, r.Note, r.Undo, r.Changed = record.Trying, "", nil, u.Now() // what was to be undone, the datastore has gone on from
 	if err := u.Store.Save(*r); err != nil {
 		return "", err
 	}
@@ -320,11 +407,16 @@ func (u *Updater) Rollback(ctx context.Context) error {
 	if err := u.allowed(m, &r); err != nil {
 		return fmt.Errorf("slot %s: %w", id, err)
 	}
+	if err := u.fits(ctx); err != nil {
+		return fmt.Errorf("slot %s: %w", id, err)
+	}
 	r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reason = id, u.Version, m.Version, false, 0, ""
 	// Or the next check would bring back what somebody goes away from.
-	r.Failed = append(r.Failed, record.Failure{Version: u.Version, Reason: "somebody went back from it", Time: u.Now()})
+	failed := r.Failed
+	r.Failed = append(slices.Clone(failed), record.Failure{Version: u.Version, Reason: "somebody went back from it", Time: u.Now()})
 	arg, err := u.arm(ctx, id, m, &r)
 	if err != nil {
+		r.Failed = failed // the version that runs on is no worse for it
 		r.End(fmt.Sprintf("going back to release %s: %v", m.Version, err), u.Now())
 		return errors.Join(err, u.Store.Save(r))
 	}
@@ -430,7 +522,7 @@ func (c *checked) Read(b []byte) (int, error) {
 	c.left -= int64(n)
 	if c.left == 0 && n > 0 {
 		if got := hex.EncodeToString(c.h.Sum(nil)); got != c.want {
-			return 0, fmt.Errorf("sha256 is %.8s; the release says %.8s", got, c.want)
+			return 0, fmt.Errorf("%w: sha256 is %.8s; the release says %.8s", repository.ErrUntrusted, got, c.want)
 		}
 	}
 	return n, err

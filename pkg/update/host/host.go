@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/disk"
 	"github.com/skerry-os/skerry/pkg/keys"
@@ -27,11 +29,15 @@ const MetadataDir = machine.DataDir + "/update/metadata"
 // TrialSocket is where skerryd tells init, during a trial, how healthy the node is: a message with TrialField.
 const TrialSocket = "/run/skerry/trial.sock"
 
-// TrialField is TrialGood, or what the node still waits for.
+// TrialField is TrialGood, or what the node still waits for; TrialNote is what differs and was explained.
 const (
 	TrialField = "SKERRY_TRIAL"
 	TrialGood  = "good"
+	TrialNote  = "SKERRY_TRIAL_NOTE"
 )
+
+// ControlSocket is where skerryd takes what a person asks of its updates.
+const ControlSocket = "/run/skerry/update.sock"
 
 // Host is an opened machine.
 type Host struct {
@@ -201,6 +207,16 @@ func diskPath(id machine.Identity, p linux.Partition) (slot.DiskPath, error) {
 		Number: uint32(p.Num), Start: uint64(e.Start / disk.Sector), Blocks: uint64(e.Size / disk.Sector), GUID: e.GUID.OnDisk(),
 		Loader: loaders[id.Release.Arch],
 	}, nil
+}
+
+// Free is how much room there is for files in a folder, or where it would be made.
+func Free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	for ; errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir); err = unix.Statfs(dir, &st) {
+		dir = filepath.Dir(dir)
+	}
+	return int64(st.Bavail) * int64(st.Bsize), err //nolint:unconvert,gosec // 32 bits on arm; no disk is that large
 }
 
 // Trust reads whom the signed kernel image says to trust: for releases, and for the repository (nil for none).

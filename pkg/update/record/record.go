@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,7 @@ type Phase string
 const (
 	Idle    Phase = ""        // none is under way
 	Writing Phase = "writing" // the idle slot is being written; it does not boot
+	Waiting Phase = "waiting" // it is written, and waits for a time at which the machine may restart
 	Trying  Phase = "trying"  // the firmware was told to try it
 )
 
@@ -36,19 +38,25 @@ type Failure struct {
 	Time    time.Time `json:"time"`
 }
 
-// Before is how the node was before the update: what it is to be again.
+// Before is how the node was before the update: what it is to be again. What is false or empty is not asked for.
 type Before struct {
-	Ready     bool     `json:"ready"`          // the node
-	Pods      []string `json:"pods,omitempty"` // that were ready on it, as namespace/name
-	Reachable bool     `json:"reachable"`      // the update source
+	API       bool     `json:"api"`               // it answered
+	Ready     bool     `json:"ready"`             // the node; all is asked for then but Reachable, which stands for itself
+	Leased    bool     `json:"leased,omitempty"`  // the datastore took the node's lease
+	Serves    bool     `json:"serves,omitempty"`  // Services were reached through the node
+	Pods      []string `json:"pods,omitempty"`    // that were ready on it, as namespace/name
+	Reachable bool     `json:"reachable"`         // the update source that the node config names
+	Network   []string `json:"network,omitempty"` // default routes, and networks with an address of the machine's
 }
 
 // Saved is how the datastore was before the update.
 type Saved struct {
-	Snapshot   string `json:"snapshot"`         // its name
-	Schema     string `json:"schema,omitempty"` // digest of the tables' form; "" for a datastore that is not this machine's alone
-	Kubernetes string `json:"kubernetes"`       // the version that wrote it
-	Next       string `json:"next"`             // the one in the release that was tried
+	Snapshot   string `json:"snapshot"`          // its name
+	Note       string `json:"note,omitempty"`    // where it is not, although it should be
+	Schema     string `json:"schema,omitempty"`  // digest of the tables' form; "" for a datastore that is not this machine's alone
+	Release    string `json:"release,omitempty"` // the version of the OS that saved it, and that may go back to it
+	Kubernetes string `json:"kubernetes"`        // the version that wrote it
+	Next       string `json:"next"`              // the one in the release that was tried
 }
 
 // Moved says whether what the release that was tried may have written can be more than the one before reads. schema is that of
@@ -65,6 +73,14 @@ func minor(version string) string {
 		}
 	}
 	return version
+}
+
+// Source is what the last look at a source said.
+type Source struct {
+	Checked time.Time `json:"checked"`
+	Problem string    `json:"problem,omitempty"`
+	Kind    string    `json:"kind,omitempty"` // of the problem: see update.Kind
+	Told    string    `json:"told,omitempty"` // the problem that the last event told
 }
 
 // Record is the whole file.
@@ -90,10 +106,14 @@ type Record struct {
 	Reason   string    `json:"reason,omitempty"`   // why the last attempt ended, if it did not end well
 	Checked  time.Time `json:"checked,omitzero"`
 	Offered  string    `json:"offered,omitempty"` // newest version that the last check found for this machine
-	Problem  string    `json:"problem,omitempty"` // what went wrong with the last check
+	Problem  string    `json:"problem,omitempty"` // what went wrong with the last check, at any source
+	Note     string    `json:"note,omitempty"`    // what differs since the last update, and was explained
+	Waits    string    `json:"waits,omitempty"`   // what a restart waits for
 	Told     string    `json:"told,omitempty"`    // the reason that the last event told
 	Undo     *Saved    `json:"undo,omitempty"`    // what the datastore may have to go back to, before it is used again
 	Drained  string    `json:"drained,omitempty"` // what the last drain could not move
+
+	Sources map[string]Source `json:"sources,omitempty"` // by name
 }
 
 // maxFailures is how many failures are remembered.
@@ -137,6 +157,36 @@ func (f File) Save(r Record) error {
 	return atomicfile.Write(string(f), append(data, '\n'), 0o600)
 }
 
+// Looked notes what a look at a source said; problem is "" if it went well.
+func (r *Record) Looked(source, problem, kind string, now time.Time) {
+	s := Source{Checked: now, Problem: problem, Kind: kind, Told: r.Sources[source].Told}
+	if problem == "" {
+		s.Told = ""
+	}
+	if r.Sources == nil {
+		r.Sources = map[string]Source{}
+	}
+	r.Sources[source] = s
+	r.Checked = now
+	r.sum()
+}
+
+// Only forgets sources that are there no more, but for a problem that nobody was told of yet.
+func (r *Record) Only(sources ...string) {
+	maps.DeleteFunc(r.Sources, func(name string, s Source) bool { return !slices.Contains(sources, name) && s.Told == s.Problem })
+	r.sum()
+}
+
+func (r *Record) sum() {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(r.Sources)) {
+		if p := r.Sources[name].Problem; p != "" {
+			all = append(all, name+": "+p)
+		}
+	}
+	r.Problem = strings.Join(all, "; ")
+}
+
 // HasFailed says whether a version was tried and failed.
 func (r *Record) HasFailed(version string) bool {
 	return slices.ContainsFunc(r.Failed, func(f Failure) bool { return f.Version == version })
@@ -145,7 +195,7 @@ func (r *Record) HasFailed(version string) bool {
 // End ends what is under way; reason is "" if it ended well.
 func (r *Record) End(reason string, now time.Time) {
 	r.Phase, r.Slot, r.From, r.To, r.Armed, r.Boots, r.Reached, r.Stopped, r.Before, r.Saved = Idle, "", "", "", false, 0, "", "", nil, nil
-	r.Reason, r.Changed = reason, now
+	r.Reason, r.Waits, r.Changed = reason, "", now
 }
 
 // Fail ends a trial that failed.
@@ -159,9 +209,9 @@ func (r *Record) Fail(reason string, now time.Time) {
 }
 
 // Kept ends a trial that went well. The floor rises to the version of the slot to go back to, never above it: that one must
-// stay allowed.
-func (r *Record) Kept(version string, now time.Time) {
-	r.Previous, r.Current = r.From, version
+// stay allowed. note is what differs all the same.
+func (r *Record) Kept(version, note string, now time.Time) {
+	r.Previous, r.Current, r.Note = r.From, version, note
 	if r.From != "" && (r.Floor == "" || release.CompareVersions(r.From, r.Floor) > 0) && release.CompareVersions(r.From, version) < 0 {
 		r.Floor = r.From
 	}

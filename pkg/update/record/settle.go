@@ -22,7 +22,7 @@ func Settle(st Store, sel slot.Selector, booted slot.ID, version string, now tim
 	switch {
 	case r.Phase == Trying && r.Slot == booted:
 		// Keep was done, and the note of it was not.
-		r.Kept(version, now)
+		r.Kept(version, r.Note, now)
 		return fmt.Sprintf("release %s is kept", version), st.Save(r)
 	case r.Phase == Trying && (r.Armed || r.Boots > 0):
 		reason := fmt.Sprintf("release %s in slot %s did not come up: ", r.To, r.Slot)
@@ -94,18 +94,18 @@ func (t Trial) Failed(why string) error { return t.note(func(r *Record) { r.Stop
 var ErrVerdict = errors.New("the trial failed")
 
 // Judge is for a boot on trial. healthy waits until the node is as healthy as it was and returns nil, or says why it never
-// will be; ctx bounds it. Whatever the verdict, it is written before it is told.
-func Judge(ctx context.Context, st Store, sel slot.Selector, booted slot.ID, version string, now func() time.Time, healthy func(context.Context, *Before) error) error {
+// will be; ctx bounds it. note is what differs and is no fault. Whatever the verdict, it is written before it is told.
+func Judge(ctx context.Context, st Store, sel slot.Selector, booted slot.ID, version string, now func() time.Time, healthy func(context.Context, *Before) (note string, err error)) error {
 	r, err := Trial{st, booted, version}.load()
 	if err != nil {
 		return err
 	}
-	herr := healthy(ctx, r.Before)
+	note, herr := healthy(ctx, r.Before)
 	if herr == nil {
 		if err := sel.Keep(booted); err != nil {
 			return fmt.Errorf("keeping slot %s: %w", booted, err)
 		}
-		r.Kept(version, now())
+		r.Kept(version, note, now())
 		return st.Save(r)
 	}
 	reason := fmt.Sprintf("release %s in slot %s was not as healthy as the one before: %v", version, booted, herr)

@@ -2,62 +2,70 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/updates"
-	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/server"
-	"github.com/skerry-os/skerry/pkg/update/host"
+	"github.com/skerry-os/skerry/pkg/update"
+	updatehost "github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
-// saveBeforeUpdate saves the datastore of a server that is about to try another release.
-func saveBeforeUpdate(ctx context.Context, s machine.Server, node string, ip netip.Addr) (*record.Saved, error) {
-	at, err := server.OpenStored(server.StoredConfig{Settings: s, NodeName: node, NodeIP: ip})
+// beforeUpdate is what a server does with its datastore when another release is about to be tried.
+type beforeUpdate struct {
+	settings machine.Server
+	node     string
+	ip       netip.Addr
+}
+
+func (b beforeUpdate) open() (*server.Stored, error) {
+	return server.OpenStored(server.StoredConfig{Settings: b.settings, NodeName: b.node, NodeIP: b.ip})
+}
+
+func (b beforeUpdate) save(ctx context.Context) (*record.Saved, error) {
+	at, err := b.open()
 	if err != nil {
 		return nil, err
 	}
-	e, err := at.Snapshots.Save(ctx, at.Store, "before-update")
+	return updates.Save(ctx, slog.Default(), at.Snapshots, at.Store)
+}
+
+func (b beforeUpdate) needs(ctx context.Context) ([]update.Need, error) {
+	at, err := b.open()
 	if err != nil {
 		return nil, err
 	}
-	saved := &record.Saved{Snapshot: e.Name}
-	saved.Schema, err = schemaOf(ctx, at.Store)
-	return saved, err
+	return updates.Needs(ctx, at.Snapshots, at.Store)
 }
 
-// schemaOf is "" for a datastore that is not this machine's alone.
-func schemaOf(ctx context.Context, store datastore.Store) (string, error) {
-	if own, ok := store.(datastore.Schemer); ok {
-		return own.Schema(ctx)
+// undo takes the datastore back to before an update that failed, if need be. The server must not serve when it could not be
+// settled what becomes of that.
+func (b beforeUpdate) undo(ctx context.Context) error {
+	id, err := updatehost.Identity()
+	if errors.Is(err, updatehost.ErrNoSlots) {
+		return nil // there was never an update here
 	}
-	return "", nil
-}
-
-// undoUpdate takes the datastore back to before an update that failed, if need be.
-func undoUpdate(ctx context.Context, s machine.Server, node string, ip netip.Addr) error {
-	if _, err := os.Stat(host.RecordFile); err != nil {
-		return nil //nolint:nilerr // there was never an update here
-	}
-	at, err := server.OpenStored(server.StoredConfig{Settings: s, NodeName: node, NodeIP: ip})
 	if err != nil {
 		return err
 	}
-	updates.Undo(ctx, slog.Default(), record.File(host.RecordFile), updates.Datastore{
-		Schema: func(ctx context.Context) (string, error) { return schemaOf(ctx, at.Store) },
+	at, err := b.open()
+	if err != nil {
+		return err
+	}
+	return updates.Undo(ctx, slog.Default(), record.File(updatehost.RecordFile), id.Release.Version, updates.Datastore{
+		Schema: func(ctx context.Context) (string, error) { return updates.Schema(ctx, at.Store) },
 		Restore: func(ctx context.Context, name string) (string, error) {
 			_, aside, err := at.Snapshots.Restore(ctx, at.Store, name)
 			return aside, err
 		},
 	})
-	return nil
 }
 
 // otherNodes says whether the cluster has more nodes than this one.

@@ -105,7 +105,7 @@ func newRootCmd() *cobra.Command {
 		newKillAllCmd(),
 		newUninstallCmd(),
 		newCheckConfigCmd(),
-		newUpdateCmd(),
+		newUpdateCmd(thisUpdated()),
 		newVersionCmd(),
 	)
 	return root

@@ -40,7 +40,6 @@ import (
 	"github.com/skerry-os/skerry/pkg/server/secrets"
 	"github.com/skerry-os/skerry/pkg/servicelb"
 	"github.com/skerry-os/skerry/pkg/supervise"
-	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
 // defaultWriteKubeconfig is also where K3s's path leads to on the image.
@@ -143,8 +142,9 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if err != nil {
 		return nil, err
 	}
-	if err := undoUpdate(ctx, s, name, ips[0]); err != nil {
-		return nil, err
+	datastoreOf := beforeUpdate{settings: s, node: name, ip: ips[0]}
+	if err := datastoreOf.undo(ctx); err != nil {
+		return nil, fmt.Errorf("taking the datastore back to before the update that failed: %w", err)
 	}
 	reloadCertificates(s.Lifetime())
 	secret, err := secrets.Ensure(s.DataDir, s.Token, files.ServerCA)
@@ -188,8 +188,8 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	services = append(services, updates.Service(updates.Options{
 		Proxy: node.Proxy, Serves: supervise.ReadyOf(own, agent.KubeProxy),
 		Log: slog.Default(), Kubeconfig: files.Kubelet, NodeName: name, Restart: restart,
-		Snapshot: func(ctx context.Context) (*record.Saved, error) { return saveBeforeUpdate(ctx, s, name, ips[0]) },
-		Others:   func(ctx context.Context) (bool, error) { return otherNodes(ctx, files.Admin) },
+		Snapshot: datastoreOf.save, Needs: datastoreOf.needs,
+		Others: func(ctx context.Context) (bool, error) { return otherNodes(ctx, files.Admin) },
 	}))
 	return append(services, own...), nil
 }

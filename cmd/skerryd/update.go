@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -18,12 +20,32 @@ import (
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/updates"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/release"
-	"github.com/skerry-os/skerry/pkg/repository"
 	"github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
-func newUpdateCmd() *cobra.Command {
+// updated is the machine whose updates the commands are about.
+type updated struct {
+	identity func() (machine.Identity, error)
+	config   func() (machine.Update, error)
+	record   record.Store
+	socket   string
+	alone    func(ctx context.Context, a updates.Ask, say func(string)) error // what is asked, where no skerryd runs
+}
+
+// thisUpdated is the one this process runs on.
+func thisUpdated() updated {
+	return updated{host.Identity, updates.Config, record.File(host.RecordFile), host.ControlSocket, func(ctx context.Context, a updates.Ask, say func(string)) error {
+		n, err := updates.Open(slog.New(slog.DiscardHandler), nil)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = n.Close() }()
+		return n.Alone(ctx, a, say, restart)
+	}}
+}
+
+func newUpdateCmd(u updated) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "update",
 		Short: "Look at, bring and take back releases on this machine",
@@ -34,7 +56,7 @@ func newUpdateCmd() *cobra.Command {
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newUpdateStatusCmd(), newUpdateCheckCmd(), newUpdateApplyCmd(), newUpdateRollbackCmd())
+	cmd.AddCommand(newUpdateStatusCmd(u), newUpdateCheckCmd(u), newUpdateApplyCmd(u), newUpdateRollbackCmd(u))
 	return cmd
 }
 
@@ -50,7 +72,7 @@ type updateStatus struct {
 	record.Record
 }
 
-func newUpdateStatusCmd() *cobra.Command {
+func newUpdateStatusCmd(u updated) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:     "status",
@@ -58,15 +80,15 @@ func newUpdateStatusCmd() *cobra.Command {
 		Example: "  skerryd update status",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			id, err := host.Identity()
+			id, err := u.identity()
 			if err != nil {
 				return err
 			}
-			conf, err := updates.Config()
+			conf, err := u.config()
 			if err != nil {
 				return err
 			}
-			r, err := record.File(host.RecordFile).Load()
+			r, err := u.record.Load()
 			if err != nil {
 				return err
 			}
@@ -108,13 +130,20 @@ func (s updateStatus) print(w io.Writer) error {
 	case s.Checked.IsZero():
 		line("checked", "not yet")
 	case s.Problem != "":
-		line("checked", "%s: %s", s.Checked.Format(time.RFC3339), s.Problem)
+		line("checked", "%s, with a problem", s.Checked.Format(time.RFC3339))
 	case s.Offered != "":
 		line("checked", "%s, newest %s", s.Checked.Format(time.RFC3339), s.Offered)
 	default:
 		line("checked", "%s, nothing newer", s.Checked.Format(time.RFC3339))
 	}
+	for _, name := range slices.Sorted(maps.Keys(s.Sources)) {
+		if src := s.Sources[name]; src.Problem != "" {
+			line("problem", "%s at %s: %s", name, src.Checked.Format(time.RFC3339), src.Problem)
+		}
+	}
 	switch s.Phase {
+	case record.Waiting:
+		line("under way", "%s is in slot %s and waits for %s", s.To, s.Record.Slot, s.Waits)
 	case record.Writing:
 		line("under way", "writing %s into slot %s", s.To, s.Record.Slot)
 	case record.Trying:
@@ -128,6 +157,15 @@ func (s updateStatus) print(w io.Writer) error {
 	if s.Drained != "" {
 		line("drain", "%s", s.Drained)
 	}
+	if s.Saved != nil {
+		line("snapshot", "%s", s.Saved.Snapshot)
+		if s.Saved.Note != "" {
+			line("", "%s; the one on this machine is enough", s.Saved.Note)
+		}
+	}
+	if s.Note != "" {
+		line("note", "%s", s.Note)
+	}
 	if s.Reason != "" {
 		line("last update", "%s", s.Reason)
 	}
@@ -137,21 +175,19 @@ func (s updateStatus) print(w io.Writer) error {
 	return t.Flush()
 }
 
-// withUpdater gives the commands what the service works with, and keeps the service away meanwhile.
-func withUpdater(cmd *cobra.Command, do func(context.Context, *updates.Node) error) error {
-	n, err := updates.Open(slog.New(slog.DiscardHandler), nil)
-	if err != nil {
+// ask lets the skerryd that runs do what a person asks: it knows how the node is, takes its pods off and saves its datastore.
+// Where none runs, the command does what is left.
+func (u updated) ask(cmd *cobra.Command, a updates.Ask) error {
+	say := func(text string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), text) }
+	if _, err := u.identity(); err != nil {
 		return err
 	}
-	defer func() { _ = n.Close() }()
-	unlock, err := updates.Lock()
-	if err != nil {
+	err := updates.Call(cmd.Context(), u.socket, a, say)
+	if !errors.Is(err, updates.ErrNotRunning) {
 		return err
 	}
-	defer unlock()
-	n.Updater.Say = func(text string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), text) }
-	n.Updater.Restart = restart
-	return do(cmd.Context(), n)
+	say("skerryd does not run: no pod is moved, and no snapshot of a datastore is taken")
+	return u.alone(cmd.Context(), a, say)
 }
 
 // restart asks process 1, which is Skerry's init here.
@@ -164,53 +200,34 @@ func restart(arg string) error {
 	return syscall.Kill(1, syscall.SIGTERM)
 }
 
-func newUpdateCheckCmd() *cobra.Command {
+func newUpdateCheckCmd(u updated) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Look for a newer release now",
 		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withUpdater(cmd, func(ctx context.Context, n *updates.Node) error {
-				p, err := n.Check(ctx, false)
-				switch {
-				case errors.Is(err, repository.ErrUpToDate):
-					_, err = fmt.Fprintln(cmd.OutOrStdout(), err)
-				case err == nil:
-					_, err = fmt.Fprintf(cmd.OutOrStdout(), "release %s is there; this machine runs %s\n", p.Offer.Version, n.Updater.Version)
-				}
-				return err
-			})
-		},
+		RunE:  func(cmd *cobra.Command, _ []string) error { return u.ask(cmd, updates.Ask{Do: updates.DoCheck}) },
 	}
 }
 
-func newUpdateApplyCmd() *cobra.Command {
+func newUpdateApplyCmd(u updated) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "apply",
-		Short: "Bring the newest release and restart into it",
+		Short: "Bring the newest release and restart into it, whatever the windows",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withUpdater(cmd, func(ctx context.Context, n *updates.Node) error {
-				p, err := n.Check(ctx, force)
-				if err != nil {
-					return err
-				}
-				return n.Updater.Apply(ctx, p)
-			})
+			return u.ask(cmd, updates.Ask{Do: updates.DoApply, Force: force})
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also a release that was tried and failed, and without waiting for this machine's wave")
 	return cmd
 }
 
-func newUpdateRollbackCmd() *cobra.Command {
+func newUpdateRollbackCmd(u updated) *cobra.Command {
 	return &cobra.Command{
 		Use:   "rollback",
 		Short: "Restart into the release of before, on trial",
 		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withUpdater(cmd, func(ctx context.Context, n *updates.Node) error { return n.Updater.Rollback(ctx) })
-		},
+		RunE:  func(cmd *cobra.Command, _ []string) error { return u.ask(cmd, updates.Ask{Do: updates.DoRollback}) },
 	}
 }

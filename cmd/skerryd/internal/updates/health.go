@@ -3,6 +3,7 @@ package updates
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/skerry-os/skerry/pkg/update/host"
+	"github.com/skerry-os/skerry/pkg/update"
 	"github.com/skerry-os/skerry/pkg/update/record"
 )
 
@@ -71,31 +72,38 @@ func read(ctx context.Context, c kubernetes.Interface, name string, serves bool)
 }
 
 // missing says what is not as it was before; "" is nothing. What the API says of the time before this boot does not
-// count: its datastore remembers the node and its pods as they were when the machine went down. Pods that are gone were moved or deleted.
-func (h *health) missing(b *record.Before, booted time.Time) string {
-	if !h.ready {
-		return "the node to be Ready"
+// count: its datastore remembers the node and its pods as they were when the machine went down. Pods that are gone were moved
+// or deleted: they are no fault, but are noted.
+func (h *health) missing(b *record.Before, booted time.Time) (what, note string) {
+	ready := b == nil || b.Ready
+	if ready && !h.ready {
+		return "the node to be Ready", ""
 	}
-	if !h.renewed.After(booted) {
-		return "the datastore to take the node's lease"
+	if (ready || b.Leased) && !h.renewed.After(booted) {
+		return "the datastore to take the node's lease", ""
 	}
-	if !h.serves {
-		return "kube-proxy to write the rules of services"
+	if (ready || b.Serves) && !h.serves {
+		return "kube-proxy to write the rules of services", ""
 	}
 	if b == nil {
-		return ""
+		return "", ""
 	}
+	var gone []string
 	for _, key := range b.Pods {
 		ok, there := h.pods[key]
 		switch {
 		case !there:
+			gone = append(gone, key)
 		case !ok:
-			return fmt.Sprintf("pod %s, which was ready before", key)
+			return fmt.Sprintf("pod %s, which was ready before", key), ""
 		case h.started[key].Before(booted):
-			return fmt.Sprintf("pod %s to start again", key)
+			return fmt.Sprintf("pod %s to start again", key), ""
 		}
 	}
-	return ""
+	if len(gone) > 0 {
+		note = fmt.Sprintf("%d of %d pods that were ready before are not on this node: they were moved, deleted, or have ended: %s", len(gone), len(b.Pods), strings.Join(gone, ", "))
+	}
+	return "", note
 }
 
 // bootTime is when the kernel started, by the clock as it is now.
@@ -107,18 +115,34 @@ func bootTime() time.Time {
 	return time.Now().Add(-time.Duration(info.Uptime) * time.Second)
 }
 
-// tellReason makes an event of why the last update failed, once.
-func (s *service) tellReason(ctx context.Context) {
-	st := record.File(host.RecordFile)
+// tell makes events of why the last update failed and of what sources tried, once each, and shows the record as metrics.
+func (s *service) tell(ctx context.Context) {
+	st := s.n.Updater.Store
 	r, err := st.Load()
-	if err != nil || r.Reason == "" || r.Reason == r.Told {
+	if err != nil {
+		s.o.Log.Warn("record of updates", "err", err)
 		return
 	}
-	s.o.Log.Warn("the last update failed", "reason", r.Reason)
-	if !s.event(ctx, "UpdateFailed", r.Reason) {
+	show(s.n.ID, r)
+	told := r.Reason
+	if r.Reason != "" && r.Reason != r.Told {
+		s.o.Log.Warn("the last update failed", "reason", r.Reason)
+		if !s.event(ctx, "UpdateFailed", r.Reason) {
+			told = r.Told
+		}
+	}
+	changed := told != r.Told
+	r.Told = told
+	for name, src := range r.Sources {
+		if src.Told == src.Problem || update.Attack(src.Kind) && !s.event(ctx, "UpdateRefused", name+": "+src.Problem) {
+			continue
+		}
+		src.Told, changed = src.Problem, true
+		r.Sources[name] = src
+	}
+	if !changed {
 		return
 	}
-	r.Told = r.Reason
 	if err := st.Save(r); err != nil {
 		s.o.Log.Warn("record of updates", "err", err)
 	}

@@ -67,9 +67,12 @@ func TestWhatIsMissing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := h.missing(&record.Before{Ready: true, Pods: []string{"default/web"}}, boot)
+		got, note := h.missing(&record.Before{Ready: true, Pods: []string{"default/web"}}, boot)
 		if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+		if left := tt.w.gone || tt.w.done; strings.Contains(note, "1 of 1 pods that were ready before are not on this node: they were moved, deleted, or have ended: default/web") != left {
+			t.Errorf("%s: the note is %q", name, note)
 		}
 	}
 }

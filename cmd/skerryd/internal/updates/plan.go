@@ -27,7 +27,7 @@ const planLook = 10 * time.Second
 
 // followPlan does what update plans ask of this node and reports how it is, until ctx ends. Without a server nothing is asked.
 func (s *service) followPlan(ctx context.Context) {
-	p := &planned{service: s, lock: Lock, now: time.Now}
+	p := &planned{service: s, lock: s.n.lock, turn: s.turn, now: time.Now}
 	p.look, p.bring = p.lookAt, p.bringTo
 	tick := time.NewTicker(planLook)
 	defer tick.Stop()
@@ -48,6 +48,7 @@ type planned struct {
 	*service
 	look  func(context.Context, *rollout.Request) (rollout.Offer, error) // at the sources
 	bring func(context.Context, *rollout.Request) error                  // the node to the release; in the good case it restarts
+	turn  func(context.Context) (done func(), err error)                 // what waits for its window makes room
 	lock  func() (unlock func(), err error)
 	now   func() time.Time
 
@@ -72,6 +73,7 @@ func (p *planned) pass(ctx context.Context) error {
 	if p.node, err = c.CoreV1().Nodes().Get(ctx, p.o.NodeName, metav1.GetOptions{}); err != nil {
 		return err
 	}
+	p.answered()
 	r := rollout.RequestOf(p.node)
 	p.planned.Store(r != nil)
 	if p.refused == nil { // skerryd started; what it said before still holds
@@ -92,7 +94,7 @@ func (p *planned) pass(ctx context.Context) error {
 	case !asked:
 		p.lookFor(ctx, r, rec.Checked)
 	case r.Attempt != p.attempt:
-		if asked, err = p.begin(r); err != nil {
+		if asked, err = p.begin(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -108,12 +110,12 @@ func (p *planned) pass(ctx context.Context) error {
 
 // begin takes up another attempt: a person wants again what this node may have tried and left. It does not while somebody
 // updates the node by hand.
-func (p *planned) begin(r *rollout.Request) (bool, error) {
-	unlock, err := p.lock()
+func (p *planned) begin(ctx context.Context, r *rollout.Request) (bool, error) {
+	done, err := p.turn(ctx)
 	if err != nil {
 		return false, nil //nolint:nilerr // said above
 	}
-	defer unlock()
+	defer done()
 	rec, err := p.n.Updater.Store.Load()
 	if err != nil {
 		return false, err
@@ -134,11 +136,12 @@ func (p *planned) serve(ctx context.Context, r *rollout.Request) error {
 	if !p.bringing.over(r.Version, p.now()) {
 		return nil
 	}
-	unlock, err := p.lock()
+	done, err := p.turn(ctx)
 	if err != nil {
 		return nil //nolint:nilerr // somebody does it by hand right now
 	}
-	defer unlock()
+	defer done()
+	defer p.tell(ctx)
 	p.trouble, p.nothing = "", ""
 	switch err = p.bring(ctx, r); {
 	case err == nil || ctx.Err() != nil:
@@ -185,7 +188,7 @@ func (p *planned) bringTo(ctx context.Context, r *rollout.Request) error {
 	if err := p.report(ctx, record.Writing); err != nil && ctx.Err() == nil {
 		p.o.Log.Debug("update plans: the server does not answer", "err", err) // it knows whom it asked
 	}
-	return u.Apply(ctx, next)
+	return p.apply(ctx, next)
 }
 
 // lookFor looks what the sources have of what a plan is for: at once for a new question, whenever the machine looked for itself,
@@ -198,11 +201,11 @@ func (p *planned) lookFor(ctx context.Context, r *rollout.Request, checked time.
 	if question == p.looks.of && p.nothing == "" && checked.Equal(p.of) || !p.looks.over(question, p.now()) {
 		return
 	}
-	unlock, err := p.lock()
+	done, err := p.turn(ctx)
 	if err != nil {
 		return
 	}
-	defer unlock()
+	defer done()
 	offer, err := p.look(ctx, r)
 	if err != nil && ctx.Err() == nil {
 		p.nothing = err.Error()

@@ -52,16 +52,19 @@ func (a *asked) start() {
 	a.planned = &planned{
 		service: &service{o: Options{NodeName: "a1", Log: slog.New(slog.DiscardHandler)}, client: a.client, n: &Node{ID: id, Updater: &update.Updater{Store: a.store}}},
 		now:     func() time.Time { return a.time },
-		lock: func() (func(), error) {
-			if a.busy {
-				return nil, errors.New("busy")
-			}
-			a.busy = true
-			return func() { a.busy = false }, nil
-		},
-		bring: func(context.Context, *rollout.Request) error { a.tries++; return a.bad },
-		look:  func(context.Context, *rollout.Request) (rollout.Offer, error) { a.looked++; return a.offers, a.away },
+		lock:    a.lock,
+		turn:    func(context.Context) (func(), error) { return a.lock() },
+		bring:   func(context.Context, *rollout.Request) error { a.tries++; return a.bad },
+		look:    func(context.Context, *rollout.Request) (rollout.Offer, error) { a.looked++; return a.offers, a.away },
 	}
+}
+
+func (a *asked) lock() (func(), error) {
+	if a.busy {
+		return nil, errors.New("busy")
+	}
+	a.busy = true
+	return func() { a.busy = false }, nil
 }
 
 func (a *asked) ask(r *rollout.Request) {

@@ -3,11 +3,8 @@ package updates
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,10 +13,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/skerry-os/skerry/pkg/drain"
-	"github.com/skerry-os/skerry/pkg/linux"
-	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/repository"
 	"github.com/skerry-os/skerry/pkg/supervise"
+	"github.com/skerry-os/skerry/pkg/update"
 	"github.com/skerry-os/skerry/pkg/update/host"
 	"github.com/skerry-os/skerry/pkg/update/record"
 )
@@ -31,21 +27,25 @@ type Options struct {
 	NodeName   string
 	Restart    func(arg string) error
 	Snapshot   func(context.Context) (*record.Saved, error) // of the datastore, on a server; nil for none
+	Needs      func(context.Context) ([]update.Need, error) // the room that takes; nil for none
 	Others     func(context.Context) (bool, error)          // whether other nodes could take this one's pods
 	Proxy      func(*url.URL) (*url.URL, error)             // to the source
 	Serves     func() bool                                  // whether services can be reached through this node
 }
 
-// owner is who cordons a node for its own update.
-const owner = "update"
+const (
+	// owner is who cordons a node for its own update.
+	owner = "update"
+	// stickLook is how often the list of volumes is looked at for a stick that came.
+	stickLook = 15 * time.Second
+	// pulse is how often the health of a node is looked at.
+	pulse = 3 * time.Second
+	// again is when an update that made room for somebody else is looked for again.
+	again = time.Minute
+)
 
-// stickLook is how often the list of volumes is looked at for a stick that came.
-const stickLook = 15 * time.Second
-
-// pulse is how often the health of a node on trial is looked at.
-const pulse = 3 * time.Second
-
-// Service looks for updates and brings them, as the node config says. On a machine that is not Skerry's image it does nothing.
+// Service looks for updates and brings them, as the node config says, an update plan or a person asks. On a machine that is not
+// Skerry's image it does nothing.
 func Service(o Options) supervise.Service {
 	return supervise.Service{Name: "updates", Run: func(ctx context.Context, ready func()) error {
 		ready()
@@ -58,30 +58,58 @@ func Service(o Options) supervise.Service {
 			return nil
 		}
 		defer func() { _ = n.Close() }()
-		s := &service{o: o, n: n}
-		n.Updater.Say = func(text string) { o.Log.Info("update", "what", text) }
-		n.Updater.Restart, n.Updater.Before, n.Updater.Snapshot = o.Restart, s.before, o.Snapshot
-		n.Updater.Drain, n.Updater.Undrain = s.drains(n.Config.Drain.Patience(), drain.Policy(n.Config.Drain.Stuck)), s.undrain
-		if n.ID.Boot.Trial {
-			s.trial(ctx)
-		}
-		s.settle(ctx)
-		s.tellReason(ctx)
-		s.undrain(ctx)
-		var plan sync.WaitGroup
-		defer plan.Wait()
-		plan.Go(func() { s.followPlan(ctx) })
-		s.loop(ctx)
+		newService(o, n).run(ctx)
 		return nil
 	}}
+}
+
+func newService(o Options, n *Node) *service {
+	s := &service{o: o, n: n, started: time.Now()}
+	u := n.Updater
+	u.Say, u.Restart, u.Before, u.Snapshot, u.Needs = s.say, o.Restart, s.before, o.Snapshot, o.Needs
+	u.Drain, u.Undrain = s.drains(n.Config.Drain.Patience(), drain.Policy(n.Config.Drain.Stuck)), s.undrain
+	registerMetrics()
+	return s
 }
 
 type service struct {
 	o       Options
 	n       *Node
-	mu      sync.Mutex // of client
+	started time.Time
+	mu      sync.Mutex // of the two below
 	client  kubernetes.Interface
-	planned atomic.Bool // an update plan decides when
+	seen    time.Time                               // when the API answered last
+	planned atomic.Bool                             // an update plan decides when
+	waiting atomic.Pointer[context.CancelCauseFunc] // ends the wait of an update for its window
+	hearer  atomic.Pointer[func(string)]            // a person who asked
+}
+
+func (s *service) run(ctx context.Context) {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() {
+		if err := Listen(ctx, s.n.control, s.asked); err != nil && ctx.Err() == nil {
+			s.o.Log.Warn("what people ask of updates is not heard", "err", err)
+		}
+	})
+	if r, err := s.n.Updater.Store.Load(); err == nil {
+		show(s.n.ID, r)
+	}
+	if s.n.ID.Boot.Trial {
+		s.trial(ctx)
+	}
+	s.settle(ctx)
+	s.begin(ctx)
+	s.undrain(ctx)
+	beside.Go(func() { s.followPlan(ctx) })
+	s.loop(ctx)
+}
+
+func (s *service) say(text string) {
+	s.o.Log.Info("update", "what", text)
+	if hear := s.hearer.Load(); hear != nil {
+		(*hear)(text)
+	}
 }
 
 // kube gives the client, once the kubeconfig is there.
@@ -104,6 +132,42 @@ func (s *service) kube() (kubernetes.Interface, error) {
 	return c, err
 }
 
+// errOther means that somebody else uses the updater, or wants to.
+var errOther = errors.New("another update is asked for")
+
+// turn gives the caller the updater. An update that waits for its window makes room.
+func (s *service) turn(ctx context.Context) (done func(), err error) {
+	done, err = s.n.lock()
+	end := s.waiting.Swap(nil)
+	if err == nil || end == nil {
+		return done, err
+	}
+	for (*end)(errOther); err != nil && ctx.Err() == nil; done, err = s.n.lock() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second / 10):
+		}
+	}
+	return done, err
+}
+
+// begin tells what the machine's last life left.
+func (s *service) begin(ctx context.Context) {
+	done, err := s.n.lock()
+	if err != nil {
+		return // somebody is at it already
+	}
+	defer done()
+	st := s.n.Updater.Store
+	if r, err := st.Load(); err == nil && (r.Phase == record.Writing || r.Phase == record.Waiting) {
+		r.End("the machine or skerryd ended while release "+r.To+" was brought; it is brought anew", s.n.Updater.Now())
+		if err := st.Save(r); err != nil {
+			s.o.Log.Warn("record of updates", "err", err)
+		}
+	}
+	s.tell(ctx)
+}
+
 // loop looks at the sources, until ctx ends.
 func (s *service) loop(ctx context.Context) {
 	c := s.n.Config
@@ -112,7 +176,7 @@ func (s *service) loop(ctx context.Context) {
 		return
 	}
 	next := time.Now().Add(jitter(min(c.Every(), 10*time.Minute)/4, 1))
-	seen := volumes()
+	seen := s.n.volumes()
 	for ctx.Err() == nil {
 		wait := time.Until(next)
 		if c.Stick {
@@ -123,57 +187,30 @@ func (s *service) loop(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		now := volumes()
+		now := s.n.volumes()
 		if time.Now().Before(next) && (!c.Stick || now == seen) {
 			continue
 		}
 		seen = now
+		err := s.look(ctx)
 		next = time.Now().Add(jitter(c.Every(), 0.1))
-		if err := s.look(ctx); err != nil && ctx.Err() == nil {
+		switch {
+		case errors.Is(err, errOther):
+			next = time.Now().Add(again)
+		case err != nil && ctx.Err() == nil:
 			s.o.Log.Warn("update", "err", err)
-			s.tellReason(ctx)
 		}
 	}
 }
 
-// calm is how long a node that has started may take to be Ready before updates go on without.
-const calm = 15 * time.Minute
-
-// settle waits until the node is Ready: a node that is updated while it starts would look as if it had been unhealthy before,
-// and the new release would be judged by that.
-func (s *service) settle(ctx context.Context) {
-	for end := time.Now().Add(calm); ctx.Err() == nil && time.Now().Before(end); {
-		if c, err := s.kube(); err == nil {
-			if h, err := read(ctx, c, s.o.NodeName, s.o.Serves()); err == nil && h.missing(nil, bootTime()) == "" {
-				return
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pulse):
-		}
-	}
-}
-
-func volumes() string {
-	parts, err := linux.Volumes(os.DirFS("/sys"))
-	if err != nil {
-		return ""
-	}
-	var names []string
-	for _, p := range parts {
-		names = append(names, p.Name)
-	}
-	return strings.Join(names, " ")
-}
-
-// look is one look, and the update if there is one and its time is now.
+// look is one look, and the update if there is one. It travels at once; the restart waits for its window.
 func (s *service) look(ctx context.Context) error {
-	unlock, err := Lock()
+	done, err := s.n.lock()
 	if err != nil {
-		return nil //nolint:nilerr // somebody does it by hand right now
+		return errOther
 	}
-	defer unlock()
+	defer done()
+	defer s.tell(ctx)
 	p, err := s.n.Check(ctx, false)
 	switch {
 	case errors.Is(err, repository.ErrUpToDate):
@@ -185,11 +222,29 @@ func (s *service) look(ctx context.Context) error {
 	case !s.n.Config.Auto():
 		s.o.Log.Info("a newer release is there", "version", p.Offer.Version, "apply with", "skerryd update apply")
 		return nil
-	case !s.n.Config.Open(time.Now()):
-		s.o.Log.Info("a newer release is there and waits for the next window", "version", p.Offer.Version)
-		return nil
 	}
-	return s.n.Updater.Apply(ctx, p)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.n.Updater.Window = func(now time.Time) time.Duration {
+		left := s.n.Config.Opens(now)
+		if left > 0 {
+			s.waiting.Store(&cancel)
+		} else {
+			s.waiting.Store(nil)
+		}
+		return left
+	}
+	defer func() { s.n.Updater.Window = nil; s.waiting.Store(nil) }()
+	return s.apply(ctx, p)
+}
+
+// apply is the updater's, and counts what goes wrong.
+func (s *service) apply(ctx context.Context, p *repository.Package) error {
+	err := s.n.Updater.Apply(ctx, p)
+	if err != nil && !errors.Is(err, errOther) {
+		refused(update.Kind(err))
+	}
+	return err
 }
 
 // drains lets the pods leave for other nodes, if there are any, as the node config or an update plan says.
@@ -228,13 +283,13 @@ func (s *service) drainer() (*drain.Drainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &drain.Drainer{Client: c, Node: s.o.NodeName, Owner: owner, Say: s.n.Updater.Say}, nil
+	return &drain.Drainer{Client: c, Node: s.o.NodeName, Owner: owner, Say: s.say}, nil
 }
 
 // undrain gives back the node that an update cordoned: once its release is kept, or left, and who is sent here by others reaches services.
 func (s *service) undrain(ctx context.Context) {
 	for ctx.Err() == nil {
-		r, err := record.File(host.RecordFile).Load()
+		r, err := s.n.Updater.Store.Load()
 		tried := err != nil || r.Phase != record.Trying || !s.n.ID.Boot.Trial // init keeps the slot a moment after it heard of it
 		if tried && s.o.Serves() {
 			break
@@ -251,97 +306,4 @@ func (s *service) undrain(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		s.o.Log.Warn("giving the node back after its update", "err", err)
 	}
-}
-
-// before notes how healthy the node is.
-func (s *service) before(ctx context.Context) (*record.Before, error) {
-	c, err := s.kube()
-	if err != nil {
-		return nil, err
-	}
-	b := &record.Before{Reachable: true} // the release came from there just now
-	h, err := read(ctx, c, s.o.NodeName, s.o.Serves())
-	if err != nil {
-		// A node whose server is away is updated all the same, and not judged by it.
-		s.o.Log.Warn("how the node is before the update cannot be seen", "err", err)
-		return b, nil
-	}
-	b.Ready = h.ready
-	for name, ok := range h.pods {
-		if ok {
-			b.Pods = append(b.Pods, name)
-		}
-	}
-	return b, nil
-}
-
-// trial tells init how healthy the node is, until it is as healthy as before.
-func (s *service) trial(ctx context.Context) {
-	init := notify.To(host.TrialSocket)
-	r, err := record.File(host.RecordFile).Load()
-	if err != nil {
-		s.o.Log.Warn("trial", "err", err)
-	}
-	if r.Phase != record.Trying && r.Current == s.n.ID.Release.Version {
-		return // it was kept; skerryd alone started again
-	}
-	for last := ""; ctx.Err() == nil; {
-		waits := s.waits(ctx, r.Before)
-		if waits != last {
-			last = waits
-			s.o.Log.Info("trial", "waiting for", waits)
-		}
-		word := waits
-		if word == "" {
-			word = host.TrialGood
-		}
-		if err := init.Send(host.TrialField + "=" + strings.ReplaceAll(word, "\n", " ")); err != nil {
-			s.o.Log.Warn("trial: init does not hear", "err", err)
-		}
-		if waits == "" {
-			return
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pulse):
-		}
-	}
-}
-
-// waits says what keeps the node from being as healthy as before; "" is nothing.
-func (s *service) waits(ctx context.Context, b *record.Before) string {
-	if b != nil && !b.Ready {
-		return "" // it was no better before; skerryd runs, and that is all there is to judge by
-	}
-	c, err := s.kube()
-	if err != nil {
-		return "the API: " + err.Error()
-	}
-	h, err := read(ctx, c, s.o.NodeName, s.o.Serves())
-	if err != nil {
-		return "the API: " + err.Error()
-	}
-	if why := h.missing(b, bootTime()); why != "" {
-		return why
-	}
-	if b != nil && b.Reachable && s.n.Config.Source != "" {
-		if err := s.reach(ctx); err != nil {
-			return err.Error()
-		}
-	}
-	return ""
-}
-
-// reach says whether the update source answers: a release that cuts a machine off from it could never be replaced.
-func (s *service) reach(ctx context.Context) error {
-	src, err := repository.NewSource(s.n.Config.Source, s.n.web)
-	if err != nil {
-		return err
-	}
-	u := s.n.Updater
-	_, err = (&repository.Client{Source: src, Root: u.Root, Dir: u.Dir, Now: u.Now()}).Look(ctx)
-	if errors.Is(err, repository.ErrUnreachable) {
-		return fmt.Errorf("update source %s: %w", src, err)
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,11 +65,24 @@ func TestUndoOfARealDatastore(t *testing.T) {
 	saved := &record.Saved{Kubernetes: "v1.37.2", Next: "v1.37.2"}
 	used(t, store, func(c *clientv3.Client) {
 		create(c, "/registry/before")
-		e, err := snapshots.Save(t.Context(), store, "before-update")
+		got, err := Save(t.Context(), slog.New(slog.DiscardHandler), snapshots, store)
 		check(t, err)
-		saved.Snapshot = e.Name
-		saved.Schema, err = schema(t.Context())
+		saved.Snapshot, saved.Schema = got.Snapshot, got.Schema
+		// Where snapshots go besides is away: the one that is here is enough, and that is said.
+		gone := snapshot.S3{Endpoint: "127.0.0.1:9", Bucket: "b", AccessKey: "a", SecretKey: "s", Insecure: true, Timeout: time.Second}
+		away, err := snapshot.New(snapshot.Config{Dir: filepath.Join(dir, "others"), Retention: 2, S3: &gone, Node: "n", Kubernetes: "v1.37.2"})
 		check(t, err)
+		got, err = Save(t.Context(), slog.New(slog.DiscardHandler), away, store)
+		if err != nil || got.Snapshot == "" || got.Schema != saved.Schema || !strings.Contains(got.Note, got.Snapshot+" is in "+filepath.Join(dir, "others")+", but not in") {
+			t.Errorf("without S3: %+v, %v", got, err)
+		}
+		// Without room here there is none.
+		check(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+		none, err := snapshot.New(snapshot.Config{Dir: filepath.Join(dir, "file", "x"), Retention: 2, Node: "n", Kubernetes: "v1.37.2"})
+		check(t, err)
+		if got, err := Save(t.Context(), slog.New(slog.DiscardHandler), none, store); err == nil {
+			t.Errorf("without a folder: %+v", got)
+		}
 	})
 	used(t, store, func(c *clientv3.Client) { create(c, "/registry/during") })
 	db, err := sql.Open("sqlite", "file:"+conf.File())
@@ -80,13 +94,13 @@ func TestUndoOfARealDatastore(t *testing.T) {
 	r := record.Record{Phase: record.Trying, To: "1.1.0", Boots: 1, Saved: saved}
 	r.Fail("it was no good", time.Unix(0, 0))
 	check(t, st.Save(r))
-	Undo(t.Context(), slog.New(slog.DiscardHandler), st, Datastore{
+	check(t, Undo(t.Context(), slog.New(slog.DiscardHandler), st, "1.0.0", Datastore{
 		Schema: schema,
 		Restore: func(ctx context.Context, name string) (string, error) {
 			_, aside, err := snapshots.Restore(ctx, store, name)
 			return aside, err
 		},
-	})
+	}))
 	r, err = st.Load()
 	if err != nil || r.Undo != nil {
 		t.Fatalf("%+v, %v", r, err)

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	cryptorand "crypto/rand"
@@ -53,9 +54,13 @@ type Node struct {
 	Updater *update.Updater
 	Config  machine.Update
 	ID      machine.Identity
-	host    *host.Host
 	log     *slog.Logger
 	web     *http.Client
+	close   func() error
+	dir     string // for what is not the record
+	control string // socket
+	network func() []string
+	parts   func() ([]linux.Partition, error) // all volumes of the machine
 }
 
 // Open opens this machine. host.ErrNoSlots means that it is none of ours to update.
@@ -82,14 +87,18 @@ func Open(log *slog.Logger, proxy func(*url.URL) (*url.URL, error)) (*Node, erro
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Config: conf, ID: id, host: h, log: log, web: client(proxy)}
+	n := &Node{
+		Config: conf, ID: id, log: log, web: client(proxy), close: h.Close, dir: filepath.Dir(host.RecordFile), control: host.ControlSocket,
+		network: func() []string { return network(os.DirFS("/sys"), os.DirFS("/proc"), addresses()) },
+		parts:   func() ([]linux.Partition, error) { return linux.Volumes(os.DirFS("/sys")) },
+	}
 	n.Updater = &update.Updater{
 		Machine: update.Machine{
 			Arch: id.Release.Arch, Board: id.Boot.Board, Version: id.Release.Version, Channel: conf.Channel, Seed: seed, Booted: id.Boot.Slot,
 			Kubernetes: id.Release.Kubernetes, Floor: id.Boot.Floor, Debug: id.Release.Debug || conf.Debug,
 			Selector: h.Selector, Roots: map[slot.ID]update.Device{}, Trusted: trusted,
 		},
-		Store: record.File(host.RecordFile), Root: root, Dir: host.MetadataDir, Now: time.Now,
+		Store: record.File(host.RecordFile), Root: root, Dir: host.MetadataDir, Free: host.Free, Now: time.Now,
 	}
 	for s, d := range h.Roots {
 		n.Updater.Roots[s] = d
@@ -98,7 +107,7 @@ func Open(log *slog.Logger, proxy func(*url.URL) (*url.URL, error)) (*Node, erro
 }
 
 // Close gives the disk back.
-func (n *Node) Close() error { return n.host.Close() }
+func (n *Node) Close() error { return n.close() }
 
 // seedOf is this machine's place among all, made up once.
 func seedOf(name string) (string, error) {
@@ -118,9 +127,9 @@ func seedOf(name string) (string, error) {
 	return seed, atomicfile.Write(name, []byte(seed), 0o600)
 }
 
-// Lock keeps the service and a person's commands from working at the same time.
-func Lock() (unlock func(), err error) {
-	name := filepath.Join(filepath.Dir(host.RecordFile), "lock")
+// lock keeps whoever updates this machine from working at the same time.
+func (n *Node) lock() (unlock func(), err error) {
+	name := filepath.Join(n.dir, "lock")
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return nil, err
 	}
@@ -166,25 +175,67 @@ func (c impatient) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// Check looks at the sources in turn: the config's, then sticks.
+// Check looks at the sources in turn: the config's, then sticks. repository.ErrUpToDate is for all of them.
 func (n *Node) Check(ctx context.Context, force bool) (*repository.Package, error) {
-	var errs []error
 	sources, err := n.sources()
 	if err != nil {
 		return nil, err
 	}
+	if len(sources) == 0 {
+		return nil, errors.New("the node config names no source of updates (update.source), and no stick with a repository is plugged in")
+	}
+	var names []string
+	for _, s := range sources {
+		names = append(names, s.String())
+	}
+	if err := n.only(names); err != nil {
+		return nil, err
+	}
+	var errs []error
+	var nothing error
 	for _, s := range sources {
 		n.Updater.Source = s
 		p, err := n.Updater.Check(ctx, force)
-		if err == nil {
+		refused(update.Kind(err))
+		switch {
+		case err == nil:
 			return p, nil
+		case errors.Is(err, repository.ErrUpToDate):
+			nothing = fmt.Errorf("%s: %w", s, err)
+		default:
+			errs = append(errs, fmt.Errorf("%s: %w", s, err))
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", s, err))
 	}
 	if len(errs) == 0 {
-		return nil, errors.New("the node config names no source of updates (update.source), and no stick with a repository is plugged in")
+		return nil, nothing
 	}
 	return nil, errors.Join(errs...)
+}
+
+// only makes the record forget sources that are there no more.
+func (n *Node) only(names []string) error {
+	r, err := n.Updater.Store.Load()
+	if err != nil {
+		return err
+	}
+	before := len(r.Sources)
+	if r.Only(names...); len(r.Sources) == before {
+		return nil
+	}
+	return n.Updater.Store.Save(r)
+}
+
+// volumes names the volumes that are plugged in.
+func (n *Node) volumes() string {
+	parts, err := n.parts()
+	if err != nil {
+		return ""
+	}
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.Name)
+	}
+	return strings.Join(names, " ")
 }
 
 func (n *Node) sources() ([]repository.Source, error) {
@@ -199,7 +250,7 @@ func (n *Node) sources() ([]repository.Source, error) {
 	if !n.Config.Stick {
 		return out, nil
 	}
-	parts, err := linux.Volumes(os.DirFS("/sys"))
+	parts, err := n.parts()
 	if err != nil {
 		return nil, err
 	}

@@ -27,8 +27,7 @@ const planLook = 10 * time.Second
 
 // followPlan does what update plans ask of this node and reports how it is, until ctx ends. Without a server nothing is asked.
 func (s *service) followPlan(ctx context.Context) {
-	p := &planned{service: s, lock: s.n.lock, turn: s.turn, now: time.Now}
-	p.look, p.bring = p.lookAt, p.bringTo
+	p := newPlanned(s)
 	tick := time.NewTicker(planLook)
 	defer tick.Stop()
 	for {
@@ -41,6 +40,12 @@ func (s *service) followPlan(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+func newPlanned(s *service) *planned {
+	p := &planned{service: s, lock: s.n.lock, turn: s.turn, now: time.Now}
+	p.look, p.bring = p.lookAt, p.bringTo
+	return p
 }
 
 // planned is the node's side of pkg/rollout.

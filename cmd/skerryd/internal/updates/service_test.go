@@ -550,17 +550,24 @@ func TestAPlanDuringAWait(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		b.renew()
-		p := planned{service: b.service, refused: map[string]string{}}
-		p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.1.0"})
-		if err := <-looked; !errors.Is(err, errOther) || b.restarts.Load() != 1 || len(p.refused) > 0 || b.n.Updater.Want != "" {
-			t.Errorf("%v, restarted %d times, refused %v", err, b.restarts.Load(), p.refused)
+		p := newPlanned(b.service)
+		p.refused = map[string]string{}
+		node, err := b.cluster.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+		check(t, err)
+		p.node = node
+		check(t, p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.1.0"}))
+		if err := <-looked; !errors.Is(err, errOther) || b.restarts.Load() != 1 || len(p.refused) > 0 || p.trouble != "" || b.n.Updater.Want != "" {
+			t.Errorf("%v, restarted %d times, refused %v, %s", err, b.restarts.Load(), p.refused, p.trouble)
 		}
-		// What it asks for and is not there is refused for good; a source that does not answer is not.
-		p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.0.5"})
+		// What is not there may come, and a source that does not answer may answer.
+		check(t, p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.0.5"}))
+		if len(p.refused) > 0 || p.trouble == "" {
+			t.Errorf("what is not there: refused %v, %q", p.refused, p.trouble)
+		}
 		b.lose()
-		p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.3.0"})
-		if p.refused["1.0.5"] == "" || p.refused["1.3.0"] != "" {
-			t.Errorf("refused are %v", p.refused)
+		check(t, p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.3.0"}))
+		if len(p.refused) > 0 || p.trouble == "" {
+			t.Errorf("no source: refused %v, %q", p.refused, p.trouble)
 		}
 	})
 }

@@ -57,7 +57,8 @@ func (s *system) lookAgain(ctx context.Context, seen told, running *machine.Conf
 		return now, running
 	}
 	s.note("config", "")
-	if err := keepGood(goodConfig, now.data); err != nil {
+	s.inForce.Store(&now)
+	if err := keepGood(goodConfig, now); err != nil {
 		s.console.sayf("config: keeping it as the last good one: %s", oneLine(err))
 	}
 	return now, s.takeUp(ctx, running, now.config)

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,14 +130,14 @@ func readOptional(fsys fs.FS, name string) ([]byte, error) {
 }
 
 // decode makes a config of a file and its signature, by the image's policy.
-func (p policy) decode(data, sig []byte) (*machine.Config, error) {
+func (p policy) decode(name string, data, sig []byte) (*machine.Config, error) {
 	if p.Policy == machine.PolicySigned || len(sig) > 0 && len(p.keys) > 0 {
 		// A signature that is there must be right, whatever the policy: it says that somebody meant to guard the file.
 		if _, err := machine.VerifyConfig(data, sig, p.keys); err != nil {
-			return nil, fmt.Errorf("%s: %w", configName, err)
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	return machine.Decode(configName, data)
+	return machine.Decode(name, data)
 }
 
 // readTold mounts the partition anew, so that what a PC or another machine wrote is seen, and reads.
@@ -173,7 +176,7 @@ func readToldFrom(dir fs.FS, p policy) (t told) {
 		t.err = nil
 	}
 	if t.err == nil {
-		t.config, t.err = p.decode(t.data, t.sig)
+		t.config, t.err = p.decode(configName, t.data, t.sig)
 	}
 	return t
 }
@@ -198,7 +201,7 @@ func (s *system) settle(ctx context.Context) error {
 	if s.id.Boot.Trial {
 		return s.told.err
 	}
-	good, err := loadGood(goodConfig)
+	good, err := loadGood(goodConfig, s.policy)
 	if err != nil {
 		s.console.sayf("config: the last good one: %s", oneLine(err))
 	}
@@ -219,7 +222,8 @@ const configVolume = "SKERRYCFG"
 // take makes a config the one of this start, and the last good one.
 func (s *system) take(t told) error {
 	s.config = t.config
-	if err := keepGood(goodConfig, t.data); err != nil {
+	s.inForce.Store(&t)
+	if err := keepGood(goodConfig, t); err != nil {
 		s.console.sayf("config: keeping it as the last good one: %s", oneLine(err))
 	}
 	return nil
@@ -232,8 +236,12 @@ func (s *system) complain(format string, a ...any) {
 	s.console.say("config: " + text)
 }
 
-// loadGood gives the last config that was good; nil for none. A release may have learned to refuse it.
-func loadGood(name string) (*machine.Config, error) {
+// goodMark begins the first line of a kept config, which has its signature, if any: in one file they change in one step.
+const goodMark = "# signature: "
+
+// loadGood gives the last config that was good; nil for none. It is held to the policy as one on the config partition is: whoever
+// has the disk in hand can write either. A release may have learned to refuse it.
+func loadGood(name string, p policy) (*machine.Config, error) {
 	data, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -241,10 +249,21 @@ func loadGood(name string) (*machine.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return machine.Decode(filepath.Base(name), data)
+	var sig []byte
+	if rest, ok := bytes.CutPrefix(data, []byte(goodMark)); ok { // older releases wrote none
+		sig, data, _ = bytes.Cut(rest, []byte("\n"))
+	}
+	return p.decode(filepath.Base(name), data, sig)
 }
 
-func keepGood(name string, data []byte) error {
+func keepGood(name string, t told) error {
+	var sig bytes.Buffer
+	if len(t.sig) > 0 {
+		if err := json.Compact(&sig, t.sig); err != nil { // of one line; one that is none was not needed, or the config were refused
+			sig.Reset()
+		}
+	}
+	data := slices.Concat([]byte(goodMark), sig.Bytes(), []byte("\n"), t.data)
 	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
@@ -252,4 +271,27 @@ func keepGood(name string, data []byte) error {
 		return err
 	}
 	return atomicfile.Write(name, data, 0o600)
+}
+
+// signedNetwork remembers the network config that worked last on a machine that takes signed configs alone: with the config that it
+// is part of, and that one's signature.
+type signedNetwork struct {
+	s    *system
+	file string
+}
+
+func (n signedNetwork) Last() (*machine.Network, error) {
+	c, err := loadGood(n.file, n.s.policy)
+	if c == nil || err != nil {
+		return nil, err
+	}
+	return &c.Network, nil
+}
+
+func (n signedNetwork) Keep(cfg machine.Network) error {
+	t := n.s.inForce.Load()
+	if t == nil || !reflect.DeepEqual(t.config.Network, cfg) {
+		return nil // the machine waits for a config, or has a newer one by now
+	}
+	return keepGood(n.file, *t)
 }

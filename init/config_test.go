@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -121,26 +122,103 @@ func TestReadTold(t *testing.T) {
 	}
 }
 
-func TestLastGoodConfig(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "config", "last-good.yaml")
-	if c, err := loadGood(name); c != nil || err != nil {
-		t.Errorf("before the first: %v, %v", c, err)
-	}
-	if err := keepGood(name, []byte(serverConfig)); err != nil {
+// signedConfig is a config of the partition and its signature.
+func signedConfig(t *testing.T, text string, key ed25519.PrivateKey) told {
+	t.Helper()
+	sig, err := machine.SignConfig([]byte(text), key)
+	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := loadGood(name)
-	if err != nil || c.Role != machine.RoleServer {
-		t.Errorf("got %+v, %v", c, err)
+	return told{data: []byte(text), sig: sig, config: decode(t, strings.TrimPrefix(text, serverConfig))}
+}
+
+func TestLastGoodConfig(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "config", "last-good.yaml")
+	fsys, key := trust(t, "signed")
+	signed, err := readPolicy(fsys, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loads := func(what string, p policy, want string) {
+		t.Helper()
+		c, err := loadGood(name, p)
+		if want == "" && (err != nil || c == nil || c.Role != machine.RoleServer) || want != "" && (err == nil || c != nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %+v, %v; want %q", what, c, err, want)
+		}
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c, err := loadGood(name, policy{}); c != nil || err != nil {
+		t.Errorf("before the first: %v, %v", c, err)
+	}
+	good := signedConfig(t, serverConfig+"hostname: north-1\n", key)
+	for _, c := range []told{{data: []byte(serverConfig)}, good, good} {
+		if err := keepGood(name, c); err != nil {
+			t.Fatal(err)
+		}
+		loads("kept", policy{}, "")
 	}
 	if st, err := os.Stat(name); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("it holds the token: %v", err)
 	}
-	if err := os.WriteFile(name, []byte("role: chief\n"), 0o600); err != nil {
+	loads("signed", signed, "")
+	text, err := os.ReadFile(name)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := loadGood(name); c != nil || err == nil {
-		t.Errorf("a damaged one: %v, %v", c, err)
+	if _, err := machine.Decode(name, text); err != nil {
+		t.Errorf("older releases cannot read it: %v", err)
+	}
+
+	// Whoever has the disk in hand writes what they like.
+	_, stranger, _ := ed25519.GenerateKey(nil)
+	write(strings.Replace(string(text), "north-1", "north-2", 1))
+	loads("changed", signed, "was changed after it was signed")
+	write(serverConfig)
+	loads("of an older release, or a stranger's", signed, "has no signature beside it")
+	loads("of an older release", policy{}, "")
+	if err := keepGood(name, signedConfig(t, serverConfig, stranger)); err != nil {
+		t.Fatal(err)
+	}
+	loads("a stranger's", signed, "a signature of another key")
+	write(goodMark + "{\n" + serverConfig)
+	loads("a damaged signature", signed, "cannot be read")
+	write("role: chief\n")
+	loads("a damaged one", policy{}, "last-good.yaml:1")
+}
+
+// A machine that takes signed configs alone goes back to no network config that somebody wrote onto its data.
+func TestSignedNetwork(t *testing.T) {
+	fsys, key := trust(t, "signed")
+	p, err := readPolicy(fsys, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &system{policy: p}
+	n := signedNetwork{s, filepath.Join(t.TempDir(), "network", "signed.yaml")}
+	if err := n.Keep(machine.Network{}); err != nil {
+		t.Error(err)
+	}
+	if got, err := n.Last(); got != nil || err != nil {
+		t.Errorf("nothing was told yet: %v, %v", got, err)
+	}
+	told := signedConfig(t, serverConfig+"network: {nameservers: [192.0.2.1]}\n", key)
+	s.inForce.Store(&told)
+	if err := errors.Join(n.Keep(machine.Network{}), n.Keep(told.config.Network)); err != nil {
+		t.Error(err)
+	}
+	if got, err := n.Last(); err != nil || got == nil || len(got.Nameservers) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := os.WriteFile(n.file, []byte(serverConfig+"network: {nameservers: [192.0.2.66]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.Last(); err == nil || got != nil {
+		t.Errorf("believed what was written there: %+v, %v", got, err)
 	}
 }
 

@@ -248,6 +248,9 @@ func (s *system) keepNetwork(cfg machine.Network) {
 		Config: cfg, Hostname: s.hostname, ResolvConf: filepath.Join(runDir, "resolv.conf"), StateDir: dataDir + "/network",
 		Patience: network.Patience, Log: s.console.sayf, Reaper: s.reaper, RunDir: runDir + "/wifi", Logs: s.logs,
 	}
+	if s.policy.Policy == machine.PolicySigned {
+		s.network.Good = signedNetwork{s, dataDir + "/network/signed.yaml"}
+	}
 	s.behind(func(ctx context.Context) {
 		for ctx.Err() == nil {
 			if err := s.network.Run(ctx); err != nil {

@@ -133,11 +133,12 @@ func (s *system) configFrom(i *platform.Instance) (*machine.Config, *platform.Co
 	if err != nil {
 		return nil, nil, err
 	}
-	if s.policy.Policy == machine.PolicySigned && len(user.Node) > 0 {
-		return nil, nil, errors.New("user data: this machine takes signed node configs alone, and user data has no signature")
+	signed := s.policy.Policy == machine.PolicySigned
+	if signed && (len(user.Node) > 0 || len(user.Files) > 0) { // a file may be a manifest, or the node's settings
+		return nil, nil, errors.New("user data: this machine takes signed node configs alone, and user data has no signature; leave it away")
 	}
 	facts := machine.Facts{Hostname: i.Hostname, Labels: i.Labels(), ProviderID: i.ProviderID}
-	if s.id.Release.Debug { // others have no use for keys, and no complaint about them
+	if s.id.Release.Debug && !signed { // others have no use for keys, and no complaint about them
 		facts.SSHKeys = slices.Concat(user.SSHKeys, i.SSHKeys)
 	}
 	c, err := machine.DecodeLayers(facts,

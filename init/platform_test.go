@@ -51,6 +51,19 @@ func TestConfigFromPlatform(t *testing.T) {
 		t.Error(err)
 	}
 	s.policy.Policy = machine.PolicySigned
+	s.id.Release.Debug = true
+	for _, data := range []string{
+		"#cloud-config\nwrite_files: [{path: /var/lib/skerry/server/manifests/a.yaml, content: x}]\n",
+		"#cloud-config\nhostname: north-2\n",
+	} {
+		if _, _, err := s.configFrom(&platform.Instance{UserData: []byte(data)}); err == nil || !strings.Contains(err.Error(), "signed node configs alone") {
+			t.Errorf("%q was taken: %v", data, err)
+		}
+	}
+	if c, _, err := s.configFrom(&platform.Instance{SSHKeys: []string{sshKey}}); err != nil || len(c.SSH.Keys) > 0 {
+		t.Errorf("a platform's keys open a machine that takes signed configs alone: %v", err)
+	}
+	s.id.Release.Debug = false
 	if _, _, err := s.configFrom(i); err == nil || !strings.Contains(err.Error(), "signed node configs alone") {
 		t.Error(err)
 	}

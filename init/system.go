@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,8 +49,9 @@ type system struct {
 	reaper    *process.Reaper
 	id        machine.Identity
 	policy    policy
-	told      told   // by the config partition
-	platform  string // who tells the rest of the config; "" for nobody
+	told      told                 // by the config partition
+	inForce   atomic.Pointer[told] // the newest that was good
+	platform  string               // who tells the rest of the config; "" for nobody
 	configURL string
 	config    *machine.Config
 	hostname  string

@@ -28,6 +28,7 @@ type Manager struct {
 	Hostname   string                        // told to DHCP servers
 	ResolvConf string                        // file to keep; "" for none
 	StateDir   string                        // remembers addresses and the config that worked last; "" for nowhere
+	Good       Memory                        // of the config that worked last, in place of a file in StateDir; nil for that
 	Patience   time.Duration                 // for a config to reach a router before the last good one is used; 0: for ever
 	Log        func(format string, a ...any) // one line for the operator
 

@@ -29,6 +29,12 @@ const Patience = 2 * time.Minute
 // goodFile keeps the config that worked last, in StateDir. It may hold secrets.
 const goodFile = "last-good.yaml"
 
+// Memory remembers a config for a Manager that may not believe what lies in StateDir.
+type Memory interface {
+	Last() (*machine.Network, error) // nil for none
+	Keep(machine.Network) error
+}
+
 // Apply gives a running Manager another config. It is proven as the first one is.
 func (m *Manager) Apply(cfg machine.Network) {
 	m.mu.Lock()
@@ -216,6 +222,9 @@ func (r gateway) answers() bool {
 
 // lastGood gives the config that worked last; nil for none.
 func (m *Manager) lastGood() (*machine.Network, error) {
+	if m.Good != nil {
+		return m.Good.Last()
+	}
 	if m.StateDir == "" {
 		return nil, nil
 	}
@@ -231,22 +240,32 @@ func (m *Manager) lastGood() (*machine.Network, error) {
 }
 
 func (m *Manager) keepGood(cfg machine.Network) {
-	if m.StateDir == "" {
+	if m.StateDir == "" && m.Good == nil {
 		return
 	}
 	if old, err := m.lastGood(); err == nil && old != nil && reflect.DeepEqual(*old, cfg) {
 		return
 	}
-	data, err := yaml.Marshal(cfg)
-	if err == nil {
-		err = os.MkdirAll(m.StateDir, 0o755)
-	}
-	if err == nil {
-		err = atomicfile.Write(filepath.Join(m.StateDir, goodFile), data, 0o600)
+	var err error
+	if m.Good != nil {
+		err = m.Good.Keep(cfg)
+	} else {
+		err = m.writeGood(cfg)
 	}
 	if err != nil {
 		m.Log("remembering the network config: %v", err)
 	}
+}
+
+func (m *Manager) writeGood(cfg machine.Network) error {
+	data, err := yaml.Marshal(cfg)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.StateDir, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(m.StateDir, goodFile), data, 0o600)
 }
 
 // undo takes back what the active config did, for another one to begin on bare links. Nothing runs meanwhile.

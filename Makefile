@@ -71,6 +71,7 @@ $(IMAGE): $(RELEASE)/manifest.json $(VMDIR)/node.yaml | $(SKERRY)
 	@$(SKERRY) image build --board $(BOARD) --release $(RELEASE) --config $(VMDIR)/node.yaml -o $@
 
 programs: setup $(SKERRY) ## build skerry and the node's programs into out/
+	@go build -ldflags '$(LDFLAGS)' -o $(OUT)/bin/skerry-pkcs11 ./cmd/skerry-pkcs11
 	@$(SKERRY) release programs --arch $(ARCH) -o $(OUT)/$(ARCH)
 
 release: setup $(SKERRY) $(foreach a,$(or $(subst $(comma), ,$(ARCHES)),$(ARCH)),$(call release-of,$a)/manifest.json) ## build and sign a release into out/release; ARCHES=amd64,arm64,arm for several (out/release-arm64, …)

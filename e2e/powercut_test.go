@@ -71,11 +71,11 @@ func TestPowerCutsOfAnUpdate(t *testing.T) {
 		return powercut.Part{At: start, Len: size}
 	}
 	c := cuts{u: u, old: old, next: next, vars: vars, esp: part("esp"), data: part("data"), roots: map[slot.ID]powercut.Part{slot.A: part("root-a"), slot.B: part("root-b")}}
-	set, err := keys.Load(u.keys)
+	set, err := keys.Load(u.keys, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.trusted = []ed25519.PublicKey{set.ReleasePublic()}
+	c.trusted = set.Trusted()
 	record := func() *powercut.Disk {
 		t.Helper()
 		f, err := os.Open(log)

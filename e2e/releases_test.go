@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"cmp"
-	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -39,9 +38,9 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 	}
 	dir := filepath.Join(t.TempDir(), c.version)
 	check(os.CopyFS(dir, os.DirFS(from)))
-	set, err := keys.Load(keyDir)
+	set, err := keys.Load(keyDir, nil)
 	check(err)
-	rel, err := release.Open(os.DirFS(dir), []ed25519.PublicKey{set.ReleasePublic()})
+	rel, err := release.Open(os.DirFS(dir), set.Trusted())
 	check(err)
 	m := *rel.Manifest()
 	m.Version = c.version
@@ -67,7 +66,7 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 		}
 		kernel = bytes.Replace(kernel, []byte(r[0]), []byte(r[1]), 1)
 	}
-	kernel, err = uki.Sign(kernel, set.DB.Key, set.DB.Cert)
+	kernel, err = uki.Sign(kernel, set.BootSigners()...)
 	check(err)
 	check(os.WriteFile(name, kernel, 0o644))
 	boot, err := release.Describe(board.Boot.Path, bytes.NewReader(kernel))
@@ -79,7 +78,7 @@ func altered(t *testing.T, from, keyDir string, c change) string {
 			m.Boards[id] = other
 		}
 	}
-	manifest, sig, err := release.Sign(&m, set.Release)
+	manifest, sig, err := release.Sign(&m, set.ReleaseSigners()...)
 	check(err)
 	check(os.WriteFile(filepath.Join(dir, release.ManifestName), manifest, 0o644))
 	check(os.WriteFile(filepath.Join(dir, release.SignatureName), sig, 0o644))

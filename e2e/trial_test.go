@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"crypto/ed25519"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,7 +39,7 @@ func (u *updates) arm(disk, dir string) {
 		start, size := partition(t, disk, name)
 		return powercut.Part{D: f, At: start, Len: size}
 	}
-	set, err := keys.Load(u.keys)
+	set, err := keys.Load(u.keys, nil)
 	check(err)
 	root, err := os.ReadFile(filepath.Join(u.keys, keys.RepositoryDir, repository.RootFile))
 	check(err)
@@ -52,7 +51,7 @@ func (u *updates) arm(disk, dir string) {
 			Arch: "amd64", Board: "x86-uefi", Version: versionOf(t, built(t, "release")), Booted: slot.A,
 			Selector: slot.UEFI{Vars: fstest.MapFS{slottest.Selected: slottest.Variable("os-a.efi")}, ESP: slot.Volume{Device: esp, Size: esp.Size()}},
 			Roots:    map[slot.ID]update.Device{slot.A: part("root-a"), slot.B: part("root-b")},
-			Trusted:  []ed25519.PublicKey{set.ReleasePublic()},
+			Trusted:  set.Trusted(),
 		},
 		Store: record.File(filepath.Join(t.TempDir(), "record.json")), Source: src, Root: root, Dir: t.TempDir(), Now: time.Now,
 	}

@@ -31,13 +31,13 @@ func (i *inspection) signatures(p *Plan) {
 			programs = append(programs, e)
 		}
 	}
-	cert, err := uki.Enrolled(i.read(*db))
+	certs, err := uki.Enrolled(i.read(*db))
 	if err != nil {
 		i.fault(db.Where, db.Offset, "%s: %v", db.What, err)
 		return
 	}
 	for _, e := range programs {
-		if err := uki.Verify(i.read(e), cert); err != nil {
+		if err := uki.Verify(i.read(e), certs...); err != nil {
 			i.fault(e.Where, e.Offset, "%s: %v", e.What, err)
 		}
 	}

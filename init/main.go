@@ -82,6 +82,7 @@ var stage2 = []step{
 	may("apply kernel settings", applySysctls, 5*time.Second),
 	may("check machine", checkMachine, 10*time.Second),
 	may("bring up network", startNetwork, 30*time.Second), // keeps trying behind us
+	may("teach firmware", teachFirmware, 30*time.Second),  // certificates of Secure Boot that the release brings
 	onDebug("start SSH", startSSH, 10*time.Second),
 	must("start node", startNode, time.Minute), // server or agent, as the config says
 	must("judge slot", judgeSlot, judgeLimit),  // only on trial; a kept slot is never judged again

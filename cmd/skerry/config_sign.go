@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"crypto"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -12,11 +14,10 @@ import (
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/machine"
-	"github.com/skerry-os/skerry/pkg/release"
 )
 
 func newConfigSignCmd() *cobra.Command {
-	var key, dir string
+	var key, dir, signWith string
 	cmd := &cobra.Command{
 		Use:   "sign FILE...",
 		Short: "Sign node configs, for images that take no other",
@@ -27,46 +28,45 @@ func newConfigSignCmd() *cobra.Command {
 		Example: "  skerry config sign --keys keys north-1.yaml\n  skerry config sign --key config-key.pem north-*.yaml",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			private, err := signingKey(key, dir)
+			by, err := signingKeys(key, dir, keys.ParseCommand(signWith))
 			if err != nil {
 				return err
 			}
 			var errs []error
 			for _, name := range args {
-				if err := signConfig(name, private); err != nil {
+				if err := signConfig(name, by); err != nil {
 					errs = append(errs, err)
 					continue
 				}
-				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: signed by key %s\n", name+machine.SignatureSuffix, release.KeyID(private.Public().(ed25519.PublicKey))); err != nil {
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: signed by key %s\n", name+machine.SignatureSuffix, keys.KeyID(by[len(by)-1].Public())); err != nil {
 					return err
 				}
 			}
 			return errors.Join(errs...)
 		},
 	}
-	cmd.Flags().StringVar(&key, "key", "", "private key that signs configs and nothing else")
+	cmd.Flags().StringVar(&key, "key", "", "private key that signs configs and nothing else; with --sign-with its public half")
+	signWithFlag(cmd, &signWith)
 	cmd.Flags().StringVar(&dir, "keys", "", "key folder whose release key signs (default "+defaultKeys+")")
 	return cmd
 }
 
-func signingKey(file, dir string) (ed25519.PrivateKey, error) {
+func signingKeys(file, dir string, with keys.Command) ([]crypto.Signer, error) {
 	if file != "" && dir != "" {
 		return nil, errors.New("config sign: --key and --keys name two keys; give one")
 	}
 	if file != "" {
-		return keys.LoadEd25519(file)
+		key, err := keys.LoadSigner(file, with)
+		return []crypto.Signer{key}, err
 	}
-	if dir == "" {
-		dir = defaultKeys
-	}
-	set, err := keys.Load(dir)
+	set, err := keys.Load(cmp.Or(dir, defaultKeys), with)
 	if err != nil {
 		return nil, err
 	}
-	return set.Release, nil
+	return set.ReleaseSigners(), set.CanSign()
 }
 
-func signConfig(name string, key ed25519.PrivateKey) error {
+func signConfig(name string, by []crypto.Signer) error {
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func signConfig(name string, key ed25519.PrivateKey) error {
 	if _, err := machine.Decode(name, data); err != nil {
 		return err
 	}
-	sig, err := machine.SignConfig(data, key)
+	sig, err := machine.SignConfig(data, by...)
 	if err != nil {
 		return err
 	}

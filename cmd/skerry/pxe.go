@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/image/netboot"
+	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
 )
@@ -41,28 +43,27 @@ type pxeRelease struct {
 	state    string
 	releases []string
 	trust    trustFlags
+	signWith string
 }
 
 func (p *pxeRelease) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&p.state, "state", defaultPXE, "folder that remembers machines, keys of this server and signed kernel images")
 	cmd.Flags().StringSliceVar(&p.releases, "release", nil, "folder of a signed release; one for each architecture")
 	p.trust.bind(cmd)
+	signWithFlag(cmd, &p.signWith)
 }
 
 // db gives the key that signs kernel images, if the key folder is here.
-func (p *pxeRelease) db() (*keys.Pair, error) {
-	dir := p.trust.dir
-	if dir == "" {
-		dir = defaultKeys
+func (p *pxeRelease) db() ([]uki.Signer, error) {
+	dir := cmp.Or(p.trust.dir, defaultKeys)
+	if _, err := os.Stat(filepath.Join(dir, "db.key")); errors.Is(err, fs.ErrNotExist) && p.signWith == "" {
+		return nil, nil // no key is no fault: kept images are used
 	}
-	if _, err := os.Stat(filepath.Join(dir, "db.key")); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // no key is no fault: kept images are used
-	}
-	set, err := keys.Load(dir)
+	set, err := keys.Load(dir, keys.ParseCommand(p.signWith))
 	if err != nil {
 		return nil, err
 	}
-	return &set.DB, nil
+	return set.BootSigners(), nil
 }
 
 func newPXEServeCmd() *cobra.Command {

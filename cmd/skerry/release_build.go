@@ -15,7 +15,7 @@ import (
 )
 
 func newReleaseBuildCmd() *cobra.Command {
-	var arch, keyDir, out, source, work, version string
+	var arch, keyDir, signWith, out, source, work, version string
 	var mirrors []string
 	var configTrust configTrustFlags
 	var add compose.Additions
@@ -31,7 +31,7 @@ func newReleaseBuildCmd() *cobra.Command {
 			if keyDir == "" || out == "" {
 				return errors.New("release build: name the keys with --keys and the folder to make with -o")
 			}
-			set, err := keys.Load(keyDir)
+			set, err := keys.Load(keyDir, keys.ParseCommand(signWith))
 			if err != nil {
 				return err
 			}
@@ -76,6 +76,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	configTrust.bind(cmd, "every machine of this release, in its signed initramfs: with Secure Boot nobody with the disk in hand can change it")
 	f.StringVar(&arch, "arch", "amd64", "architecture: amd64, arm64 or arm")
 	f.StringVar(&keyDir, "keys", "", "key folder, as made by `skerry keys new`")
+	signWithFlag(cmd, &signWith)
 	f.StringVarP(&out, "output", "o", "", "release folder to make or replace")
 	f.StringVar(&source, "source", ".", "a folder inside Skerry's source")
 	f.StringVar(&work, "work", "", "folder for staging (default: out in the source)")

@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -29,19 +29,20 @@ func (t *trustFlags) bind(cmd *cobra.Command) {
 }
 
 func (t *trustFlags) load() ([]ed25519.PublicKey, error) {
-	files := t.files
-	switch {
-	case t.dir != "":
-		files = append(files, filepath.Join(t.dir, "release.pub"))
-	case len(files) == 0:
-		files = []string{filepath.Join(defaultKeys, "release.pub")}
-	}
 	var out []ed25519.PublicKey
-	for _, name := range files {
-		data, err := os.ReadFile(name)
+	if t.dir != "" || len(t.files) == 0 {
+		dir := cmp.Or(t.dir, defaultKeys)
+		pubs, err := keys.TrustedIn(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("trusted key: %w; name the public key of the release's signer by --trust-key, or the key folder by --keys", err)
 		}
+		if err != nil {
+			return nil, fmt.Errorf("trusted key: %w", err)
+		}
+		out = pubs
+	}
+	for _, name := range t.files {
+		data, err := os.ReadFile(name)
 		if err != nil {
 			return nil, fmt.Errorf("trusted key: %w", err)
 		}

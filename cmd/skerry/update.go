@@ -25,7 +25,7 @@ func newUpdateCmd() *cobra.Command {
 		Long: "A repository is a folder for any web server or USB stick. Its metadata is signed by four roles (TUF), so that whoever\n" +
 			"holds the server, and not the keys, can neither change, nor mix, nor hold back what machines get without their noticing.",
 	}
-	cmd.AddCommand(newUpdatePublishCmd(), newUpdateRefreshCmd())
+	cmd.AddCommand(newUpdatePublishCmd(), newUpdateRefreshCmd(), newUpdateStatusCmd())
 	return cmd
 }
 
@@ -38,14 +38,14 @@ type signFlags struct {
 func (f *signFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.keys, "keys", defaultKeys, "key folder with the roles' keys")
 	cmd.Flags().StringVar(&f.repo, "repo", "", "folder of the repository (required)")
-	cmd.Flags().StringVar(&f.signWith, "sign-with", "", "command that signs for private keys that are not in the key folder: it gets role and key ID as arguments and the\nbytes as input, and prints the ed25519 signature in hexadecimal")
+	signWithFlag(cmd, &f.signWith)
 	cmd.Flags().DurationVar(&f.expires, "expires", repository.Lifetimes["timestamp"], "how long machines believe that this is the newest; publish or refresh before")
 	_ = cmd.MarkFlagRequired("repo")
 }
 
 func (f *signFlags) load() (*repository.Roles, repository.PublishOptions, error) {
 	o := repository.PublishOptions{Now: time.Now(), Lifetimes: map[string]time.Duration{"timestamp": f.expires}}
-	r, err := repository.LoadRoles(filepath.Join(f.keys, keys.RepositoryDir), strings.Fields(f.signWith))
+	r, err := repository.LoadRoles(filepath.Join(f.keys, keys.RepositoryDir), keys.ParseCommand(f.signWith))
 	return r, o, err
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/skerry-os/skerry/image/grub"
 	"github.com/skerry-os/skerry/image/initramfs"
 	"github.com/skerry-os/skerry/image/uki"
+	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/size"
 	"github.com/skerry-os/skerry/pkg/slot"
@@ -143,11 +144,11 @@ func (b *build) bootParts(board *boards.Board, rootHash string) (*bootParts, err
 	if err != nil {
 		return nil, err
 	}
-	pub, err := b.Keys.ReleasePublicPEM()
+	pub, err := keys.MarshalPublic(b.Keys.ReleasePublic())
 	if err != nil {
 		return nil, err
 	}
-	trust, err := b.configTrust()
+	trust, err := b.trust(board.Slots == boards.UEFI)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +195,7 @@ func (b *build) unified(board *boards.Board, p *bootParts) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return uki.Sign(image, b.Keys.DB.Key, b.Keys.DB.Cert)
+	return uki.Sign(image, b.Keys.BootSigners()...)
 }
 
 // ramdisk makes what the firmware of newer Raspberry Pis takes for a boot partition when config.txt says boot_ramdisk=1: a

@@ -66,6 +66,26 @@ func (o *Options) configTrust() (map[string][]byte, error) {
 	return out, err
 }
 
+// trust is what lies beside the release key in the initramfs. While machines go over to new keys, that is the release key of before
+// and what teaches firmware the new ones.
+func (o *Options) trust(uefi bool) (map[string][]byte, error) {
+	out, err := o.configTrust()
+	if err != nil {
+		return nil, err
+	}
+	if o.Keys.Before != nil {
+		if out["release-old.pub"], err = keys.MarshalPublic(o.Keys.Before.Public()); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range o.Keys.Pairs() {
+		if uefi && p.Update != nil {
+			out[p.Name+machine.FirmwareUpdate] = p.Update
+		}
+	}
+	return out, nil
+}
+
 // Summary is what a build made.
 type Summary struct {
 	Dir        string         `json:"dir"`
@@ -187,7 +207,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
 		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
 	}
-	if err := o.check(o.Arch); err != nil {
+	if err := errors.Join(o.check(o.Arch), o.Keys.CanBuild()); err != nil {
 		return nil, err
 	}
 	if o.Debug {
@@ -248,18 +268,14 @@ func (b *build) otherFiles(out *folder) ([]release.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if loader, err = uki.Sign(loader, b.Keys.DB.Key, b.Keys.DB.Cert); err != nil {
+	if loader, err = uki.Sign(loader, b.Keys.BootSigners()...); err != nil {
 		return nil, fmt.Errorf("systemd-boot: %w", err)
 	}
 	if err := put("boot/systemd-boot.efi", loader); err != nil {
 		return nil, err
 	}
 	for _, p := range b.Keys.Pairs() {
-		by := b.Keys.PK
-		if p.Name == "db" {
-			by = b.Keys.KEK
-		}
-		auth, err := uki.EnrolFile(p.Name, b.Keys.GUID, p.Cert, b.Source.Time, by.Key, by.Cert)
+		auth, err := b.Keys.EnrolFile(p.Name, b.Source.Time)
 		if err != nil {
 			return nil, err
 		}
@@ -339,7 +355,7 @@ func (f *folder) copy(name, from string) error {
 }
 
 func (f *folder) sign(m *release.Manifest, k *keys.Set) error {
-	manifest, sig, err := release.Sign(m, k.Release)
+	manifest, sig, err := release.Sign(m, k.ReleaseSigners()...)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func TestBuiltRelease(t *testing.T) {
 	if dir == "" {
 		t.Skip("set SKERRY_RELEASE to a release folder and SKERRY_KEYS to its keys")
 	}
-	k, err := keys.Load(os.Getenv("SKERRY_KEYS"))
+	k, err := keys.Load(os.Getenv("SKERRY_KEYS"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestBuildTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := keys.New(filepath.Join(t.TempDir(), "keys"), "Test")
+	k, err := keys.New(filepath.Join(t.TempDir(), "keys"), "Test", keys.Source{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/skerry-os/skerry/boards"
@@ -113,17 +112,9 @@ func archOf(key string) string {
 }
 
 func (f *Fleet) trusted() ([]ed25519.PublicKey, error) {
-	name := filepath.Join(f.Path(f.Keys), "release.pub")
-	data, err := os.ReadFile(name)
+	pubs, err := keys.TrustedIn(f.Path(f.Keys))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w; name the folder with the public key of whoever signed the releases (skerry keys new makes one)", err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	pub, err := keys.ParsePublic(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return []ed25519.PublicKey{pub}, nil
+	return pubs, err
 }

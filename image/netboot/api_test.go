@@ -279,7 +279,7 @@ func TestWhatCannotBeServedIsSaidBefore(t *testing.T) {
 	if err != nil || s.kernels[0].Signed {
 		t.Errorf("without keys: %v", err)
 	}
-	o.DB = &b.Set.DB
+	o.DB = b.Set.BootSigners()
 	if _, err := New(o); err != nil {
 		t.Fatal(err)
 	}

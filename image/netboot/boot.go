@@ -16,7 +16,6 @@ import (
 	"github.com/skerry-os/skerry/image/netboot/protocol"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
-	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
 )
 
@@ -94,7 +93,7 @@ type Kernel struct {
 }
 
 // Compose makes the kernel image of a board. Without keys it is not signed, and firmware with Secure Boot refuses it.
-func Compose(r *Release, board, pin string, db *keys.Pair) (*Kernel, error) {
+func Compose(r *Release, board, pin string, db []uki.Signer) (*Kernel, error) {
 	m := r.Manifest()
 	b, ok := m.Boards[board]
 	if !ok {
@@ -119,7 +118,7 @@ func Compose(r *Release, board, pin string, db *keys.Pair) (*Kernel, error) {
 		return nil, err
 	}
 	if db != nil {
-		if k.EFI, err = uki.Sign(k.EFI, db.Key, db.Cert); err != nil {
+		if k.EFI, err = uki.Sign(k.EFI, db...); err != nil {
 			return nil, err
 		}
 		k.Signed = true
@@ -138,7 +137,7 @@ func kernelFile(dir string, r *Release, board, pin string) string {
 }
 
 // Prepare makes the kernel images of a release for this state folder's CA, signs and keeps them.
-func Prepare(dir string, r *Release, db *keys.Pair) ([]*Kernel, error) {
+func Prepare(dir string, r *Release, db []uki.Signer) ([]*Kernel, error) {
 	ca, err := OpenAuthority(dir)
 	if err != nil {
 		return nil, err

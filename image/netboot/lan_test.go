@@ -212,7 +212,7 @@ func start(t *testing.T, s *Server) {
 func options(t *testing.T, b *releasetest.Bench) Options {
 	t.Helper()
 	return Options{
-		Interface: "near", Releases: []string{b.Release}, Trusted: b.Trusted(), DB: &b.Set.DB, Fleet: Nobody{}, State: t.TempDir(),
+		Interface: "near", Releases: []string{b.Release}, Trusted: b.Trusted(), DB: b.Set.BootSigners(), Fleet: Nobody{}, State: t.TempDir(),
 		Status: "127.0.0.1:0", Log: t.Logf,
 	}
 }

@@ -31,7 +31,7 @@ import (
 
 	"github.com/skerry-os/skerry/image/netboot/protocol"
 	"github.com/skerry-os/skerry/image/netboot/tftp"
-	"github.com/skerry-os/skerry/pkg/keys"
+	"github.com/skerry-os/skerry/image/uki"
 )
 
 // Options are what a person decides about a server.
@@ -39,7 +39,7 @@ type Options struct {
 	Interface string   // towards the machines
 	Releases  []string // folders, one for each architecture
 	Trusted   []ed25519.PublicKey
-	DB        *keys.Pair // signs kernel images; nil: kept ones, or unsigned
+	DB        []uki.Signer // sign kernel images; nil: kept ones, or unsigned
 	Fleet     Fleet
 	State     string // folder
 	DHCP      *Range // nil: another server gives addresses

@@ -52,8 +52,21 @@ type Bench struct {
 func New(t testing.TB, rootSize int) *Bench {
 	t.Helper()
 	dir := t.TempDir()
-	b := &Bench{Keys: filepath.Join(dir, "keys"), Release: filepath.Join(dir, "release"), Config: filepath.Join(dir, "node.yaml")}
-	set := b.keys(t)
+	b := &Bench{Keys: filepath.Join(dir, "keys")}
+	b.keys(t)
+	return b.build(t, dir, rootSize)
+}
+
+// NewSigned does so with the keys of a folder.
+func NewSigned(t testing.TB, rootSize int, folder string, set *keys.Set) *Bench {
+	t.Helper()
+	return (&Bench{Keys: folder, Set: set}).build(t, t.TempDir(), rootSize)
+}
+
+func (b *Bench) build(t testing.TB, dir string, rootSize int) *Bench {
+	t.Helper()
+	set := b.Set
+	b.Release, b.Config = filepath.Join(dir, "release"), filepath.Join(dir, "node.yaml")
 	check(t, os.WriteFile(b.Config, []byte(Config), 0o600))
 	for _, sub := range []string{"boot", "secureboot"} {
 		check(t, os.MkdirAll(filepath.Join(b.Release, sub), 0o755))
@@ -65,13 +78,10 @@ func New(t testing.TB, rootSize int) *Bench {
 	b.root(t, m, rootSize)
 	m.Boards = map[string]release.Board{"x86-uefi": b.kernel(t, m, "x86-uefi")}
 	m.Files = append(m.Files, b.put(t, "boot/systemd-boot.efi", b.sign(t, program())))
-	for _, v := range []struct {
-		pair   keys.Pair
-		signer keys.Pair
-	}{{set.PK, set.PK}, {set.KEK, set.PK}, {set.DB, set.KEK}} {
-		auth, err := uki.EnrolFile(v.pair.Name, set.GUID, v.pair.Cert, m.BuildTime, v.signer.Key, v.signer.Cert)
+	for _, p := range set.Pairs() {
+		auth, err := set.EnrolFile(p.Name, m.BuildTime)
 		check(t, err)
-		m.Files = append(m.Files, b.put(t, "secureboot/"+v.pair.Name+".auth", auth))
+		m.Files = append(m.Files, b.put(t, "secureboot/"+p.Name+".auth", auth))
 	}
 	b.Sign(t, m)
 	return b
@@ -205,7 +215,7 @@ var made = sync.OnceValues(func() (map[string][]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if _, err := keys.New(filepath.Join(dir, "keys"), "Test"); err != nil {
+	if _, err := keys.New(filepath.Join(dir, "keys"), "Test", keys.Source{}); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(filepath.Join(dir, "keys"))
@@ -222,7 +232,7 @@ var made = sync.OnceValues(func() (map[string][]byte, error) {
 })
 
 // keys puts the shared keys into the bench's folder.
-func (b *Bench) keys(t testing.TB) *keys.Set {
+func (b *Bench) keys(t testing.TB) {
 	t.Helper()
 	files, err := made()
 	check(t, err)
@@ -230,16 +240,15 @@ func (b *Bench) keys(t testing.TB) *keys.Set {
 	for name, data := range files {
 		check(t, os.WriteFile(filepath.Join(b.Keys, name), data, 0o600))
 	}
-	b.Set, err = keys.Load(b.Keys)
+	b.Set, err = keys.Load(b.Keys, nil)
 	check(t, err)
-	return b.Set
 }
 
 // Sign writes the manifest and its signature.
 func (b *Bench) Sign(t testing.TB, m *release.Manifest) {
 	t.Helper()
 	slices.SortFunc(m.Files, func(x, y release.File) int { return strings.Compare(x.Path, y.Path) })
-	manifest, sig, err := release.Sign(m, b.Set.Release)
+	manifest, sig, err := release.Sign(m, b.Set.ReleaseSigners()...)
 	check(t, err)
 	check(t, os.WriteFile(filepath.Join(b.Release, release.ManifestName), manifest, 0o644))
 	check(t, os.WriteFile(filepath.Join(b.Release, release.SignatureName), sig, 0o644))
@@ -248,7 +257,7 @@ func (b *Bench) Sign(t testing.TB, m *release.Manifest) {
 }
 
 // Trusted is the key the release is signed with.
-func (b *Bench) Trusted() []ed25519.PublicKey { return []ed25519.PublicKey{b.Set.ReleasePublic()} }
+func (b *Bench) Trusted() []ed25519.PublicKey { return b.Set.Trusted() }
 
 // DBCert writes the Secure Boot certificate as sbverify wants it, and gives its name.
 func (b *Bench) DBCert(t testing.TB) string {
@@ -268,7 +277,7 @@ func (b *Bench) put(t testing.TB, path string, data []byte) release.File {
 
 func (b *Bench) sign(t testing.TB, efi []byte) []byte {
 	t.Helper()
-	signed, err := uki.Sign(efi, b.Set.DB.Key, b.Set.DB.Cert)
+	signed, err := uki.Sign(efi, b.Set.BootSigners()...)
 	check(t, err)
 	return signed
 }

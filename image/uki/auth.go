@@ -1,7 +1,6 @@
 package uki
 
 import (
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
@@ -18,24 +17,60 @@ const (
 	guidPKCS7    = "4aafd29d-68df-49ee-8aa9-347d375665a7" // EFI_CERT_TYPE_PKCS7_GUID
 )
 
-// attributes of a Secure Boot variable: non-volatile, boot and runtime access, time-based authenticated write.
-const authAttributes = 0x27
+// attributes of a Secure Boot variable: non-volatile, boot and runtime access, time-based authenticated write; and what adds to it.
+const (
+	authAttributes = 0x27
+	appendWrite    = 0x40
+)
 
-// EnrolFile makes the .auth file that brings cert into a Secure Boot variable (PK, KEK or db): an EFI_VARIABLE_AUTHENTICATION_2
-// in front of an EFI_SIGNATURE_LIST. The signer is PK for PK and KEK, KEK for db. when must rise from one write of a
-// variable to the next.
-func EnrolFile(variable, owner string, cert *x509.Certificate, when time.Time, key *rsa.PrivateKey, signer *x509.Certificate) ([]byte, error) {
-	vendor := guidGlobal
+// EnrolFile makes the .auth file that brings certificates into a Secure Boot variable (PK, KEK or db), in place of what is there: an
+// EFI_VARIABLE_AUTHENTICATION_2 in front of EFI_SIGNATURE_LISTs. The signer is PK for PK and KEK, KEK for db. when must rise from one
+// write of a variable to the next.
+func EnrolFile(variable, owner string, certs []*x509.Certificate, when time.Time, by Signer) ([]byte, error) {
+	return authFile(variable, owner, certs, when, by, authAttributes)
+}
+
+// AddFile makes the .auth file that adds certificates to KEK or db. It is no use in setup mode.
+func AddFile(variable, owner string, certs []*x509.Certificate, when time.Time, by Signer) ([]byte, error) {
+	return authFile(variable, owner, certs, when, by, authAttributes|appendWrite)
+}
+
+// VariableOf gives the name of a Secure Boot variable in the kernel's folder of variables.
+func VariableOf(variable string) (string, error) {
+	vendor, err := vendorOf(variable)
+	return variable + "-" + vendor, err
+}
+
+// UpdateAttributes are those that a signed update of a variable is written with: it adds to KEK and db, and replaces PK.
+func UpdateAttributes(variable string) uint32 {
+	if variable == "PK" {
+		return authAttributes
+	}
+	return authAttributes | appendWrite
+}
+
+func vendorOf(variable string) (string, error) {
 	switch variable {
 	case "PK", "KEK":
+		return guidGlobal, nil
 	case "db":
-		vendor = guidSecurity
-	default:
-		return nil, fmt.Errorf("variable %q: is not one of PK, KEK, db", variable)
+		return guidSecurity, nil
 	}
-	list, err := signatureList(owner, cert)
+	return "", fmt.Errorf("variable %q: is not one of PK, KEK, db", variable)
+}
+
+func authFile(variable, owner string, certs []*x509.Certificate, when time.Time, by Signer, attributes uint32) ([]byte, error) {
+	vendor, err := vendorOf(variable)
 	if err != nil {
 		return nil, err
+	}
+	var list []byte
+	for _, c := range certs {
+		one, err := signatureList(owner, c)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, one...)
 	}
 	stamp := efiTime(when)
 	var message []byte // what the signature covers; the name goes without its end
@@ -47,10 +82,10 @@ func EnrolFile(variable, owner string, cert *x509.Certificate, when time.Time, k
 		return nil, err
 	}
 	message = append(message, vendorBytes...)
-	message = le.AppendUint32(message, authAttributes)
+	message = le.AppendUint32(message, attributes)
 	message = append(append(message, stamp...), list...)
 
-	sd, err := sign(contentInfo{Type: oidData}, nil, message, key, signer)
+	sd, err := sign(contentInfo{Type: oidData}, nil, message, by)
 	if err != nil {
 		return nil, fmt.Errorf("%s.auth: %w", variable, err)
 	}

@@ -2,6 +2,7 @@ package uki
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/asn1"
 	"encoding/pem"
 	"os"
@@ -31,11 +32,11 @@ func TestEnrolFile(t *testing.T) {
 	key, signer := newKey(t, "KEK")
 	_, cert := newKey(t, "db")
 	when := time.Date(2026, 11, 25, 13, 5, 9, 7, time.FixedZone("", 3600))
-	file, err := EnrolFile("db", owner, cert, when, key, signer)
+	file, err := EnrolFile("db", owner, []*x509.Certificate{cert}, when, Signer{key, signer})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := EnrolFile("db", owner, cert, when, key, signer); err != nil || !bytes.Equal(file, again) {
+	if again, err := EnrolFile("db", owner, []*x509.Certificate{cert}, when, Signer{key, signer}); err != nil || !bytes.Equal(file, again) {
 		t.Errorf("the same twice gives different bytes (%v)", err)
 	}
 	if !bytes.Equal(file[:16], []byte{0xea, 0x07, 11, 25, 12, 5, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0}) {
@@ -53,7 +54,7 @@ func TestEnrolFile(t *testing.T) {
 	if le.Uint32(list[16:]) != uint32(len(list)) || le.Uint32(list[20:]) != 0 || le.Uint32(list[24:]) != uint32(16+len(cert.Raw)) || !bytes.Equal(list[44:], cert.Raw) {
 		t.Errorf("signature list is % x", list[:44])
 	}
-	if _, err := EnrolFile("dbx", owner, cert, when, key, signer); err == nil {
+	if _, err := EnrolFile("dbx", owner, []*x509.Certificate{cert}, when, Signer{key, signer}); err == nil {
 		t.Error("an unknown variable was accepted")
 	}
 
@@ -137,4 +138,56 @@ func put(t *testing.T, dir, name string, data []byte) {
 	if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What adds a certificate says so in what is signed, and what holds two gives two.
+func TestAddFile(t *testing.T) {
+	key, signer := newKey(t, "KEK")
+	_, one := newKey(t, "db")
+	_, two := newKey(t, "next db")
+	when := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	add, err := AddFile("db", owner, []*x509.Certificate{two}, when, Signer{key, signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := EnrolFile("db", owner, []*x509.Certificate{two}, when, Signer{key, signer})
+	if err != nil || bytes.Equal(add, whole) || len(add) != len(whole) {
+		t.Errorf("adding is signed like writing: %v", err)
+	}
+	both, err := EnrolFile("db", owner, []*x509.Certificate{one, two}, when, Signer{key, signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Enrolled(both)
+	if err != nil || len(got) != 2 || !got[0].Equal(one) || !got[1].Equal(two) {
+		t.Errorf("%d certificates, %v", len(got), err)
+	}
+	for cut := 1; cut < 100; cut += 7 {
+		if _, err := Enrolled(both[:len(both)-cut]); err == nil {
+			t.Errorf("%d bytes cut off and accepted", cut)
+		}
+	}
+	if name, err := VariableOf("db"); err != nil || name != "db-d719b2cb-3d3a-4596-a3bc-dad00e67656f" {
+		t.Errorf("%s, %v", name, err)
+	}
+}
+
+func FuzzCertificates(f *testing.F) {
+	_, cert := newKey(f, "db")
+	list, err := signatureList(owner, cert)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(list)
+	f.Add(append(list, list...))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		certs, err := Certificates(data)
+		size := 0
+		for _, c := range certs {
+			size += len(c)
+		}
+		if err == nil && size > len(data) {
+			t.Errorf("%d bytes of certificates in %d", size, len(data))
+		}
+	})
 }

@@ -86,9 +86,15 @@ func explicit(n int, der []byte) asn1.RawValue {
 	return asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: n, IsCompound: true, Bytes: der}
 }
 
-// Sign gives a copy of a PE file with an Authenticode signature. The same file and key give the same bytes: there is no
-// signing time in it.
-func Sign(file []byte, key *rsa.PrivateKey, cert *x509.Certificate) ([]byte, error) {
+// Signer is a Secure Boot key and its certificate.
+type Signer struct {
+	Key  crypto.Signer // RSA
+	Cert *x509.Certificate
+}
+
+// Sign gives a copy of a PE file with an Authenticode signature of each signer, in their order: firmware that trusts one of them
+// starts it. The same file and keys give the same bytes: there is no signing time in it.
+func Sign(file []byte, by ...Signer) ([]byte, error) {
 	p, err := parse(file)
 	if err != nil {
 		return nil, err
@@ -103,21 +109,25 @@ func Sign(file []byte, key *rsa.PrivateKey, cert *x509.Certificate) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	pkcs7, err := authenticode(sum, key, cert)
-	if err != nil {
-		return nil, fmt.Errorf("signing: %w", err)
+	var table []byte
+	for _, s := range by {
+		pkcs7, err := authenticode(sum, s)
+		if err != nil {
+			return nil, fmt.Errorf("signing: %w", err)
+		}
+		body := append(pkcs7, make([]byte, up(len(pkcs7), 8)-len(pkcs7))...)
+		table = le.AppendUint32(table, uint32(8+len(body)))
+		table = le.AppendUint16(table, 0x0200) // WIN_CERT_REVISION_2_0
+		table = le.AppendUint16(table, 0x0002) // WIN_CERT_TYPE_PKCS_SIGNED_DATA
+		table = append(table, body...)
 	}
-	body := append(pkcs7, make([]byte, up(len(pkcs7), 8)-len(pkcs7))...)
 	dir := out[p.dirs+8*securityDirectory:]
 	le.PutUint32(dir, uint32(len(out)))
-	le.PutUint32(dir[4:], uint32(8+len(body)))
-	head := le.AppendUint32(nil, uint32(8+len(body)))
-	head = le.AppendUint16(head, 0x0200) // WIN_CERT_REVISION_2_0
-	head = le.AppendUint16(head, 0x0002) // WIN_CERT_TYPE_PKCS_SIGNED_DATA
-	return append(append(out, head...), body...), nil
+	le.PutUint32(dir[4:], uint32(len(table)))
+	return append(out, table...), nil
 }
 
-func authenticode(sum []byte, key *rsa.PrivateKey, cert *x509.Certificate) ([]byte, error) {
+func authenticode(sum []byte, by Signer) ([]byte, error) {
 	// SpcLink [2] { SpcString [0] "" }
 	link := explicit(0, []byte{0xa2, 0x02, 0x80, 0x00})
 	content, err := asn1.Marshal(indirectData{
@@ -137,7 +147,7 @@ func authenticode(sum []byte, key *rsa.PrivateKey, cert *x509.Certificate) ([]by
 	if err != nil {
 		return nil, err
 	}
-	sd, err := sign(contentInfo{oidIndirectData, explicit(0, content)}, attributes, nil, key, cert)
+	sd, err := sign(contentInfo{oidIndirectData, explicit(0, content)}, attributes, nil, by)
 	if err != nil {
 		return nil, err
 	}
@@ -161,9 +171,9 @@ func signedAttributes(contentType asn1.ObjectIdentifier, digest []byte) ([]byte,
 }
 
 // sign makes a SignedData over the attributes, or over the message itself where there are none.
-func sign(content contentInfo, attributes, message []byte, key *rsa.PrivateKey, cert *x509.Certificate) ([]byte, error) {
+func sign(content contentInfo, attributes, message []byte, by Signer) ([]byte, error) {
 	info := signerInfo{
-		Version: 1, Issuer: issuerAndSerial{asn1.RawValue{FullBytes: cert.RawIssuer}, cert.SerialNumber},
+		Version: 1, Issuer: issuerAndSerial{asn1.RawValue{FullBytes: by.Cert.RawIssuer}, by.Cert.SerialNumber},
 		DigestAlgorithm: algSHA256, Algorithm: algRSA,
 	}
 	if attributes != nil {
@@ -174,13 +184,15 @@ func sign(content contentInfo, attributes, message []byte, key *rsa.PrivateKey, 
 		}
 		info.Attributes = explicit(0, set.Bytes) // [0] IMPLICIT SET OF
 	}
-	sum := sha256.Sum256(message)
+	if _, ok := by.Key.Public().(*rsa.PublicKey); !ok {
+		return nil, fmt.Errorf("the key is a %T; firmware checks RSA", by.Key.Public())
+	}
 	var err error
-	if info.Signature, err = rsa.SignPKCS1v15(rand.Reader, key, crypto.SHA256, sum[:]); err != nil {
+	if info.Signature, err = crypto.SignMessage(by.Key, rand.Reader, message, crypto.SHA256); err != nil {
 		return nil, err
 	}
 	return asn1.Marshal(signedData{
 		Version: 1, Digests: []pkix.AlgorithmIdentifier{algSHA256}, Content: content,
-		Certificates: explicit(0, cert.Raw), Signers: []signerInfo{info},
+		Certificates: explicit(0, by.Cert.Raw), Signers: []signerInfo{info},
 	})
 }

@@ -105,11 +105,11 @@ func TestEveryByteIsCovered(t *testing.T) {
 	if err := Verify(file, cert); err == nil {
 		t.Error("an unsigned file was accepted")
 	}
-	signed, err := Sign(file, key, cert)
+	signed, err := Sign(file, Signer{key, cert})
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := Sign(file, key, cert)
+	again, err := Sign(file, Signer{key, cert})
 	if err != nil || !bytes.Equal(signed, again) {
 		t.Errorf("signing twice gives different bytes (%v)", err)
 	}
@@ -119,7 +119,7 @@ func TestEveryByteIsCovered(t *testing.T) {
 	if err := Verify(signed, other); err == nil {
 		t.Error("another key's signature was accepted")
 	}
-	if _, err := Sign(signed, key, cert); err == nil {
+	if _, err := Sign(signed, Signer{key, cert}); err == nil {
 		t.Error("a signed file was signed again")
 	}
 	p, err := parse(signed)
@@ -156,7 +156,7 @@ func TestSbverifyAgrees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signed, err := Sign(file, key, cert)
+	signed, err := Sign(file, Signer{key, cert})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +177,22 @@ func TestSbverifyAgrees(t *testing.T) {
 	if err := check("signed.efi", signed); err != nil {
 		t.Errorf("sbverify refuses the signed file: %v", err)
 	}
+	otherKey, other := newKey(t, "next db")
+	twice, err := Sign(file, Signer{otherKey, other}, Signer{key, cert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := check("twice.efi", twice); err != nil {
+		t.Errorf("sbverify refuses a file that another signed, too: %v", err)
+	}
+	for _, c := range []*x509.Certificate{cert, other} {
+		if err := Verify(twice, c); err != nil {
+			t.Errorf("signed by two: %v", err)
+		}
+	}
+	if _, stranger := newKey(t, "stranger"); Verify(twice, stranger) == nil || Verify(twice) == nil {
+		t.Error("signed by two, and accepted for a third or for nobody")
+	}
 	if err := check("unsigned.efi", file); err == nil {
 		t.Error("sbverify accepts an unsigned file")
 	}
@@ -192,7 +208,7 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	key, cert := newKey(f, "db")
-	signed, err := Sign(file, key, cert)
+	signed, err := Sign(file, Signer{key, cert})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -216,7 +232,7 @@ func TestAnImageTakenApartGoesTogetherAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	key, cert := newKey(t, "db")
-	signed, err := Sign(whole, key, cert)
+	signed, err := Sign(whole, Signer{key, cert})
 	if err != nil {
 		t.Fatal(err)
 	}

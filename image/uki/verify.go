@@ -9,9 +9,9 @@ import (
 	"fmt"
 )
 
-// Verify says whether a PE file carries an Authenticode signature by the certificate's key. It reads what Sign and the usual
-// signing tools write; firmware has the last word.
-func Verify(file []byte, cert *x509.Certificate) error {
+// Verify says whether a PE file carries an Authenticode signature by the key of one of the certificates. It reads what Sign and the
+// usual signing tools write; firmware has the last word.
+func Verify(file []byte, certs ...*x509.Certificate) error {
 	p, err := parse(file)
 	if err != nil {
 		return err
@@ -27,13 +27,34 @@ func Verify(file []byte, cert *x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	table := file[offset:]
-	length := le.Uint32(table)
-	if length < 8 || length > size || le.Uint16(table[6:]) != 2 {
-		return errors.New("has a damaged signature header")
+	if len(certs) == 0 {
+		return errors.New("there is no certificate to check its signature by")
 	}
+	var errs []error
+	for table := file[offset:]; len(table) > 0; {
+		if len(table) < 8 {
+			return errors.New("has a damaged signature header")
+		}
+		length := uint64(le.Uint32(table))
+		if length < 8 || length > uint64(len(table)) || le.Uint16(table[6:]) != 2 {
+			return errors.New("has a damaged signature header")
+		}
+		for _, cert := range certs {
+			err := verifyOne(table[8:length], sum, cert)
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+		}
+		table = table[min((length+7)&^7, uint64(len(table))):]
+	}
+	return errors.Join(errs...)
+}
+
+// verifyOne checks one signature.
+func verifyOne(pkcs7, sum []byte, cert *x509.Certificate) error {
 	var outer contentInfo
-	if _, err := asn1.Unmarshal(table[8:length], &outer); err != nil || !outer.Type.Equal(oidSignedData) {
+	if _, err := asn1.Unmarshal(pkcs7, &outer); err != nil || !outer.Type.Equal(oidSignedData) {
 		return errors.New("has a signature that is not PKCS#7")
 	}
 	var sd signedData

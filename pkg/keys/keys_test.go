@@ -12,19 +12,19 @@ import (
 
 func TestNewLoadsBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "keys")
-	made, err := New(dir, "Test")
+	made, err := New(dir, "Test", Source{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Load(dir)
+	got, err := Load(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !got.Release.Equal(made.Release) || got.GUID != made.GUID {
+	if got.ReleaseID() != made.ReleaseID() || got.GUID != made.GUID || got.CanBuild() != nil || !got.Release.Here() {
 		t.Errorf("release key %s and guid %s came back as %s and %s", made.ReleaseID(), made.GUID, got.ReleaseID(), got.GUID)
 	}
 	for i, p := range got.Pairs() {
-		if want := made.Pairs()[i]; !p.Key.Equal(want.Key) || !p.Cert.Equal(want.Cert) || p.Name != want.Name {
+		if want := made.Pairs()[i]; p.Key.ID() != want.Key.ID() || !p.Key.Here() || !p.Cert.Equal(want.Cert) || p.Name != want.Name {
 			t.Errorf("%s came back as another", want.Name)
 		}
 		if err := p.Cert.CheckSignatureFrom(p.Cert); err != nil {
@@ -34,6 +34,7 @@ func TestNewLoadsBack(t *testing.T) {
 	want := map[string]fs.FileMode{
 		".": fs.ModeDir | 0o700, "release.key": 0o600, "PK.key": 0o600, "KEK.key": 0o600, "db.key": 0o600,
 		"release.pub": 0o644, "PK.crt": 0o644, "KEK.crt": 0o644, "db.crt": 0o644, "guid": 0o644,
+		"PK.auth": 0o644, "KEK.auth": 0o644, "db.auth": 0o644,
 	}
 	err = fs.WalkDir(os.DirFS(dir), ".", func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -56,14 +57,14 @@ func TestNewLoadsBack(t *testing.T) {
 
 func TestNothingIsOverwritten(t *testing.T) {
 	dir := t.TempDir() // empty: may become a key folder
-	if _, err := New(dir, "Test"); err != nil {
+	if _, err := New(dir, "Test", Source{}); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile(filepath.Join(dir, "release.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(dir, "Test"); err == nil || !strings.Contains(err.Error(), "never overwritten") {
+	if _, err := New(dir, "Test", Source{}); err == nil || !strings.Contains(err.Error(), "never overwritten") {
 		t.Errorf("second time: %v", err)
 	}
 	after, err := os.ReadFile(filepath.Join(dir, "release.key"))
@@ -79,7 +80,7 @@ func TestNothingIsOverwritten(t *testing.T) {
 func TestDamageIsNamed(t *testing.T) {
 	base, other := filepath.Join(t.TempDir(), "base"), filepath.Join(t.TempDir(), "other")
 	for _, d := range []string{base, other} {
-		if _, err := New(d, "Test"); err != nil {
+		if _, err := New(d, "Test", Source{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,14 +99,16 @@ func TestDamageIsNamed(t *testing.T) {
 		damage func(dir string) error
 		want   []string
 	}{
-		"missing":    {func(d string) error { return os.Remove(filepath.Join(d, "db.key")) }, []string{"db.key", "no such file"}},
-		"two":        {func(d string) error { _ = os.Remove(d + "/PK.key"); return os.Remove(d + "/guid") }, []string{"PK.key", "guid"}},
+		"missing":    {func(d string) error { return os.Remove(filepath.Join(d, "db.crt")) }, []string{"db.crt", "no such file"}},
+		"two":        {func(d string) error { _ = os.Remove(d + "/PK.crt"); return os.Remove(d + "/guid") }, []string{"PK.crt", "guid"}},
+		"other auth": {func(d string) error { return take(d, other, "db.auth", "db.auth") }, []string{"db.auth", "parts of two"}},
+		"cut auth":   {func(d string) error { return os.Truncate(d+"/db.auth", 90) }, []string{"db.auth"}},
 		"open":       {func(d string) error { return os.Chmod(d+"/KEK.key", 0o644) }, []string{"KEK.key", "chmod 600"}},
 		"empty":      {func(d string) error { return os.Truncate(d+"/release.key", 0) }, []string{"release.key", "holds no PEM"}},
-		"kind":       {func(d string) error { return take(d, d, "db.key", "release.key") }, []string{"release.key", "ed25519"}},
-		"kind2":      {func(d string) error { return take(d, d, "release.key", "db.key") }, []string{"db.key", "RSA"}},
-		"other pub":  {func(d string) error { return take(d, other, "release.pub", "release.pub") }, []string{"release.pub", "parts of two"}},
-		"other cert": {func(d string) error { return take(d, other, "db.crt", "db.crt") }, []string{"db.crt", "parts of two"}},
+		"kind":       {func(d string) error { return take(d, d, "db.key", "release.key") }, []string{"release.key", "parts of two"}},
+		"kind2":      {func(d string) error { return take(d, d, "release.key", "db.key") }, []string{"db.key", "parts of two"}},
+		"other pub":  {func(d string) error { return take(d, other, "release.pub", "release.pub") }, []string{"release.key", "parts of two"}},
+		"other cert": {func(d string) error { return take(d, other, "db.crt", "db.crt") }, []string{"db.key", "parts of two"}},
 		"bad guid":   {func(d string) error { return os.WriteFile(d+"/guid", []byte("x"), 0o600) }, []string{"guid", "not a GUID"}},
 		"bad cert":   {func(d string) error { return os.WriteFile(d+"/PK.crt", []byte("x"), 0o600) }, []string{"PK.crt", "no PEM certificate"}},
 	} {
@@ -121,7 +124,7 @@ func TestDamageIsNamed(t *testing.T) {
 		if err := c.damage(dir); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Load(dir)
+		_, err := Load(dir, nil)
 		for _, w := range c.want {
 			if err == nil || !strings.Contains(err.Error(), w) {
 				t.Errorf("%s: got %v, want %q", name, err, w)
@@ -129,7 +132,7 @@ func TestDamageIsNamed(t *testing.T) {
 		}
 	}
 	for _, dir := range []string{filepath.Join(base, "nowhere"), filepath.Join(base, "guid")} {
-		if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "skerry keys new") {
+		if _, err := Load(dir, nil); err == nil || !strings.Contains(err.Error(), "skerry keys new") {
 			t.Errorf("%s: %v", dir, err)
 		}
 	}
@@ -142,7 +145,7 @@ func TestOpenSSLAgrees(t *testing.T) {
 		t.Skip("openssl is not installed")
 	}
 	dir := filepath.Join(t.TempDir(), "keys")
-	if _, err := New(dir, "Test"); err != nil {
+	if _, err := New(dir, "Test", Source{}); err != nil {
 		t.Fatal(err)
 	}
 	run := func(args ...string) string {

@@ -61,6 +61,11 @@ const immutable = 0x10
 
 // Write makes or replaces a variable.
 func (v EFIVariables) Write(name string, data []byte) error {
+	return v.WriteAs(name, efiAttributes, data)
+}
+
+// WriteAs does so with other attributes: those of a signed variable say what the data that follows is signed for.
+func (v EFIVariables) WriteAs(name string, attributes uint32, data []byte) error {
 	file := filepath.Join(v.Dir, name)
 	if err := mutable(file); err != nil {
 		return err
@@ -70,7 +75,7 @@ func (v EFIVariables) Write(name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(binary.LittleEndian.AppendUint32(nil, efiAttributes), data...))
+	_, err = f.Write(append(binary.LittleEndian.AppendUint32(nil, attributes), data...))
 	return errors.Join(err, f.Close())
 }
 

@@ -2,14 +2,14 @@ package machine
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/x509"
-	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 
 	"github.com/skerry-os/skerry/pkg/release"
 )
@@ -84,19 +84,9 @@ var ErrUnsigned = errors.New("is not signed by a key that this image trusts")
 // configDomain keeps a signature made for a config from being valid for anything else.
 const configDomain = "skerry node config v1\n"
 
-// configSignature is the content of a signature file.
-type configSignature struct {
-	KeyID string `json:"keyID"` // tells which key, proves nothing
-	Sig   string `json:"sig"`   // base64 of ed25519 over configDomain and the file
-}
-
 // SignConfig gives the signature file of a config.
-func SignConfig(data []byte, key ed25519.PrivateKey) ([]byte, error) {
-	out, err := json.Marshal(configSignature{
-		KeyID: release.KeyID(key.Public().(ed25519.PublicKey)),
-		Sig:   base64.StdEncoding.EncodeToString(ed25519.Sign(key, append([]byte(configDomain), data...))),
-	})
-	return append(out, '\n'), err
+func SignConfig(data []byte, by ...crypto.Signer) ([]byte, error) {
+	return release.SignBytes(configDomain, data, by...)
 }
 
 // VerifyConfig checks a config's signature file and names the key. No signature at all is ErrUnsigned too.
@@ -104,21 +94,15 @@ func VerifyConfig(data, sig []byte, trusted []ed25519.PublicKey) (keyID string, 
 	if len(sig) == 0 {
 		return "", fmt.Errorf("has no signature beside it: %w; make one with: skerry config sign", ErrUnsigned)
 	}
-	var s configSignature
-	if len(sig) > release.MaxSignatureBytes || json.Unmarshal(sig, &s) != nil {
+	s, err := release.ParseSignature(sig)
+	if err != nil {
 		return "", fmt.Errorf("has a signature that cannot be read: %w", ErrUnsigned)
 	}
-	raw, err := base64.StdEncoding.DecodeString(s.Sig)
-	if err != nil || len(raw) != ed25519.SignatureSize {
-		return "", fmt.Errorf("has a signature that cannot be read: %w", ErrUnsigned)
+	if pub := s.By(configDomain, data, trusted); pub != nil {
+		return release.KeyID(pub), nil
 	}
-	for _, key := range trusted {
-		if ed25519.Verify(key, append([]byte(configDomain), data...), raw) {
-			return release.KeyID(key), nil
-		}
-		if release.KeyID(key) == s.KeyID {
-			return "", fmt.Errorf("was changed after it was signed: %w; sign it again with: skerry config sign", ErrUnsigned)
-		}
+	if slices.ContainsFunc(trusted, s.Names) {
+		return "", fmt.Errorf("was changed after it was signed: %w; sign it again with: skerry config sign", ErrUnsigned)
 	}
 	return "", fmt.Errorf("has a signature of another key: %w", ErrUnsigned)
 }

@@ -22,6 +22,10 @@ const RestartFile = "run/skerry/restart"
 // root.json.
 const TrustDir = "run/skerry/trust"
 
+// FirmwareUpdate ends the names of files in TrustDir that teach the firmware new certificates of Secure Boot, after the name of the
+// variable: PK, KEK or db.
+const FirmwareUpdate = "-update.auth"
+
 // The policies.
 const (
 	UpdateAuto  = "auto"  // look and update

@@ -75,7 +75,7 @@ func (c *Client) Look(ctx context.Context) (*Catalog, error) {
 	if !c.Now.IsZero() {
 		up.UnsafeSetRefTime(c.Now)
 	}
-	if err := up.Refresh(); err != nil {
+	if err := sound(up.Refresh); err != nil {
 		switch {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -89,6 +89,9 @@ func (c *Client) Look(ctx context.Context) (*Catalog, error) {
 	}
 	k := &Catalog{client: c, up: up, Expires: up.GetTrustedMetadataSet().Timestamp.Signed.Expires}
 	for name, t := range up.GetTopLevelTargets() {
+		if t == nil {
+			return nil, fmt.Errorf("%w: %s: nothing is said of it", ErrUntrusted, name)
+		}
 		if path.Base(name) != release.ManifestName || t.Custom == nil {
 			continue
 		}
@@ -102,6 +105,17 @@ func (c *Client) Look(ctx context.Context) (*Catalog, error) {
 		k.Offers = append(k.Offers, o)
 	}
 	return k, nil
+}
+
+// sound turns a panic into an error: go-tuf falls over metadata that says null where an entry must be (theupdateframework/go-tuf v2.4.2,
+// updater.loadTargets), and whoever has the key of timestamp or snapshot could end every node by it.
+func sound(do func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the metadata is not in the expected form: %v", r)
+		}
+	}()
+	return do()
 }
 
 // settle makes what was seen of the metadata durable.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -83,6 +82,9 @@ func Publish(dir string, r *Roles, rel *release.Release, files fs.FS, o PublishO
 			return nil, fmt.Errorf("waves: %d %% after %v: shares must rise, to 100 at most", w.Percent, w.After)
 		}
 		last = w.Percent
+	}
+	if err := r.canPublish(); err != nil {
+		return nil, err
 	}
 	state, err := open(dir)
 	if err != nil {
@@ -299,11 +301,18 @@ func open(dir string) (*state, error) {
 	if s.timestamp, err = metadata.Timestamp().FromBytes(data); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.file("timestamp.json"), err)
 	}
-	name := fmt.Sprintf("%d.snapshot.json", s.timestamp.Signed.Meta["snapshot.json"].Version)
+	next := s.timestamp.Signed.Meta["snapshot.json"]
+	if next == nil {
+		return nil, fmt.Errorf("%s: names no snapshot.json", s.file("timestamp.json"))
+	}
+	name := fmt.Sprintf("%d.snapshot.json", next.Version)
 	if s.snapshot, err = metadata.Snapshot().FromFile(s.file(name)); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.file(name), err)
 	}
-	name = fmt.Sprintf("%d.targets.json", s.snapshot.Signed.Meta["targets.json"].Version)
+	if next = s.snapshot.Signed.Meta["targets.json"]; next == nil {
+		return nil, fmt.Errorf("%s: names no targets.json", s.file(name))
+	}
+	name = fmt.Sprintf("%d.targets.json", next.Version)
 	if s.targets, err = metadata.Targets().FromFile(s.file(name)); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.file(name), err)
 	}
@@ -336,7 +345,7 @@ func (s *state) sign(r *Roles, o PublishOptions) error {
 	s.targets.ClearSignatures()
 	s.targets.Signed.Version++
 	s.targets.Signed.Expires = expires(metadata.TARGETS)
-	if err := r.signWith(metadata.TARGETS, func(k signature.Signer) error { _, err := s.targets.Sign(k); return err }); err != nil {
+	if _, err := s.targets.Sign(signer{r.keys[metadata.TARGETS]}); err != nil {
 		return err
 	}
 	data, err := s.targets.ToBytes(false)
@@ -350,7 +359,7 @@ func (s *state) sign(r *Roles, o PublishOptions) error {
 	s.snapshot.ClearSignatures()
 	s.snapshot.Signed.Version++
 	s.snapshot.Signed.Expires = expires(metadata.SNAPSHOT)
-	if err := r.signWith(metadata.SNAPSHOT, func(k signature.Signer) error { _, err := s.snapshot.Sign(k); return err }); err != nil {
+	if _, err := s.snapshot.Sign(signer{r.keys[metadata.SNAPSHOT]}); err != nil {
 		return err
 	}
 	if data, err = s.snapshot.ToBytes(false); err != nil {
@@ -363,7 +372,7 @@ func (s *state) sign(r *Roles, o PublishOptions) error {
 	s.timestamp.ClearSignatures()
 	s.timestamp.Signed.Version++
 	s.timestamp.Signed.Expires = expires(metadata.TIMESTAMP)
-	if err := r.signWith(metadata.TIMESTAMP, func(k signature.Signer) error { _, err := s.timestamp.Sign(k); return err }); err != nil {
+	if _, err := s.timestamp.Sign(signer{r.keys[metadata.TIMESTAMP]}); err != nil {
 		return err
 	}
 	if data, err = s.timestamp.ToBytes(false); err != nil {
@@ -379,6 +388,9 @@ func describe(version int64, data []byte) *metadata.MetaFiles {
 
 // Refresh signs the repository again as it is, so that it does not expire.
 func Refresh(dir string, r *Roles, o PublishOptions) error {
+	if err := r.canPublish(); err != nil {
+		return err
+	}
 	s, err := open(dir)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package repository_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"errors"
 	"io"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/releasetest"
+	"github.com/skerry-os/skerry/pkg/keys"
 	"github.com/skerry-os/skerry/pkg/release"
 	"github.com/skerry-os/skerry/pkg/repository"
 )
@@ -275,7 +277,7 @@ func TestRotation(t *testing.T) {
 		check(t, os.Chmod(filepath.Join(stolen, role+".key"), 0o600))
 	}
 	for _, role := range repository.RoleNames {
-		check(t, b.roles.Rotate(role, now))
+		check(t, b.roles.Rotate(role, keys.Source{}, now))
 	}
 	var err error
 	b.roles, err = repository.LoadRoles(b.keys, nil)
@@ -289,7 +291,7 @@ func TestRotation(t *testing.T) {
 	if _, err := b.look(now); !errors.Is(err, repository.ErrUntrusted) {
 		t.Errorf("keys that were rotated away still count: %v", err)
 	}
-	if err := b.roles.Rotate("king", now); err == nil {
+	if err := b.roles.Rotate("king", keys.Source{}, now); err == nil {
 		t.Error("a role that there is not")
 	}
 }
@@ -311,6 +313,20 @@ func TestSignWith(t *testing.T) {
 	b.publish(repository.PublishOptions{})
 	_, err = b.look(now)
 	check(t, err)
+	// A root key that is there and its successor: the old one goes by its own name to the end.
+	check(t, os.Rename(filepath.Join(b.keys, "root.key"), filepath.Join(elsewhere, "root.key")))
+	b.roles, err = repository.LoadRoles(b.keys, []string{script})
+	check(t, err)
+	next, err := keys.Source{}.MakePublic(elsewhere, "root-2")
+	check(t, err)
+	check(t, b.roles.Rotate("root", keys.Source{Public: map[string]crypto.PublicKey{"root": next.Public()}, Label: "root-2", Sign: []string{script}}, now))
+	check(t, b.roles.Rotate("snapshot", keys.Source{Sign: []string{script}}, now))
+	b.publish(repository.PublishOptions{})
+	_, err = b.look(now)
+	check(t, err)
+	if left, _ := filepath.Glob(filepath.Join(b.keys, "root*.key")); len(left) > 0 {
+		t.Errorf("the root key is in the folder: %v", left)
+	}
 	check(t, os.WriteFile(script, []byte("#!/bin/sh\necho 00\n"), 0o755))
 	if _, err := repository.Publish(b.dir, b.roles, b.Signed, os.DirFS(b.Release), repository.PublishOptions{Now: now}); err == nil {
 		t.Error("a signature that is none was published")

@@ -11,20 +11,14 @@
 package repository
 
 import (
-	"bytes"
-	"context"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -35,6 +29,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
+	"github.com/skerry-os/skerry/pkg/keys"
 )
 
 // RoleNames lists the roles from the top of the trust down.
@@ -50,69 +45,50 @@ const day = 24 * time.Hour
 // RootFile is the newest root metadata in a folder of role keys; older ones lie beside it as N.root.json.
 const RootFile = "root.json"
 
-// Roles is a folder of role keys: <role>.pub each, <role>.key where the private key is here, root.json.
+// Roles is a folder of role keys, whose files pkg/keys describes: <role>.pub each, <role>.key where the private key is here; and
+// root.json.
 type Roles struct {
-	dir    string
-	sign   []string // command for keys that are not here
-	root   *metadata.Metadata[metadata.RootType]
-	public map[string]ed25519.PublicKey
+	dir  string
+	with keys.Command // for keys that are not here
+	root *metadata.Metadata[metadata.RootType]
+	keys map[string]*keys.Signer
 }
 
 // NewRoles makes the keys and the first root metadata. It refuses a folder that has some already.
 func NewRoles(dir string, now time.Time) (*Roles, error) {
+	return NewRolesFrom(dir, keys.Source{}, now)
+}
+
+// NewRolesFrom does so with private keys some of which are elsewhere.
+func NewRolesFrom(dir string, src keys.Source, now time.Time) (*Roles, error) {
 	if _, err := os.Stat(filepath.Join(dir, RootFile)); err == nil {
 		return nil, fmt.Errorf("%s: holds role keys already; change one with: skerry keys rotate", dir)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	r := &Roles{dir: dir, public: map[string]ed25519.PublicKey{}}
+	r := &Roles{dir: dir, with: src.Sign, keys: map[string]*keys.Signer{}}
 	root := metadata.Root(now.Add(Lifetimes[metadata.ROOT]).UTC().Truncate(time.Second))
 	root.Signed.ConsistentSnapshot = true
 	for _, role := range RoleNames {
-		pub, err := r.newKey(role)
+		k, err := src.MakePublic(dir, role)
 		if err != nil {
 			return nil, err
 		}
-		key, err := metadata.KeyFromPublicKey(pub)
+		key, err := metadata.KeyFromPublicKey(k.Public())
 		if err != nil {
 			return nil, err
 		}
 		if err := root.Signed.AddKey(key, role); err != nil {
 			return nil, err
 		}
-		r.public[role] = pub
+		r.keys[role] = k
 	}
 	r.root = root
-	if err := r.signWith(metadata.ROOT, func(s signature.Signer) error { _, err := root.Sign(s); return err }); err != nil {
+	if _, err := root.Sign(signer{r.keys[metadata.ROOT]}); err != nil {
 		return nil, err
 	}
 	return r, r.writeRoot()
-}
-
-func (r *Roles) newKey(role string) (ed25519.PublicKey, error) {
-	pub, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	public, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range []struct {
-		name, kind string
-		der        []byte
-		mode       fs.FileMode
-	}{{role + ".key", "PRIVATE KEY", private, 0o600}, {role + ".pub", "PUBLIC KEY", public, 0o644}} {
-		if err := atomicfile.Write(filepath.Join(r.dir, f.name), pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: f.der}), f.mode); err != nil {
-			return nil, err
-		}
-	}
-	return pub, nil
 }
 
 func (r *Roles) writeRoot() error {
@@ -126,9 +102,8 @@ func (r *Roles) writeRoot() error {
 	return atomicfile.Write(filepath.Join(r.dir, RootFile), data, 0o644)
 }
 
-// LoadRoles reads a folder of role keys. signWith is a command and its arguments for keys that are not here; it gets the role
-// and the key's ID as two more, the bytes to sign as its input, and prints the ed25519 signature in hexadecimal.
-func LoadRoles(dir string, signWith []string) (*Roles, error) {
+// LoadRoles reads a folder of role keys. with signs for keys that are not here.
+func LoadRoles(dir string, with keys.Command) (*Roles, error) {
 	data, err := os.ReadFile(filepath.Join(dir, RootFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: holds no role keys; make them with: skerry keys roles", dir)
@@ -136,14 +111,11 @@ func LoadRoles(dir string, signWith []string) (*Roles, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := metadata.Root().FromBytes(data)
+	root, err := parseRoot(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, RootFile), err)
 	}
-	if err := root.VerifyDelegate(metadata.ROOT, root); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, RootFile), err)
-	}
-	r := &Roles{dir: dir, sign: signWith, root: root, public: map[string]ed25519.PublicKey{}}
+	r := &Roles{dir: dir, with: with, root: root, keys: map[string]*keys.Signer{}}
 	for _, role := range RoleNames {
 		for _, id := range root.Signed.Roles[role].KeyIDs {
 			pub, err := root.Signed.Keys[id].ToPublicKey()
@@ -154,10 +126,24 @@ func LoadRoles(dir string, signWith []string) (*Roles, error) {
 			if !ok {
 				return nil, fmt.Errorf("%s: key of %s is a %T, not ed25519", dir, role, pub)
 			}
-			r.public[role] = key
+			if r.keys[role], err = keys.NewSigner(dir, role, key, with); err != nil {
+				return nil, err
+			}
+		}
+		if r.keys[role] == nil {
+			return nil, fmt.Errorf("%s: root.json names no key of %s", dir, role)
 		}
 	}
 	return r, nil
+}
+
+// parseRoot reads root metadata that is signed by its own keys.
+func parseRoot(data []byte) (*metadata.Metadata[metadata.RootType], error) {
+	root, err := metadata.Root().FromBytes(data)
+	if err != nil {
+		return nil, err
+	}
+	return root, root.VerifyDelegate(metadata.ROOT, root)
 }
 
 // Root is the newest root metadata, for images to be baked in.
@@ -175,9 +161,7 @@ type Role struct {
 func (r *Roles) Show() []Role {
 	var out []Role
 	for _, role := range RoleNames {
-		v := Role{Name: role, KeyID: r.root.Signed.Roles[role].KeyIDs[0]}
-		_, err := os.Stat(filepath.Join(r.dir, role+".key"))
-		v.Here = err == nil
+		v := Role{Name: role, KeyID: r.root.Signed.Roles[role].KeyIDs[0], Here: r.keys[role].Here()}
 		if role == metadata.ROOT {
 			v.Expires = r.root.Signed.Expires
 		}
@@ -188,29 +172,37 @@ func (r *Roles) Show() []Role {
 
 // Rotate gives a role a new key. The new root metadata is signed by the root key of before and, if that changed, by the new one:
 // machines follow the chain. Publish afterwards, so that the repository is signed by the new key.
-func (r *Roles) Rotate(role string, now time.Time) error {
+func (r *Roles) Rotate(role string, src keys.Source, now time.Time) error {
 	if !slices.Contains(RoleNames, role) {
 		return fmt.Errorf("role %q: is not one of %s", role, strings.Join(RoleNames, ", "))
 	}
+	old, oldRoot := r.keys[role], r.keys[metadata.ROOT]
+	if err := oldRoot.Check(); err != nil {
+		return err
+	}
+	if pub, ok := src.Public[role]; ok && keys.KeyID(pub) == old.ID() {
+		return fmt.Errorf("%s: that is the key it has; make another one", role)
+	}
+	tmp, err := os.MkdirTemp(r.dir, ".rotate-") // 0700
+	if err != nil {
+		return err
+	}
+	keep := false // the only copy of a key that metadata names
+	defer func() {
+		if !keep {
+			_ = os.RemoveAll(tmp)
+		}
+	}()
+	made, err := src.MakePublic(tmp, role)
+	if err != nil {
+		return err
+	}
+	key, err := metadata.KeyFromPublicKey(made.Public())
+	if err != nil {
+		return err
+	}
 	next := r.root.Signed
-	oldID := next.Roles[role].KeyIDs[0]
-	oldKey, err := r.privateKey(metadata.ROOT)
-	if err != nil && !errors.Is(err, errElsewhere) {
-		return err
-	}
-	oldPub := r.public[metadata.ROOT]
-	if role == metadata.ROOT && oldKey == nil {
-		return errors.New("root: its key is signed for elsewhere; a rotation needs both keys here")
-	}
-	pub, err := r.newKey(role)
-	if err != nil {
-		return err
-	}
-	key, err := metadata.KeyFromPublicKey(pub)
-	if err != nil {
-		return err
-	}
-	if err := next.RevokeKey(oldID, role); err != nil {
+	if err := next.RevokeKey(next.Roles[role].KeyIDs[0], role); err != nil {
 		return err
 	}
 	if err := next.AddKey(key, role); err != nil {
@@ -220,93 +212,45 @@ func (r *Roles) Rotate(role string, now time.Time) error {
 	next.Expires = now.Add(Lifetimes[metadata.ROOT]).UTC().Truncate(time.Second)
 	r.root.Signed = next
 	r.root.ClearSignatures()
-	r.public[role] = pub
+	by := []*keys.Signer{oldRoot}
 	if role == metadata.ROOT {
-		if _, err := r.root.Sign(&signer{pub: oldPub, key: oldKey}); err != nil {
+		by = append(by, made)
+	}
+	for _, k := range by {
+		if _, err := r.root.Sign(signer{k}); err != nil {
 			return err
 		}
 	}
-	if err := r.signWith(metadata.ROOT, func(s signature.Signer) error { _, err := r.root.Sign(s); return err }); err != nil {
+	keep = true
+	if err := r.writeRoot(); err != nil {
 		return err
 	}
-	return r.writeRoot()
+	if err := keys.Replace(r.dir, tmp, role); err != nil {
+		return fmt.Errorf("%w; move the key by hand: it is in %s", err, tmp)
+	}
+	keep = false
+	r.keys[role], err = keys.NewSigner(r.dir, role, made.Public(), src.Sign)
+	return err
 }
 
-var errElsewhere = errors.New("its private key is not here; name a command that signs with --sign-with")
-
-func (r *Roles) privateKey(role string) (ed25519.PrivateKey, error) {
-	name := filepath.Join(r.dir, role+".key")
-	st, err := os.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", role, errElsewhere)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s: others can read this private key (mode %04o); chmod 600 it, and think about who did", name, st.Mode().Perm())
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, fmt.Errorf("%s: holds no PEM", name)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	k, ok := key.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s: is a %T, not ed25519", name, key)
-	}
-	if !k.Public().(ed25519.PublicKey).Equal(r.public[role]) {
-		return nil, fmt.Errorf("%s: is not the key that root.json names for %s", name, role)
-	}
-	return k, nil
+// canPublish says whose signatures nobody would be there to make.
+func (r *Roles) canPublish() error {
+	return errors.Join(r.keys[metadata.TARGETS].Check(), r.keys[metadata.SNAPSHOT].Check(), r.keys[metadata.TIMESTAMP].Check())
 }
 
-func (r *Roles) signWith(role string, do func(signature.Signer) error) error {
-	key, err := r.privateKey(role)
-	if errors.Is(err, errElsewhere) && len(r.sign) > 0 {
-		return do(&signer{pub: r.public[role], run: append(slices.Clone(r.sign), role, r.root.Signed.Roles[role].KeyIDs[0])})
-	}
-	if err != nil {
-		return err
-	}
-	return do(&signer{pub: r.public[role], key: key})
+// signer lets a key sign metadata.
+type signer struct{ key *keys.Signer }
+
+func (s signer) PublicKey(...signature.PublicKeyOption) (crypto.PublicKey, error) {
+	return s.key.Public(), nil
 }
 
-// signer is a key, or a command that has it.
-type signer struct {
-	pub ed25519.PublicKey
-	key ed25519.PrivateKey
-	run []string
-}
-
-func (s *signer) PublicKey(...signature.PublicKeyOption) (crypto.PublicKey, error) { return s.pub, nil }
-
-func (s *signer) SignMessage(message io.Reader, _ ...signature.SignOption) ([]byte, error) {
+func (s signer) SignMessage(message io.Reader, _ ...signature.SignOption) ([]byte, error) {
 	msg, err := io.ReadAll(message)
 	if err != nil {
 		return nil, err
 	}
-	if s.key != nil {
-		return ed25519.Sign(s.key, msg), nil
-	}
-	cmd := exec.CommandContext(context.Background(), s.run[0], s.run[1:]...)
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(msg), os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", strings.Join(s.run, " "), err)
-	}
-	sig, err := hex.DecodeString(strings.TrimSpace(string(out)))
-	if err != nil || !ed25519.Verify(s.pub, msg, sig) {
-		return nil, fmt.Errorf("%s: what it printed is no signature by key %s in hexadecimal", strings.Join(s.run, " "), hex.EncodeToString(s.pub[:8]))
-	}
-	return sig, nil
+	return s.key.SignMessage(rand.Reader, msg, crypto.Hash(0))
 }
 
 // rootHistory lists the root metadata files of the folder, oldest first.

@@ -39,7 +39,7 @@ func TestKeysOfABuild(t *testing.T) {
 	if o.Keys, err = keys.Load(b.Keys, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newBuild(t.Context(), o); err == nil || !strings.Contains(err.Error(), "db: its private key is not here") {
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "db: its private key is not here") {
 		t.Errorf("without the key of db: %v", err)
 	}
 }

@@ -120,6 +120,9 @@ type build struct {
 // Build makes a release. The folder appears whole, or not at all.
 func Build(ctx context.Context, o Options) (*Summary, error) {
 	begin := time.Now()
+	if err := o.Keys.CanBuild(); err != nil { // before minutes of compiling, not after
+		return nil, err
+	}
 	b, err := newBuild(ctx, o)
 	if err != nil {
 		return nil, err
@@ -207,7 +210,7 @@ func newBuild(ctx context.Context, o Options) (*build, error) {
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil { // before minutes of compiling, not after
 		return nil, errors.New("mkfs.erofs is not installed: apt-get install erofs-utils")
 	}
-	if err := errors.Join(o.check(o.Arch), o.Keys.CanBuild()); err != nil {
+	if err := o.check(o.Arch); err != nil {
 		return nil, err
 	}
 	if o.Debug {

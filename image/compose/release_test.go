@@ -408,7 +408,7 @@ func TestBuiltImages(t *testing.T) {
 	if dir == "" || images == "" {
 		t.Skip("set SKERRY_IMAGES to images, SKERRY_RELEASE to the release they were built of, and SKERRY_KEYS to its keys")
 	}
-	k, err := keys.Load(os.Getenv("SKERRY_KEYS"))
+	k, err := keys.Load(os.Getenv("SKERRY_KEYS"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

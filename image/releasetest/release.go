@@ -147,10 +147,13 @@ func (b *Bench) Board(t testing.TB, board *boards.Board) release.Board {
 		return r
 	}
 	r.Slots = board.Slots
-	add := func(name string, f release.Firmware) {
+	put := func(name string, data []byte) release.File {
 		name = "boot/" + board.ID + "/" + name
 		check(t, os.MkdirAll(filepath.Dir(filepath.Join(b.Release, name)), 0o755))
-		f.File = b.put(t, name, []byte("firmware "+name+strings.Repeat(" ", 70_000)))
+		return b.put(t, name, data)
+	}
+	add := func(name string, f release.Firmware) {
+		f.File = put(name, []byte("firmware "+name+strings.Repeat(" ", 70_000)))
 		r.Firmware = append(r.Firmware, f)
 	}
 	for _, f := range board.Boot.Files {
@@ -165,7 +168,7 @@ func (b *Bench) Board(t testing.TB, board *boards.Board) release.Board {
 		add(filepath.Base(raw.File), release.Firmware{At: int64(raw.At)})
 	}
 	if board.Slots == boards.GRUB {
-		r.Firmware = append(r.Firmware, release.Firmware{File: b.put(t, "boot/"+board.ID+"/boot.img", bytes.Repeat([]byte{0xeb}, disk.CodeSize))})
+		r.Firmware = append(r.Firmware, release.Firmware{File: put("boot.img", bytes.Repeat([]byte{0xeb}, disk.CodeSize))})
 		add("core.img", release.Firmware{At: 32 << 10})
 		for _, name := range []string{"grub.cfg", "EFI/Linux/os-a.env", "EFI/Linux/os-b.env"} {
 			add(path.Base(name), release.Firmware{To: name})

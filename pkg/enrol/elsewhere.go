@@ -63,6 +63,9 @@ func Elsewhere(ctx context.Context, dataDir string, patience time.Duration, tell
 				found = true
 			}
 		}
+		if ctx.Err() != nil {
+			return "", "", context.Cause(ctx) // nobody was asked, which is no answer
+		}
 		if !found && time.Now().After(end) {
 			return "", "", nil
 		}

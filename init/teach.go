@@ -31,7 +31,7 @@ func teach(trust fs.FS, vars linux.EFIVariables, say func(string)) error {
 			err = teachOne(name, auth, vars, say)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("Secure Boot variable %s: %w", name, err))
+			errs = append(errs, fmt.Errorf("variable %s of Secure Boot: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)

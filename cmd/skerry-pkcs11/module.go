@@ -17,7 +17,7 @@ type ulong = uintptr
 
 // functions is CK_FUNCTION_LIST: a version, then pointers in the standard's order.
 type functions struct {
-	version [2]byte
+	_  [2]byte
 	of      [68]uintptr
 }
 

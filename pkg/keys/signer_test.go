@@ -41,7 +41,7 @@ func signFor(dir, form string, args []string) error {
 	}
 	how, err := algorithm(key.Public())
 	if err != nil || how != args[2] || KeyID(key.Public()) != args[1] {
-		return fmt.Errorf("asked for %v of a key %s, %s: %v", args, KeyID(key.Public()), how, err)
+		return fmt.Errorf("asked for %v of a key %s, %s: %w", args, KeyID(key.Public()), how, err)
 	}
 	message, err := io.ReadAll(os.Stdin)
 	if err != nil {

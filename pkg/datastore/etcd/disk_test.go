@@ -45,7 +45,7 @@ func (s *server) small(mib int) (fill func(left int64), free func()) {
 				if err := errors.Join(unix.Statfs(s.store.Dir, &st), unix.Fstat(int(f.Fd()), &had)); err != nil {
 					s.t.Fatal(err)
 				}
-				more := int64(st.Bavail)*int64(st.Bsize) - left
+				more := int64(st.Bavail)*int64(st.Bsize) - left //nolint:unconvert // 32 bits on ARM
 				if more <= 0 {
 					return
 				}
@@ -105,7 +105,7 @@ func TestFullDisk(t *testing.T) {
 	s := newServer(t, 1, nil)
 	fill, free := s.small(512)
 	var told events
-	s.store.Config.Tell, s.store.disk.Tell = told.tell, told.tell
+	s.store.Tell, s.store.disk.Tell = told.tell, told.tell
 	s.store.hurry = 20
 	s.start().ready()
 	s.put("/k/before", "x")
@@ -114,7 +114,7 @@ func TestFullDisk(t *testing.T) {
 		eventually(t, func(ctx context.Context) error {
 			_, err := s.client().Put(ctx, "/k/full", "x")
 			if !errors.Is(err, rpctypes.ErrNoSpace) {
-				return fmt.Errorf("a write on a full disk: %v", err)
+				return fmt.Errorf("a write on a full disk: %w", err)
 			}
 			return nil
 		})
@@ -150,7 +150,7 @@ func TestDiskFillsAtOnce(t *testing.T) {
 	s := newServer(t, 7, nil) // what is left of it keeps its ports
 	fill, _ := s.small(512)
 	var told events
-	s.store.Config.Tell, s.store.disk.Tell = told.tell, told.tell
+	s.store.Tell, s.store.disk.Tell = told.tell, told.tell
 	s.start().ready()
 	fill(0)
 	if err := os.Remove(filepath.Join(s.store.Dir, "reserve")); err == nil {

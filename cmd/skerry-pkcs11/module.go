@@ -18,7 +18,7 @@ type ulong = uintptr
 // functions is CK_FUNCTION_LIST: a version, then pointers in the standard's order.
 type functions struct {
 	_  [2]byte
-	of      [68]uintptr
+	of [68]uintptr
 }
 
 // Places of functions in the list (PKCS#11 v2.40, section 3.6; the same in v3).

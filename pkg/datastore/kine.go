@@ -88,5 +88,8 @@ func serve(ctx context.Context, c Config, backend server.Backend, intercept grpc
 	}
 	// At a stop the API is gone by now; what is left are watches, which never end by themselves.
 	srv.Stop()
-	return errors.Join(err, <-served)
+	if end := <-served; !errors.Is(end, grpc.ErrServerStopped) { // which it says if it was stopped before it began
+		err = errors.Join(err, end)
+	}
+	return err
 }

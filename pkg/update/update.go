@@ -340,8 +340,11 @@ func (u *Updater) await(ctx context.Context, r *record.Record) error {
 			return context.Cause(ctx)
 		}
 	}
-	r.Waits = ""
-	return nil
+	if r.Phase != record.Waiting {
+		return nil
+	}
+	r.Phase, r.Waits, r.Changed = record.Writing, "", u.Now()
+	return u.Store.Save(*r)
 }
 
 // arm asks the others and then tells the firmware.

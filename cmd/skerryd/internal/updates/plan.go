@@ -282,6 +282,9 @@ func (p *planned) report(ctx context.Context, phase record.Phase) error {
 			rec.Phase = record.Idle
 		}
 	}
+	if rec.Phase == record.Waiting { // nothing happens to it before its window opens
+		rec.Phase = record.Idle
+	}
 	rec.Phase = cmp.Or(phase, rec.Phase)
 	out := reportOf(p.n.ID.Release.Version, rec, p.refused)
 	out.Attempt, out.Offer, out.Problem = p.attempt, p.offer, cmp.Or(p.trouble, p.nothing, out.Problem)

@@ -555,6 +555,10 @@ func TestAPlanDuringAWait(t *testing.T) {
 		node, err := b.cluster.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
 		check(t, err)
 		p.node = node
+		check(t, p.report(t.Context(), record.Idle))
+		if r := rollout.ReportOf(p.node); r == nil || r.Phase != "" || b.waiting.Load() == nil {
+			t.Errorf("a node that waits for its window reports %+v", r)
+		}
 		check(t, p.serve(t.Context(), &rollout.Request{Plan: "p", Version: "1.1.0"}))
 		if err := <-looked; !errors.Is(err, errOther) || b.restarts.Load() != 1 || len(p.refused) > 0 || p.trouble != "" || b.n.Updater.Want != "" {
 			t.Errorf("%v, restarted %d times, refused %v, %s", err, b.restarts.Load(), p.refused, p.trouble)

@@ -91,6 +91,21 @@ func TestNodesEtcd(t *testing.T) {
 		names, err := member.Members(t.Context())
 		return len(names) == 2 && !slices.Contains(names, "s3"), fmt.Sprint(names, err)
 	})
+
+	// After a failure of the power, the servers are not all back at once: the first waits for the second.
+	s1.PullThePlug()
+	s2.PullThePlug()
+	s1.PowerOn()
+	s1.Start("server", "--cluster-init")
+	says(s1, "etcd: waiting for the other servers")
+	if !s1.Running() {
+		t.Fatalf("s1 has ended\n%s", s1.Tail(3000))
+	}
+	s2.PowerOn()
+	s2.Start("server", "--server", s1.URL())
+	t.Logf("Ready %v after the second was back", s2.Ready())
+	s1.Ready()
+	s1.ReadyInAPI(s1, s2)
 }
 
 const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"default"},"spec":{"replicas":1,

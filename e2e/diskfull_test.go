@@ -46,7 +46,9 @@ func TestNodesDiskFull(t *testing.T) {
 				}
 			}
 			refused(40 * time.Second)
-			s.Becomes("before", "get", "configmap", "before", "-o", "jsonpath={.metadata.name}")
+			if kind == "SQLite" { // etcd has started anew, and waits: the last byte was taken before it could refuse
+				s.Becomes("before", "get", "configmap", "before", "-o", "jsonpath={.metadata.name}")
+			}
 			sh("rm " + data + "/filler")
 			s.Eventually("a write when there is room", func() (bool, string) {
 				out, err := s.Try("", "create", "configmap", "after", "--from-literal=k=v")

@@ -13,6 +13,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/server"
+	"github.com/skerry-os/skerry/pkg/server/bootstrapdata"
 )
 
 // skerryd runs a command that ends by itself.
@@ -85,7 +86,14 @@ func TestSnapshotCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := at.Store.Run(ctx, cancel); err != nil {
+	up, out := make(chan struct{}), make(chan error, 1)
+	go func() { out <- at.Store.Run(ctx, func() { close(up) }) }()
+	<-up
+	if d, err := bootstrapdata.Take(ctx, at.Store.Endpoint(), "the-clusters-own-token", nil); d != nil || err != nil {
+		t.Errorf("in an empty datastore: %v, %v", d, err)
+	}
+	cancel()
+	if err := <-out; err != nil {
 		t.Fatal(err)
 	}
 	snapshot := func(want int, args ...string) string {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -89,8 +90,9 @@ func hold(ctx context.Context, client kubernetes.Interface, name, identity strin
 	elect, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	started, ran := make(chan struct{}), make(chan error, 1)
+	won := &wonLock{Interface: lock}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock:          lock,
+		Lock:          won,
 		Name:          name,
 		LeaseDuration: Duration,
 		RenewDeadline: renewDeadline,
@@ -126,8 +128,9 @@ func hold(ctx context.Context, client kubernetes.Interface, name, identity strin
 	select {
 	case <-started:
 	default:
-		// OnStartedLeading has a goroutine of its own: the lease may be won and the work about to begin.
-		if !elector.IsLeader() {
+		// OnStartedLeading has a goroutine of its own: the lease may be won and the work about to begin. The elector's IsLeader goes
+		// by the name in the lease, which is ours from before a crash although nothing can be written now.
+		if !won.yes.Load() {
 			return ctx.Err()
 		}
 	}
@@ -135,6 +138,27 @@ func hold(ctx context.Context, client kubernetes.Interface, name, identity strin
 		return err
 	}
 	giveBack(context.WithoutCancel(ctx), lock, identity)
+	return err
+}
+
+// wonLock knows whether the lease was written in our name.
+type wonLock struct {
+	resourcelock.Interface
+	yes atomic.Bool
+}
+
+func (l *wonLock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.note(l.Interface.Create(ctx, r))
+}
+
+func (l *wonLock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.note(l.Interface.Update(ctx, r))
+}
+
+func (l *wonLock) note(err error) error {
+	if err == nil {
+		l.yes.Store(true)
+	}
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -150,6 +151,22 @@ func TestLoneServerBeginsAtOnce(t *testing.T) {
 	})
 }
 
+// A server that crashed with the lease, and can write nothing since, as on a full disk, still stops when it is told to.
+func TestStopsWhereNothingCanBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mine, now, seconds := "a", metav1.NewMicroTime(time.Now()), int32(Duration.Seconds())
+		b := newBench(t, kubeSystem, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "ingress", Namespace: metav1.NamespaceSystem},
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: &mine, LeaseDurationSeconds: &seconds, RenewTime: &now, AcquireTime: &now}})
+		b.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, errors.New("mvcc: database space exceeded")
+		})
+		stop := b.server("a")
+		time.Sleep(time.Minute)
+		b.want()
+		stop()
+	})
+}
+
 // One works at a time; the next begins soon after a clean stop, and only after the first has ended.
 func TestHandsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -161,7 +178,7 @@ func TestHandsOver(t *testing.T) {
 		b.want("a begins")
 		stopA()
 		b.want("a begins", "a ends")
-		time.Sleep(15 * time.Second)
+		time.Sleep(3 * retryPeriod)
 		b.want("a begins", "a ends", "b begins")
 		stopB()
 	})
@@ -185,7 +202,7 @@ func TestLosingEndsTheWork(t *testing.T) {
 		mu.Lock()
 		cut = false
 		mu.Unlock()
-		time.Sleep(15 * time.Second)
+		time.Sleep(3 * retryPeriod) // between two tries are up to 2.2 of it
 		b.want("a begins", "a ends", "a begins")
 		stop()
 	})

@@ -38,8 +38,9 @@ const drain = 100 * time.Millisecond
 type apiServer struct {
 	cfg     Config
 	options *options.ServerRunOptions
-	config  *app.Config // made by prepare
-	runs    atomic.Bool // and closes the listener
+	config  *app.Config   // made by prepare
+	stored  chan struct{} // closed when the datastore is ready
+	runs    atomic.Bool   // and closes the listener
 	specs   atomic.Pointer[specs]
 	extend  func(*genericapiserver.GenericAPIServer) error // adds API groups; may be nil
 }
@@ -96,7 +97,7 @@ func newAPIServer(cfg Config, store datastore.Store) (*apiServer, error) {
 	if err := parse("kube-apiserver-arg", o.Flags(), ours, s.KubeAPIServerArg); err != nil {
 		return nil, err
 	}
-	return &apiServer{cfg: cfg, options: o}, nil
+	return &apiServer{cfg: cfg, options: o, stored: make(chan struct{})}, nil
 }
 
 // prepare does what needs no datastore yet; half of it is the making of RSA keys for the server's calls to itself. It runs
@@ -131,12 +132,27 @@ func (a *apiServer) prepare(ctx context.Context, ready func()) error {
 	if errs := completed.Validate(); len(errs) != 0 {
 		return errors.Join(errs...)
 	}
-	if a.config, err = app.NewConfig(completed); err != nil {
+	if a.config, err = a.newConfig(ctx, completed); err != nil || ctx.Err() != nil {
 		return err
 	}
 	ready()
 	<-ctx.Done()
 	return nil
+}
+
+// newConfig begins without the datastore, which it needs in the end, and gives it twenty seconds. One that waits for its other members,
+// for room or for a database takes longer; then it is made again.
+func (a *apiServer) newConfig(ctx context.Context, o options.CompletedOptions) (*app.Config, error) {
+	config, err := app.NewConfig(o)
+	if err == nil {
+		return config, nil
+	}
+	select {
+	case <-a.stored:
+		return app.NewConfig(o)
+	case <-ctx.Done():
+		return nil, nil
+	}
 }
 
 func (a *apiServer) run(ctx context.Context, ready func()) error {

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/skerry-os/skerry/pkg/datastore"
@@ -78,7 +79,7 @@ func Services(cfg Config) ([]supervise.Service, error) {
 		return nil, fmt.Errorf("feature gates: %w", err)
 	}
 	services := []supervise.Service{
-		datastoreService(stored.Store, cfg.Settings.DataDir),
+		datastoreService(stored.Store, cfg.Settings.DataDir, sync.OnceFunc(func() { close(api.stored) })),
 		bootstrapDataService(stored.Store, cfg.Settings),
 		events.service(),
 		{Name: "kube-apiserver-config", Run: api.prepare},

@@ -103,8 +103,8 @@ func during(ctx context.Context, store datastore.Store, f func(context.Context) 
 	return errors.Join(err, <-out)
 }
 
-// datastoreService is ready when the data is the cluster's that this server has the keys of: another's would be damaged.
-func datastoreService(store datastore.Store, dataDir string) supervise.Service {
+// datastoreService is ready, and calls up once, when the data is the cluster's that this server has the keys of: another's would be damaged.
+func datastoreService(store datastore.Store, dataDir string, up func()) supervise.Service {
 	service := datastore.Service(store)
 	service.Run = func(ctx context.Context, ready func()) error {
 		ctx, cancel := context.WithCancelCause(ctx)
@@ -114,6 +114,7 @@ func datastoreService(store datastore.Store, dataDir string) supervise.Service {
 				cancel(err)
 				return
 			}
+			up()
 			ready()
 		})
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {

@@ -116,7 +116,7 @@ func TestTheDataOfAnotherCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service := datastoreService(at.Store, mine)
+	service := datastoreService(at.Store, mine, func() {})
 	run := func() (ready bool, err error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

@@ -28,13 +28,17 @@ type told struct {
 	at time.Time
 }
 
+// untold outlives a server's services: with a full disk all of them may be started anew before the API can take an event.
+var untold = make(chan told, 64)
+
 func newEvents(kubeconfig, node string) *events {
-	return &events{kubeconfig: kubeconfig, node: node, queue: make(chan told, 64)}
+	return &events{kubeconfig: kubeconfig, node: node, queue: untold}
 }
 
 // tell never waits.
-func (e *events) tell(event datastore.Event) {
-	t := told{event, time.Now()}
+func (e *events) tell(event datastore.Event) { e.put(told{event, time.Now()}) }
+
+func (e *events) put(t told) {
 	for {
 		select {
 		case e.queue <- t:
@@ -63,13 +67,20 @@ func (e *events) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	ready()
+	e.carry(ctx, client)
+	return nil
+}
+
+// carry posts what is told until ctx ends. What it cannot is for the next.
+func (e *events) carry(ctx context.Context, client kubernetes.Interface) {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case t := <-e.queue:
 			if !e.post(ctx, client, t) {
-				return nil
+				e.put(t)
+				return
 			}
 		}
 	}

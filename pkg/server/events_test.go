@@ -1,0 +1,45 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/skerry-os/skerry/pkg/datastore"
+)
+
+// What the datastore tells on a full disk is an event in the end, though no event can be written and all services are started anew
+// before there is room.
+func TestEventsOutliveAStart(t *testing.T) {
+	if newEvents("", "s1").queue != newEvents("", "s1").queue {
+		t.Error("each start has a queue of its own")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		full := true
+		client.PrependReactor("create", "events", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return full, nil, errors.New("mvcc: database space exceeded")
+		})
+		queue := make(chan told, 1)
+		life := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			(&events{node: "s1", queue: queue}).carry(ctx, client)
+		}
+		(&events{node: "s1", queue: queue}).tell(datastore.Event{Warning: true, Reason: datastore.ReasonDiskFull, Message: "full"})
+		life()
+		full = false
+		life()
+		list, err := client.CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(list.Items) != 1 || list.Items[0].Reason != datastore.ReasonDiskFull {
+			t.Errorf("events: %v, %v", list, err)
+		}
+	})
+}

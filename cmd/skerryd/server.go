@@ -25,6 +25,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/agent"
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/controllers"
+	"github.com/skerry-os/skerry/pkg/datastore"
 	"github.com/skerry-os/skerry/pkg/enrol"
 	"github.com/skerry-os/skerry/pkg/helm"
 	"github.com/skerry-os/skerry/pkg/localstorage"
@@ -131,7 +132,9 @@ func serverServices(ctx context.Context, s machine.Server, status func(string)) 
 	if s.Server != "" {
 		s.Token = "" // it was for joining, and may be this node's alone; the cluster's own came with the answer
 	}
-	if err := server.TakeShared(ctx, server.StoredConfig{Settings: s, NodeName: name, NodeIP: ips[0]}, status); err != nil {
+	if err := server.TakeShared(ctx, server.StoredConfig{Settings: s, NodeName: name, NodeIP: ips[0]}, status); errors.Is(err, datastore.ErrDamaged) {
+		return nil, err
+	} else if err != nil {
 		return nil, settings.Usage(err)
 	}
 	certificates := pki.Config{

@@ -153,8 +153,8 @@ nodes: programs ## several skerryd as one cluster, in namespaces of this host (n
 	@$(AS_ROOT) go test -count=1 -timeout 10m ./e2e/nodes -args -nodes
 	@$(AS_ROOT) $(E2E) -run '$(or $(RUN),Nodes)' -skip '$(if $(RUN),^$$,$(NODES_LONG))' $(E2E_ARGS) -nodes
 
-# These wait for certificates to age, for leases to run out and for members that are gone.
-NODES_LONG := NodesLost|NodesRotateCA|NodesRenewAndMove|NodesElection|NodesEtcd|NodesClusterReset
+# These wait for certificates to age, for leases to run out, for disks to fill and for members that are gone.
+NODES_LONG := NodesLost|NodesDiskFull|NodesRotateCA|NodesRenewAndMove|NodesElection|NodesEtcd|NodesClusterReset
 nodes-long: programs ## the clusters that take longer: new authorities, certificates renewed, servers cut off (needs root; twenty minutes)
 	@$(AS_ROOT) $(E2E) -run '$(NODES_LONG)' $(E2E_ARGS) -nodes
 

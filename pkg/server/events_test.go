@@ -18,7 +18,7 @@ import (
 // What the datastore tells on a full disk is an event in the end, though no event can be written and all services are started anew
 // before there is room.
 func TestEventsOutliveAStart(t *testing.T) {
-	if newEvents("", "s1").queue != newEvents("", "s1").queue {
+	if before, now := newEvents("", "s1"), newEvents("", "s1"); before.queue != now.queue {
 		t.Error("each start has a queue of its own")
 	}
 	synctest.Test(t, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skerry-os/skerry/image/datafs"
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/supervise/process"
 )
@@ -21,9 +22,7 @@ func TestPrepareData(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("making a loop device needs root")
 	}
-	if _, err := os.Stat("/usr/sbin/mke2fs"); err != nil {
-		t.Skip("needs mke2fs: apt-get install e2fsprogs")
-	}
+	imagetest.Tool(t, "mke2fs", "e2fsprogs")
 	zero := func(from, n int64) func(*os.File) error {
 		return func(f *os.File) error { _, err := f.WriteAt(make([]byte, n), from); return err }
 	}

@@ -17,6 +17,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/pkg/linux"
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
@@ -275,10 +276,8 @@ func TestUsualHold(t *testing.T) {
 
 // The journal of a large partition is bounded; a small one has what mke2fs gives it.
 func TestMakeData(t *testing.T) {
-	for _, program := range []string{"/usr/sbin/mke2fs", "/usr/sbin/dumpe2fs"} {
-		if _, err := os.Stat(program); err != nil {
-			t.Skip(err)
-		}
+	for _, tool := range []string{"mke2fs", "dumpe2fs"} {
+		imagetest.Tool(t, tool, "e2fsprogs")
 	}
 	for size, want := range map[int64]string{1 << 30: "32M", 64 << 30: "64M"} {
 		dev := filepath.Join(t.TempDir(), "disk")

@@ -15,6 +15,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/releasetest"
 	"github.com/skerry-os/skerry/image/uki"
 	"github.com/skerry-os/skerry/pkg/keys"
@@ -189,9 +190,7 @@ func TestTeachFirmware(t *testing.T) {
 func TestSignedByToken(t *testing.T) {
 	const library = "/usr/lib/softhsm/libsofthsm2.so"
 	for _, tool := range []string{"softhsm2-util", "pkcs11-tool"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip(tool + " is not installed (packages softhsm2, opensc)")
-		}
+		imagetest.Tool(t, tool, "softhsm2 opensc")
 	}
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

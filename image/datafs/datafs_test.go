@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 // part is a data partition in a file.
@@ -42,10 +44,7 @@ func (p *part) WriteAt(b []byte, at int64) (int, error) {
 
 func (p *part) tool(name string, args ...string) error {
 	p.t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		p.t.Skipf("needs %s: apt-get install e2fsprogs", name)
-	}
+	path := imagetest.Tool(p.t, name, "e2fsprogs")
 	out, err := exec.Command(path, append(args, p.Name())...).CombinedOutput()
 	p.t.Logf("%s %v: %v %s", name, args, err, out)
 	return err

@@ -12,6 +12,7 @@ import (
 	"github.com/skerry-os/skerry/boards"
 	"github.com/skerry-os/skerry/image/datafs"
 	"github.com/skerry-os/skerry/image/disk"
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/pkg/linux"
 )
 
@@ -22,9 +23,7 @@ const cardSize = 4 << 30
 // far copies of the superblock where they are. An image of before there was a mark is safe by flash.
 func TestACardIsWrittenAgain(t *testing.T) {
 	for _, tool := range []string{"mke2fs", "debugfs"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s: apt-get install e2fsprogs", tool)
-		}
+		imagetest.Tool(t, tool, "e2fsprogs")
 	}
 	image := anImage(t)
 	table, err := disk.Read(bytes.NewReader(image), int64(len(image)))

@@ -469,19 +469,25 @@ func TestTheLoopAwaitsTheWindow(t *testing.T) {
 	})
 }
 
+// awaitsWindow gives what becomes of a look whose update has waited an hour for a window that opens later.
+func (b *bench) awaitsWindow(t *testing.T) <-chan error {
+	b.started = time.Now()
+	at := b.n.Updater.Now().UTC().Add(5 * time.Hour).Truncate(time.Hour)
+	b.n.Config.Windows = []string{at.Format("15:04") + "-" + at.Add(10*time.Minute).Format("15:04")}
+	looked := make(chan error, 1)
+	go func() { looked <- b.look(t.Context()) }()
+	time.Sleep(time.Hour)
+	synctest.Wait()
+	b.renew()
+	return looked
+}
+
 // A person does not wait for a window, and need not wait for what does.
 func TestByHandDuringAWait(t *testing.T) {
 	b := newBench(t, machine.Update{})
 	b.n.Config.Source = b.repo
 	synctest.Test(t, func(t *testing.T) {
-		b.started = time.Now()
-		at := b.n.Updater.Now().UTC().Add(5 * time.Hour).Truncate(time.Hour)
-		b.n.Config.Windows = []string{at.Format("15:04") + "-" + at.Add(10*time.Minute).Format("15:04")}
-		looked := make(chan error, 1)
-		go func() { looked <- b.look(t.Context()) }()
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		b.renew()
+		looked := b.awaitsWindow(t)
 		var said []string
 		began := time.Now()
 		err := b.asked(t.Context(), Ask{Do: DoApply}, func(text string) { said = append(said, text) })
@@ -542,14 +548,7 @@ func TestAPlanDuringAWait(t *testing.T) {
 	b := newBench(t, machine.Update{})
 	b.n.Config.Source = b.repo
 	synctest.Test(t, func(t *testing.T) {
-		b.started = time.Now()
-		at := b.n.Updater.Now().UTC().Add(5 * time.Hour).Truncate(time.Hour)
-		b.n.Config.Windows = []string{at.Format("15:04") + "-" + at.Add(10*time.Minute).Format("15:04")}
-		looked := make(chan error, 1)
-		go func() { looked <- b.look(t.Context()) }()
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		b.renew()
+		looked := b.awaitsWindow(t)
 		p := newPlanned(b.service)
 		p.refused = map[string]string{}
 		node, err := b.cluster.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})

@@ -1,7 +1,6 @@
 package datastore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,8 +17,6 @@ const (
 	// slow is a sync that takes as long as Kubernetes' leases can bear; slowAgain is how long nobody is told again.
 	slow      = time.Second
 	slowAgain = 10 * time.Minute
-
-	awaitEvery = 5 * time.Second
 )
 
 // Disk watches the disk that a datastore is on, and keeps a file on it back for the deletions and the events that end a full disk.
@@ -91,24 +88,17 @@ func (d *Disk) sizes(total int64) (keep, fullAt int64) {
 	return min(d.keep, total/64), min(d.fullAt, total/4)
 }
 
-// Await returns when there is room to start on, or ctx ends. What was kept back is given out first.
-func (d *Disk) Await(ctx context.Context) {
-	for told := false; ; {
-		free, total, err := d.room()
-		_, fullAt := d.sizes(total)
-		if err != nil || free >= fullAt || os.Remove(d.reserve()) == nil {
-			return
-		}
-		if !told {
-			told = true
-			d.tell(Event{true, ReasonDiskFull, fmt.Sprintf("datastore: cannot start: the disk of %s is full (%d KiB free); waiting for room: delete something on it", d.Dir, free>>10)})
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(awaitEvery):
-		}
+// Room reports whether there is room to start on, with what was kept back, which it gives out. Where there is none, tell has it say so.
+func (d *Disk) Room(tell bool) bool {
+	free, total, err := d.room()
+	_, fullAt := d.sizes(total)
+	if err != nil || free >= fullAt || os.Remove(d.reserve()) == nil {
+		return true
 	}
+	if tell {
+		d.tell(Event{true, ReasonDiskFull, fmt.Sprintf("datastore: cannot start: the disk of %s is full (%d KiB free); waiting for room: delete something on it", d.Dir, free>>10)})
+	}
+	return false
 }
 
 // Synced is told how long a sync took.

@@ -32,23 +32,29 @@ const (
 	defragLimit = 2 * time.Minute
 )
 
-// watch looks after the disk and this member's alarms until ctx ends.
-func (s *Store) watch(ctx context.Context, e *embed.Etcd) {
+// watch looks after the disk and this member's alarms until ctx ends, or the disk is full and the others can do without this member.
+func (s *Store) watch(ctx context.Context, e *embed.Etcd) (leave bool) {
 	hurry := time.Duration(max(1, s.hurry))
 	disk, tick := time.NewTicker(diskEvery/hurry), time.NewTicker(alarmsEvery/hurry)
 	defer disk.Stop()
 	defer tick.Stop()
-	w := watcher{Store: s, e: e}
+	w := watcher{Store: s, e: e, kept: s.knows()}
 	for {
 		select {
 		case <-disk.C:
 			if w.full = s.disk.Look(false); w.full || w.refused {
 				w.refuse(ctx, w.full)
 			}
+			if w.refused && w.spare(ctx) {
+				if w.refuse(ctx, false); !w.refused {
+					return true
+				}
+			}
 		case <-tick.C:
 			w.alarms(ctx)
+			w.remember()
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 }
@@ -63,6 +69,8 @@ type watcher struct {
 	told    map[etcdserverpb.AlarmType]bool
 	large   bool
 	tried   time.Time // to shrink the file
+	asked   time.Time // the others, whether they can do without this member
+	kept    neighbours
 }
 
 // on are the alarms of this member.
@@ -77,7 +85,7 @@ func (w *watcher) on() map[etcdserverpb.AlarmType]bool {
 }
 
 // refuse has etcd take nothing but deletions while the disk is full, as it does by itself when its file has all that it may have. The
-// members agree on it: what one cannot store, none may.
+// members agree on it: what one cannot store, none may, until that one has left the storing to the others.
 func (w *watcher) refuse(ctx context.Context, full bool) {
 	if w.on()[etcdserverpb.AlarmType_NOSPACE] == full {
 		w.refused = full

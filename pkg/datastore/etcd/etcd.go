@@ -77,8 +77,8 @@ type Config struct {
 	IP   netip.Addr
 	TLS  TLS
 
-	// Join is the host of a server whose cluster a server without data joins. Empty: it makes a cluster.
-	Join string
+	// Join are hosts of servers whose cluster a server without data joins, through the first that answers. None: it makes a cluster.
+	Join []string
 
 	// Reset forgets all other members; Run returns ErrReset when that is done.
 	Reset bool
@@ -160,15 +160,29 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return err
 	}
-	if s.disk.Await(ctx); ctx.Err() != nil {
-		return nil
+	for {
+		if err := s.await(ctx, ready); err != nil || ctx.Err() != nil {
+			return err
+		}
+		if err := s.run(ctx, ready); !errors.Is(err, errAside) {
+			return err
+		}
 	}
+}
+
+// run runs the member until ctx ends, or it leaves the storing to the others.
+func (s *Store) run(ctx context.Context, ready func()) error {
 	if err := s.finishSwap(); err != nil {
 		return err
 	}
 	config, err := s.config()
 	if err != nil {
 		return err
+	}
+	if s.Reset || !Exists(s.Dir) {
+		if err := s.forget(); err != nil {
+			return err
+		}
 	}
 	if !Exists(s.Dir) {
 		if err := s.begin(ctx, config); err != nil || ctx.Err() != nil {
@@ -222,10 +236,17 @@ func (s *Store) serve(ctx context.Context, e *embed.Etcd, ready func()) error {
 	ready()
 	var beside sync.WaitGroup
 	watching, stop := context.WithCancel(ctx)
-	beside.Go(func() { s.watch(watching, e) })
+	leave := make(chan struct{})
+	beside.Go(func() {
+		if s.watch(watching, e) {
+			close(leave)
+		}
+	})
 	var err error
 	select {
 	case <-ctx.Done():
+	case <-leave:
+		err = errAside
 	case err = <-s.fatal:
 		stop() // what watches may wait for the member in vain
 		return s.ended(err)
@@ -291,7 +312,7 @@ func (s *Store) start(ctx context.Context, config *embed.Config) (*embed.Etcd, e
 		if Exists(s.Dir) || config.ClusterState == embed.ClusterStateFlagNew {
 			return nil, fmt.Errorf("etcd: %w", err)
 		}
-		slog.Warn("etcd: waiting for the server to join", "server", s.Join, "err", err)
+		slog.Warn("etcd: waiting for a server to join", "servers", s.Join, "err", err)
 		select {
 		case <-time.After(2 * time.Second):
 		case <-ctx.Done():
@@ -361,7 +382,7 @@ func (s *Store) stopped(ctx context.Context, e *embed.Etcd) error {
 		return errors.New("etcd: it stopped by itself")
 	}
 	aside := s.data() + ".removed-" + time.Now().UTC().Format("20060102T150405")
-	if err := errors.Join(os.Rename(s.data(), aside), atomicfile.SyncDir(s.Dir)); err != nil {
+	if err := errors.Join(s.forget(), os.Rename(s.data(), aside), atomicfile.SyncDir(s.Dir)); err != nil {
 		return err
 	}
 	s.tell(true, ReasonRemoved, "etcd: this server was removed from the cluster, because its node was deleted, or the others were reset; its data is kept as "+aside)

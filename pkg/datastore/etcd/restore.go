@@ -84,6 +84,9 @@ func (s *Store) finishSwap() error {
 
 // swap puts the staged folder in place of the old one, which it keeps. Cut short, it goes on where it was.
 func (s *Store) swap() (aside string, err error) {
+	if err := s.forget(); err != nil {
+		return "", err
+	}
 	if _, err := os.Stat(s.data()); err == nil {
 		aside = s.data() + ".before-" + time.Now().UTC().Format("20060102T150405")
 		if err := os.Rename(s.data(), aside); err != nil {

@@ -22,14 +22,12 @@ func TestNodesEtcd(t *testing.T) {
 	s1 := w.Node("s1")
 	s1.Start("server", "--cluster-init")
 	s1.Ready()
-	servers := []*nodes.Node{s1}
-	for _, name := range []string{"s2", "s3"} {
-		s := w.Node(name)
-		s.Start("server", "--server", s1.URL(), "--token", s1.Token())
-		s.Ready()
-		servers = append(servers, s)
-	}
-	s2, s3 := servers[1], servers[2]
+	s2, s3 := w.Node("s2"), w.Node("s3")
+	servers := []*nodes.Node{s1, s2, s3}
+	s2.Start("server", "--server", s3.URL()+","+s1.URL(), "--token", s1.Token()) // the third is not on yet
+	s2.Ready()
+	s3.Start("server", "--server", s1.URL(), "--token", s1.Token())
+	s3.Ready()
 	s1.ReadyInAPI(servers...)
 	put := func(at *nodes.Node, name string) {
 		t.Helper()
@@ -67,6 +65,12 @@ func TestNodesEtcd(t *testing.T) {
 			t.Errorf("%s did not live through it\n%s", n.Name, n.Tail(3000))
 		}
 	}
+	b := w.Node("a2")
+	b.Start("agent", "--server", s1.URL()+","+s3.URL(), "--token", s3.Token())
+	t.Logf("another agent Ready %v after its first start, through the third server", b.Ready())
+	s2.ReadyInAPI(b)
+	b.Stop()
+	s2.Kubectl("delete", "node", b.Name)
 	a.Stop()
 	a.Start("agent", "--server", s1.URL()) // which is not there, and no token
 	t.Logf("the agent Ready %v after a start without the server it joined through", a.Ready())

@@ -100,16 +100,16 @@ func agentServices(ctx context.Context, a machine.Agent, status func(string)) ([
 		return nil, err
 	}
 	reloadCertificates(state.Lifetime())
-	fixed, err := enrol.Address(a.Server)
+	fixed, err := enrol.Addresses(a.Server)
 	if err != nil {
 		return nil, err
 	}
-	_, port, err := net.SplitHostPort(fixed)
+	_, port, err := net.SplitHostPort(fixed[0])
 	if err != nil {
 		return nil, err
 	}
 	servers, err := balance.New(balance.Config{
-		File: filepath.Join(a.DataDir, "agent", "servers.json"), Fixed: []string{fixed}, Known: state.Servers,
+		File: filepath.Join(a.DataDir, "agent", "servers.json"), Fixed: fixed, Known: state.Servers,
 		Check: balance.Ready(files.ServerCA, "kubernetes.default.svc"), Search: balance.Neighbours(port),
 	})
 	if err != nil {

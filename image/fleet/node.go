@@ -96,6 +96,24 @@ func (f *Fleet) Server() (string, error) {
 	return own, nil
 }
 
+// through is the setting server of a node that joins: what the file says for agents, or all servers but itself that have an address of
+// their own, the first one first; any that runs will do.
+func (f *Fleet) through(n *Node) string {
+	if n.Role == machine.RoleAgent && f.Cluster.Server != "" {
+		return f.Cluster.Server
+	}
+	var urls []string
+	for _, s := range f.Servers() {
+		if u := f.url(s); u != "" && s.Name != n.Name {
+			urls = append(urls, u)
+		}
+	}
+	if f.Cluster.Server != "" && (len(urls) == 0 || f.url(f.Servers()[0]) == "") {
+		urls = append([]string{f.Cluster.Server}, urls...)
+	}
+	return strings.Join(urls, ",")
+}
+
 // url is the server's, by its own address.
 func (f *Fleet) url(n *Node) string {
 	prefix, err := netip.ParsePrefix(n.Address)
@@ -185,7 +203,7 @@ func (f *Fleet) config(n *Node, token string, begins bool) *yaml.Node {
 		if v := f.doc.Node("cluster", "server"); v != nil {
 			at = v
 		}
-		set(head, place, text(server, at), "cluster", "server")
+		set(head, place, text(f.through(n), at), "cluster", "server")
 	}
 	root.Content = append(head.Content, root.Content...)
 	root.Line, root.Column = place.Line, place.Column
@@ -218,11 +236,7 @@ func (f *Fleet) serverConfig(root *yaml.Node, n *Node, begins bool, server strin
 	case begins:
 		set(root, place, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: "true", Line: place.Line, Column: place.Column}, "server", "cluster-init")
 	default:
-		via := cmp.Or(f.url(servers[0]), server)
-		if n == servers[0] {
-			via = cmp.Or(append(f.others(n), server)...)
-		}
-		set(root, place, text(via, place), "cluster", "server")
+		set(root, place, text(f.through(n), place), "cluster", "server")
 	}
 	// The name that others call the API by belongs into its certificate, unless it is the node's own address.
 	if u, err := url.Parse(server); err == nil && u.Hostname() != "" {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
 	"github.com/skerry-os/skerry/pkg/join"
+	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/pki"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/token"
@@ -32,7 +33,7 @@ import (
 // Config is who asks, and where.
 type Config struct {
 	DataDir   string
-	Server    string // URL
+	Server    string // URLs, joined by commas
 	Token     string
 	NodeName  string
 	Addresses func(shared map[string]any) ([]netip.Addr, error) // of this node, in a cluster of these settings
@@ -194,14 +195,9 @@ func (c Config) once(ctx context.Context, s *State, t token.Token) (*State, erro
 	if s != nil {
 		servers = append(servers, s.Servers...)
 	}
-	if c.Server != "" {
-		own, err := Address(c.Server)
-		if err != nil {
-			return nil, err
-		}
-		if !slices.Contains(servers, own) {
-			servers = append(servers, own)
-		}
+	servers, err := c.withOwn(servers)
+	if err != nil {
+		return nil, err
 	}
 	var last error
 	for _, addr := range servers {
@@ -321,6 +317,29 @@ func Keep(ctx context.Context, c Config, s *State, servers func() []string, rene
 			return nil
 		}
 	}
+}
+
+// withOwn adds the servers that a person named to those that are known.
+func (c Config) withOwn(servers []string) ([]string, error) {
+	own, err := Addresses(c.Server)
+	for _, addr := range own {
+		if !slices.Contains(servers, addr) {
+			servers = append(servers, addr)
+		}
+	}
+	return servers, err
+}
+
+// Addresses are the host:port of the setting server, which may name several; of none if it is empty.
+func Addresses(server string) (out []string, err error) {
+	for _, s := range machine.ServerURLs(server) {
+		addr, err := Address(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, addr)
+	}
+	return out, nil
 }
 
 // Address is the host:port of a server's URL.

@@ -25,15 +25,9 @@ const quick = 2 * time.Second
 
 // refresh looks for news at a node's start, so that it need not start twice. Only a server's word that the node was removed stops it.
 func (c Config) refresh(ctx context.Context, s *State) (*State, error) {
-	servers := slices.Clone(s.Servers)
-	if c.Server != "" {
-		own, err := Address(c.Server)
-		if err != nil {
-			return nil, err
-		}
-		if !slices.Contains(servers, own) {
-			servers = append(servers, own)
-		}
+	servers, err := c.withOwn(slices.Clone(s.Servers))
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, quick)
 	defer cancel()

@@ -32,13 +32,13 @@ func JoinServer(ctx context.Context, c Config, check func(shared map[string]any)
 	if err != nil {
 		return err
 	}
-	addr, err := Address(c.Server)
+	addrs, err := Addresses(c.Server)
 	if err != nil {
 		return err
 	}
 	said := ""
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		a, err := c.askAsServer(ctx, addr, t)
+		a, err := c.askAsServer(ctx, addrs, t)
 		if err == nil {
 			if err := check(a.Settings); err != nil {
 				return err
@@ -62,14 +62,22 @@ func JoinServer(ctx context.Context, c Config, check func(shared map[string]any)
 	}
 }
 
-func (c Config) askAsServer(ctx context.Context, addr string, t token.Token) (*join.Answer, error) {
+// askAsServer asks one after the other, until one answers.
+func (c Config) askAsServer(ctx context.Context, addrs []string, t token.Token) (a *join.Answer, err error) {
 	ips, err := c.Addresses(nil)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, attempt)
-	defer cancel()
-	return join.Join(ctx, addr, t, join.Request{Node: c.NodeName, Machine: c.Machine, Addresses: texts(ips), Time: time.Now(), Server: true})
+	for _, addr := range addrs {
+		once, cancel := context.WithTimeout(ctx, attempt)
+		a, err = join.Join(once, addr, t, join.Request{Node: c.NodeName, Machine: c.Machine, Addresses: texts(ips), Time: time.Now(), Server: true})
+		cancel()
+		var no *join.Refusal
+		if err == nil || errors.As(err, &no) && !no.Wait {
+			break
+		}
+	}
+	return a, err
 }
 
 // keepShared writes those of the files that are wanted into a new folder and renames it to server.

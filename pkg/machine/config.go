@@ -82,7 +82,7 @@ const (
 // Cluster says which cluster the node belongs to.
 type Cluster struct {
 	Token  string `yaml:"token" help:"secret that lets nodes join, at least 16 characters; an agent needs one, a server makes one"`
-	Server string `yaml:"server" help:"server to join, as https://HOST:6443; an agent needs one"`
+	Server string `yaml:"server" help:"server to join, as https://HOST:6443, or several, joined by commas, of which any that runs will do; an agent needs one"`
 }
 
 // NTP says whom to ask the time. After Decode, no servers means off.

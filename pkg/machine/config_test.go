@@ -68,6 +68,8 @@ func TestFaults(t *testing.T) {
 		{"token with a space", server + "cluster: {token: \"at least 16 characters\"}\n", `white space`},
 		{"agent alone", head + "role: agent\n", `an agent needs cluster.server`},
 		{"http server", agent + "---\n", `more than one document`},
+		{"second server by http", head + "role: agent\ncluster: {token: abcdefghijklmnop, server: \"https://a:6443,http://b:6443\"}\n", `cluster.server: "http://b:6443" is not a server; write https://HOST:6443`},
+		{"no second server", head + "role: agent\ncluster: {token: abcdefghijklmnop, server: \"https://a:6443,\"}\n", `cluster.server: "" is not a server`},
 		{"token in section", server + "server: {token: abcdefghijklmnopq}\n", `config.yaml:4:17: server.token: write it as cluster.token`},
 		{"agent section of a server", server + "agent: {node-label: [a=b]}\n", `config.yaml:4:8: agent: belongs to role agent`},
 		{"server section of an agent", agent + "server: {tls-san: [a]}\n", `config.yaml:5:9: server: belongs to role server`},

@@ -40,7 +40,7 @@ type Agent struct {
 	NodeTaint       []string `yaml:"node-taint" help:"taint to register the node with, as key=value:effect; repeatable"`
 	Token           string   `yaml:"token" moved:"cluster.token" help:"secret that lets nodes join, alone or in the form of server/node-token, which also says of which cluster it is (default: a server makes one)"`
 	TokenFile       string   `yaml:"token-file" help:"file with the token, instead of token"`
-	Server          string   `yaml:"server" moved:"cluster.server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned"`
+	Server          string   `yaml:"server" moved:"cluster.server" help:"server to join, as https://HOST:6443; any that runs will do, the others are learned; several, joined by commas, are tried one after the other"`
 	LBServerPort    int      `yaml:"lb-server-port" help:"port on this machine, of an agent, that leads to a server that works"`
 	KubeletArg      []string `yaml:"kubelet-arg" help:"flag for kubelet, as name=value; repeatable"`
 	KubeProxyArg    []string `yaml:"kube-proxy-arg" help:"flag for kube-proxy, as name=value; repeatable"`
@@ -420,9 +420,19 @@ func checkToken(token string) string {
 }
 
 func checkServer(server string) string {
-	u, err := url.Parse(server)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
-		return fmt.Sprintf("%q is not a server; write https://HOST:6443", server)
+	for _, s := range ServerURLs(server) {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+			return fmt.Sprintf("%q is not a server; write https://HOST:6443", s)
+		}
 	}
 	return ""
+}
+
+// ServerURLs takes the setting server apart, which may name several.
+func ServerURLs(server string) []string {
+	if server == "" {
+		return nil
+	}
+	return strings.Split(server, ",")
 }

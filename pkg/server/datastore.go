@@ -114,17 +114,17 @@ func openEtcd(c StoredConfig) (datastore.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := ""
-	if c.Settings.Server != "" {
-		u, err := url.Parse(c.Settings.Server)
+	var hosts []string
+	for _, s := range machine.ServerURLs(c.Settings.Server) {
+		u, err := url.Parse(s)
 		if err != nil {
 			return nil, err
 		}
-		host = u.Hostname()
+		hosts = append(hosts, u.Hostname())
 	}
 	return etcd.New(etcd.Config{
 		Dir: databaseDir(c.Settings), Name: c.NodeName, IP: c.NodeIP, TLS: etcd.TLS(*files),
-		Join: host, Reset: c.Settings.ClusterReset, Tell: c.Tell,
+		Join: hosts, Reset: c.Settings.ClusterReset, Tell: c.Tell,
 	}), nil
 }
 

@@ -42,7 +42,7 @@ func newServer(t *testing.T, n int, first *server) *server {
 	}
 	c := Config{Dir: filepath.Join(base, "server/db"), Name: fmt.Sprintf("node-%d", n), IP: netip.AddrFrom4([4]byte{127, 0, 88, byte(n)})}
 	if first != nil {
-		c.Join = first.store.IP.String()
+		c.Join = []string{"127.0.88.254", first.store.IP.String()} // nobody answers at the first
 		for _, f := range pki.EtcdAuthorities() {
 			data, err := os.ReadFile(filepath.Join(first.base(), f))
 			if err != nil {
@@ -214,6 +214,9 @@ func TestCluster(t *testing.T) {
 		}
 		if e := <-told; e.Reason != ReasonRemoved || !e.Warning {
 			t.Errorf("told: %+v", e)
+		}
+		if known := again.store.knows(); len(known.URLs) > 0 {
+			t.Errorf("removed, it knows %+v", known)
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("the removed server goes on")

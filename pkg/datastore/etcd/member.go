@@ -23,7 +23,7 @@ func (s *Store) begin(ctx context.Context, config *embed.Config) error {
 	if s.Reset {
 		return fmt.Errorf("--cluster-reset: there is no etcd in %s; name a snapshot with --cluster-reset-restore-path", s.Dir)
 	}
-	if s.Join == "" {
+	if len(s.Join) == 0 {
 		if gone, _ := filepath.Glob(s.data() + ".removed-*"); len(gone) > 0 {
 			return fmt.Errorf("etcd: this server was removed from its cluster; join it with --server, or remove %s to make a new one", gone[0])
 		}
@@ -31,19 +31,22 @@ func (s *Store) begin(ctx context.Context, config *embed.Config) error {
 		return s.convert(ctx)
 	}
 	config.ClusterState = embed.ClusterStateFlagExisting
-	host := "https://" + net.JoinHostPort(s.Join, strconv.Itoa(s.ClientPort))
 	for said := false; ; {
-		members, err := s.addTo(ctx, host)
-		if err == nil {
-			config.InitialCluster = initialCluster(members, s.peerURL(), s.Name)
-			return nil
+		var err error
+		for _, host := range s.Join {
+			members, tried := s.addTo(ctx, "https://"+net.JoinHostPort(host, strconv.Itoa(s.ClientPort)))
+			if tried == nil {
+				config.InitialCluster = initialCluster(members, s.peerURL(), s.Name)
+				return nil
+			}
+			err = errors.Join(err, tried)
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop is no fault
 		}
 		if !said {
 			said = true
-			slog.Warn("etcd: waiting for the server to join", "server", host, "err", err)
+			slog.Warn("etcd: waiting for a server to join", "servers", s.Join, "err", err)
 		}
 		select {
 		case <-time.After(time.Second):

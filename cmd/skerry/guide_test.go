@@ -12,6 +12,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
@@ -83,16 +84,14 @@ func TestFleetGuide(t *testing.T) {
 	if shown := readmeCommands(t); !slices.Equal(shown, way) {
 		t.Errorf("the README shows\n%s\nand FLEET.md\n%s", strings.Join(shown, "\n"), strings.Join(way, "\n"))
 	}
-	make, err := exec.LookPath("make")
-	if err != nil {
-		t.Skip("needs make")
-	}
+	make := imagetest.Tool(t, "make", "make")
 	b := releasetest.New(t, 1<<20)
 	b.Beside(t, "release-arm64", "arm64", "rpi4")
 	b.Beside(t, "release-arm", "arm", "beaglebone-black")
 	dir := t.TempDir()
-	out, repository := filepath.Dir(b.Release), "../.."
-	if repository, err = filepath.Abs(repository); err != nil {
+	out := filepath.Dir(b.Release)
+	repository, err := filepath.Abs("../..")
+	if err != nil {
 		t.Fatal(err)
 	}
 	exe, err := os.Executable()

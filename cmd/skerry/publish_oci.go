@@ -86,3 +86,15 @@ func releaseFolder(ctx context.Context, name string, keys []ed25519.PublicKey, b
 	}
 	return registry.Pull(ctx, name, filepath.Join(cache, "releases"), keys, boards)
 }
+
+// releaseFolders is releaseFolder for several.
+func releaseFolders(ctx context.Context, names []string, keys []ed25519.PublicKey) (dirs []string, err error) {
+	for _, name := range names {
+		dir, err := releaseFolder(ctx, name, keys)
+		if err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
+}

@@ -4,19 +4,23 @@ package main
 
 import (
 	"cmp"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-os/skerry/image/cloud/registry"
 	"github.com/skerry-os/skerry/image/fleet"
 	"github.com/skerry-os/skerry/image/netboot"
 	"github.com/skerry-os/skerry/image/uki"
@@ -48,7 +52,7 @@ type pxeRelease struct {
 
 func (p *pxeRelease) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&p.state, "state", defaultPXE, "folder that remembers machines, keys of this server and signed kernel images")
-	cmd.Flags().StringSliceVar(&p.releases, "release", nil, "folder of a signed release; one for each architecture")
+	cmd.Flags().StringSliceVar(&p.releases, "release", nil, "folder of a signed release, or oci://HOST/NAME:TAG; one for each architecture")
 	p.trust.bind(cmd)
 	signWithFlag(cmd, &p.signWith)
 }
@@ -95,7 +99,10 @@ func newPXEServeCmd() *cobra.Command {
 			if o.DHCP, err = addressRange(dhcp, router, dns); err != nil {
 				return err
 			}
-			o.Releases, o.State = append(o.Releases, p.releases...), p.state
+			if o.Releases, err = releaseFolders(cmd.Context(), append(o.Releases, p.releases...), o.Trusted); err != nil {
+				return err
+			}
+			o.State = p.state
 			out := cmd.OutOrStdout()
 			o.Log = func(format string, a ...any) {
 				_, _ = fmt.Fprintf(out, time.Now().Format(time.TimeOnly)+" "+format+"\n", a...)
@@ -142,6 +149,15 @@ func (p *pxeRelease) fleet(cmd *cobra.Command, o *netboot.Options, name string, 
 	f, err := fleet.Load(name)
 	if err != nil {
 		return err
+	}
+	inRegistry := slices.ContainsFunc(slices.Collect(maps.Values(f.Releases)), func(name string) bool { return strings.HasPrefix(name, registry.Scheme) })
+	if len(p.releases) == 0 && inRegistry {
+		err := f.Fetch(func(name string, trusted []ed25519.PublicKey, _ ...string) (string, error) {
+			return releaseFolder(cmd.Context(), name, trusted) // whole: machines that the fleet does not know may be of any board
+		})
+		if err != nil {
+			return err
+		}
 	}
 	keyring, err := ring.ring(cmd)
 	if err != nil {
@@ -211,7 +227,11 @@ func newPXEPrepareCmd() *cobra.Command {
 			if _, err := netboot.OpenStore(p.state); err != nil {
 				return err
 			}
-			for _, dir := range p.releases {
+			dirs, err := releaseFolders(cmd.Context(), p.releases, trusted)
+			if err != nil {
+				return err
+			}
+			for _, dir := range dirs {
 				r, err := netboot.OpenRelease(dir, trusted)
 				if err != nil {
 					return err

@@ -37,8 +37,9 @@ func TestMain(m *testing.M) {
 	}})
 }
 
-// Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64;
-// $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers of awstest, azuretest and gcptest.
+// Scripts in testdata say what a person types and sees. $BENCH holds a signed release, its keys, and a release for arm64; $NETBENCH
+// a release whose board starts over the network, too; $REGISTRY is an OCI registry; the settings of the clouds' tools lead to servers
+// of awstest, azuretest and gcptest.
 func TestScripts(t *testing.T) {
 	b := releasetest.New(t, 1<<20)
 	for _, id := range []string{"aws", "aws-arm64", "azure", "gcp", "openstack", "proxmox"} {
@@ -57,12 +58,14 @@ func TestScripts(t *testing.T) {
 		}
 	}
 	b.Sign(t, &foreign)
+	overNetwork := releasetest.New(t, 1<<20).Netboot(t)
 	images := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(images.Close)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BENCH", filepath.Dir(signed))
+			env.Setenv("NETBENCH", filepath.Dir(overNetwork.Release))
 			env.Setenv("REGISTRY", strings.TrimPrefix(images.URL, "http://"))
 			for _, cloud := range []map[string]string{awstest.New(t).Env(), azuretest.New(t).Env(), gcptest.New(t).Env()} {
 				for k, v := range cloud {

@@ -8,9 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 )
 
 var (
@@ -181,4 +184,24 @@ func (c cluster) mutates() {
 		time.Sleep(100 * time.Millisecond)
 	}
 	c.Error("the policy changed nothing within 30 s")
+}
+
+// typed is what a person at a terminal sees of a command of skerryd on a node, which has no shell: it runs in a privileged pod of an
+// image that each node has. The command comes behind how, which is --arguments-only unless skerryd is elsewhere than on an image.
+func (c cluster) typed(how []string, args ...string) string {
+	c.Helper()
+	script := imagetest.Tool(c.T, "script", "bsdutils")
+	node := c.do("", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")
+	line := "stty cols 80 rows 24; exec"
+	for _, word := range slices.Concat(c.kubectl, []string{"debug", "node/" + node, "-it", "--profile=sysadmin", "--image=skerry.local/host:1"}, how, args) {
+		line += " '" + word + "'"
+	}
+	ctx, cancel := context.WithTimeout(c.Context(), patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, script, "-qec", line, "/dev/null").CombinedOutput()
+	if err != nil {
+		c.Fatalf("%s: %v: %s", line, err, out)
+	}
+	c.do("", "delete", "pods", "--field-selector", "status.phase!=Running", "--wait=false")
+	return string(out)
 }

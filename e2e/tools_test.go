@@ -43,6 +43,12 @@ func TestNativeTools(t *testing.T) {
 		e.t, c.T = t, t
 	}
 	part("crictl", func(t *testing.T) { crictl(t, e, c) })
+	part("a pod with the node's root", func(t *testing.T) {
+		out := c.typed([]string{"--", "/host" + e.program, "--root", "/host"}, "crictl", "--runtime-endpoint", "unix://"+filepath.Join(e.runDir(), "containerd.sock"), "ps")
+		if !strings.Contains(out, "POD ID") || !strings.Contains(out, "coredns") {
+			t.Errorf("crictl ps: %s", out)
+		}
+	})
 	part("helm", func(t *testing.T) { helm(t, e, c) })
 	part("secrets-encrypt", func(t *testing.T) { rotateKeys(t, e, c) })
 	part("killall", func(t *testing.T) { endAll(t, e) })

@@ -234,6 +234,9 @@ func TestUpdateOverTheWire(t *testing.T) {
 	t.Logf("from the restart to Keep: %v", time.Since(began).Round(time.Second))
 	c.running()
 	c.same(before, c.pods())
+	if out := c.typed([]string{"--arguments-only", "--"}, "update", "status"); !strings.Contains(out, next) {
+		t.Errorf("skerryd update status, in a pod: %s", out)
+	}
 
 	from := len(n.Text())
 	why := u.leaves(n, dying)

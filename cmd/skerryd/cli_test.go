@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -35,6 +36,42 @@ func TestCompletion(t *testing.T) {
 	if out := skerryd(t, 0, "__complete", "snapshot", "re"); !strings.Contains(out, "restore") {
 		t.Errorf("snapshot re completes to %q", out)
 	}
+}
+
+// The flag --root stands before any command, and names a folder.
+func TestRootFlag(t *testing.T) {
+	skerryd(t, 2, "--root")
+	skerryd(t, 2, "--root=")
+	for _, args := range [][]string{{"--root", "/no/such/folder", "version"}, {"--root=/no/such/folder", "version"}, {"--root", "/no/such/folder", "crictl", "ps"}} {
+		if out := skerryd(t, 2, args...); !strings.Contains(out, "/no/such/folder") {
+			t.Errorf("%v: %s", args, out)
+		}
+	}
+	if out := skerryd(t, 0, "--help"); !strings.Contains(out, "skerry.local/host:1 --arguments-only -- update status") {
+		t.Errorf("the help has no example:\n%s", out)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	// What another root has is what is read: in a process of its own, for there is no way back.
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "node.yaml"), []byte("no config\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), "SKERRYD_TEST_ARGS=--root "+dir+" server --config /node.yaml")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "/node.yaml") || strings.Contains(string(out), "no such file") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestMain is skerryd where a test asks for it.
+func TestMain(m *testing.M) {
+	if args := os.Getenv("SKERRYD_TEST_ARGS"); args != "" {
+		os.Exit(run(context.Background(), strings.Fields(args), os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
 }
 
 // Certificate rotate takes all of a server's certificates away, etcd's among them, for the running server to make anew.

@@ -7,13 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/skerry-os/skerry/cmd/skerryd/internal/settings"
 	"github.com/skerry-os/skerry/pkg/machine"
@@ -40,6 +44,14 @@ func main() {
 
 // run is main without the process around it: it gives the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	args, err := changeRoot(args)
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "skerryd:", err)
+		if errors.Is(err, settings.ErrUsage) {
+			return 2
+		}
+		return 1
+	}
 	// kubectl and ctr read their own flags; cobra must not see them.
 	if len(args) > 0 {
 		switch args[0] {
@@ -55,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err = root.ExecuteContext(ctx)
 	switch {
 	case err == nil:
 		return 0
@@ -67,12 +79,57 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// changeRoot is the flag --root, before any command: a pod that has the node's root in a folder does with it what a shell on the node
+// would do. It gives the arguments behind the flag.
+func changeRoot(args []string) ([]string, error) {
+	if len(args) == 0 || args[0] != "--root" && !strings.HasPrefix(args[0], "--root=") {
+		return args, nil
+	}
+	dir, rest := strings.TrimPrefix(args[0], "--root="), args[1:]
+	if args[0] == "--root" {
+		if len(rest) == 0 {
+			return nil, settings.Usage(errors.New("--root: which folder? see skerryd --help"))
+		}
+		dir, rest = rest[0], rest[1:]
+	}
+	if err := unix.Chroot(dir); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("--root: %s: %w; a pod needs to be privileged for it (kubectl debug --profile=sysadmin)", dir, err)
+		}
+		return nil, settings.Usage(fmt.Errorf("--root: %s: %w", dir, err))
+	}
+	awaitTerminal(os.Stdin, terminalLimit)
+	return rest, os.Chdir("/")
+}
+
+// terminalLimit is how long kubectl may take to show what a pod says; terminalLook is how often that is looked at.
+const (
+	terminalLimit = 10 * time.Second
+	terminalLook  = 200 * time.Millisecond
+)
+
+// awaitTerminal waits until somebody looks at the terminal in: that of a pod has no size until kubectl is attached to it, and what
+// is said before that is not shown.
+func awaitTerminal(in *os.File, limit time.Duration) {
+	for waited := time.Duration(0); waited < limit; waited += terminalLook {
+		size, err := unix.IoctlGetWinsize(int(in.Fd()), unix.TIOCGWINSZ)
+		if err != nil || size.Col > 0 && waited == 0 {
+			return // no terminal, or one with a person before it
+		}
+		time.Sleep(terminalLook)
+		if size.Col > 0 {
+			return // the size comes a little before the eyes
+		}
+	}
+}
+
 // newRootCmd lists the commands; each has a file of its own.
 func newRootCmd() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "skerryd",
-		Short:         "A Kubernetes server or agent in one process",
-		Example:       "  skerryd check-config\n  skerryd server --data-dir /var/lib/skerry\n  skerryd kubectl get nodes",
+		Use:   "skerryd",
+		Short: "A Kubernetes server or agent in one process",
+		Example: "  skerryd check-config\n  skerryd server --data-dir /var/lib/skerry\n  skerryd kubectl get nodes\n" +
+			"  kubectl debug node/NAME -it --profile=sysadmin --image=skerry.local/host:1 --arguments-only -- update status",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -88,6 +145,7 @@ func newRootCmd() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return settings.Usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})
+	root.Flags().String("root", "", "before any command: the folder with the node's root, for a privileged pod")
 	root.AddCommand(
 		newServerCmd(),
 		newAgentCmd(),

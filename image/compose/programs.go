@@ -232,6 +232,9 @@ const PauseRef = "skerry.local/pause:1"
 // release, and then their containers are made anew from the image that came with it.
 const AddonsRef = "skerry.local/addons:1"
 
+// HostRef names the image that is nothing but skerryd of the node whose root is mounted at /host, as kubectl debug does.
+const HostRef = "skerry.local/host:1"
+
 // components writes the component images.
 func components(arch, dir string) error {
 	images := filepath.Join(dir, imagesDir)
@@ -240,9 +243,13 @@ func components(arch, dir string) error {
 	}
 	const nobody = "65532:65532"
 	return errors.Join(
-		pruneImages(images, "pause.tar", "addons.tar"),
+		pruneImages(images, "pause.tar", "addons.tar", "host.tar"),
 		component(dir, "pause", oci.Image{Ref: PauseRef, Arch: arch, Program: "pause", User: nobody}),
 		component(dir, "addons", oci.Image{Ref: AddonsRef, Arch: arch, Program: "skerry-addons", User: nobody}),
+		component(dir, "host", oci.Image{
+			Ref: HostRef, Arch: arch, Program: "about", Binary: []byte("skerryd of the node whose root is mounted at /host\n"),
+			Enter: []string{"/host/usr/bin/skerryd", "--root", "/host"},
+		}),
 	)
 }
 
@@ -261,11 +268,13 @@ func pruneImages(dir string, keep ...string) error {
 	return errors.Join(faults...)
 }
 
-// component writes one archive, unless the one there was made from the same program in the same way.
-func component(dir, name string, i oci.Image) error {
-	var err error
-	if i.Binary, err = os.ReadFile(filepath.Join(dir, "components", name)); err != nil {
-		return err
+// component writes one archive, unless the one there was made from the same program in the same way. The program is the one of that name,
+// unless the image has its own.
+func component(dir, name string, i oci.Image) (err error) {
+	if i.Binary == nil {
+		if i.Binary, err = os.ReadFile(filepath.Join(dir, "components", name)); err != nil {
+			return err
+		}
 	}
 	out, stamp := filepath.Join(dir, imagesDir, name+".tar"), filepath.Join(dir, "components", name+".stamp")
 	want := componentStamp(i, out)

@@ -23,14 +23,15 @@ import (
 type Image struct {
 	Ref     string   // such as skerry.local/pause:1
 	Arch    string   // one of release.Arches
-	Program string   // path in the image; also the entrypoint
+	Program string   // path in the image; also the entrypoint, unless there is another
 	Binary  []byte   // a static program
 	Args    []string // after the program
+	Enter   []string // an entrypoint that is not in the image but comes by a mount
 	User    string   // uid:gid
 }
 
 // Format rises when the same Image gives other bytes than before: archives made by older code are then made again.
-const Format = 3
+const Format = 4
 
 const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
@@ -115,6 +116,9 @@ func (i Image) write(a *archiver, tag string) error {
 	cfg.platform, cfg.Created = p, time.Unix(0, 0).UTC().Format(time.RFC3339)
 	cfg.Config.User, cfg.Config.WorkingDir = i.User, "/"
 	cfg.Config.Entrypoint = append([]string{"/" + i.Program}, i.Args...)
+	if len(i.Enter) > 0 {
+		cfg.Config.Entrypoint = i.Enter
+	}
 	cfg.RootFS.Type, cfg.RootFS.DiffIDs = "layers", []string{digest(plain)}
 	packed, err := compress(plain)
 	if err != nil {

@@ -85,6 +85,31 @@ func TestContainerdReadsIt(t *testing.T) {
 	}
 }
 
+// An image that is entered by a program of a mount says so.
+func TestEnter(t *testing.T) {
+	var buf bytes.Buffer
+	if err := (Image{Ref: "skerry.local/host:1", Arch: "arm", Program: "about", Binary: []byte("x"), Enter: []string{"/host/usr/bin/skerryd", "--root", "/host"}}).Write(&buf); err != nil {
+		t.Fatal(err)
+	}
+	store, err := local.NewStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := archive.ImportIndex(t.Context(), store, &buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := images.Manifest(t.Context(), store, top, platforms.Only(ocispec.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg ocispec.Image
+	read(t, store, m.Config, &cfg)
+	if !slices.Equal(cfg.Config.Entrypoint, []string{"/host/usr/bin/skerryd", "--root", "/host"}) || cfg.Config.User != "" {
+		t.Errorf("config is %+v", cfg.Config)
+	}
+}
+
 func read(t *testing.T, store content.Provider, d ocispec.Descriptor, v any) {
 	t.Helper()
 	data, err := content.ReadBlob(t.Context(), store, d)

@@ -132,10 +132,10 @@ func TestBrokenReleasesAreLeft(t *testing.T) {
 				}
 			}
 			n.expect(patience, `skerry: switch root: slot a, release `+versionOf(t, built(t, "release")))
-			n.expect(patience, `skerry: start node: ok`)
 			if tt.after != "" {
-				n.expect(patience, tt.after)
+				n.expect(patience, tt.after) // before anything that may fail again
 			}
+			n.expect(patience, `skerry: start node: ok`)
 			if strings.Contains(n.Text(), "is kept") {
 				t.Error("it was kept")
 			}

@@ -72,7 +72,7 @@ func newReleaseBuildCmd() *cobra.Command {
 	f.StringSliceVar(&add.Modules, "extra-module", nil, "kernel module to carry besides those of the boards, for a node config's modules; repeatable")
 	f.BoolVar(&add.WiFi, "wifi", false, "bring wpa_supplicant for any board; its card's driver comes by --extra-module, the driver's firmware by --overlay")
 	f.StringArrayVar(&add.KernelArgs, "kernel-arg", nil, "word for the kernel's command line, as mitigations=off; repeatable")
-	f.StringArrayVar(&add.Archives, "image-archive", nil, "container images to bring along (a .tar of docker save or an OCI layout), imported at every node's start; repeatable")
+	f.StringArrayVar(&add.Archives, "image-archive", nil, "container images to bring along (a .tar of docker save or an OCI layout), served from the read-only root; repeatable")
 	configTrust.bind(cmd, "every machine of this release, in its signed initramfs: with Secure Boot nobody with the disk in hand can change it")
 	f.StringVar(&arch, "arch", "amd64", "architecture: amd64, arm64 or arm")
 	f.StringVar(&keyDir, "keys", "", "key folder, as made by `skerry keys new`")

@@ -1,9 +1,12 @@
 package compose
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -20,7 +23,7 @@ type Additions struct {
 	Overlays   []string // folders of the host, laid over the root; they add files, and change none of the release's
 	Modules    []string // kernel modules to carry, besides those of the boards; a node config's modules loads them
 	KernelArgs []string // words for the kernel's command line, behind the board's
-	Archives   []string // container images in Docker's or OCI's archive format, imported when a node starts
+	Archives   []string // container images in Docker's or OCI's archive format, served from the root
 	WiFi       bool     // wpa_supplicant and the rules for radios, though no board of the release asks for them
 }
 
@@ -47,6 +50,9 @@ func (a Additions) check(arch string) error {
 			errs = append(errs, fmt.Errorf("overlay %s: is not a folder", dir))
 		}
 	}
+	if _, err := exec.LookPath("mksquashfs"); err != nil && len(a.Archives) > 0 {
+		errs = append(errs, errors.New("mksquashfs is not installed: apt-get install squashfs-tools"))
+	}
 	for _, file := range a.Archives {
 		if st, err := os.Stat(file); err != nil || !st.Mode().IsRegular() || filepath.Ext(file) != ".tar" {
 			errs = append(errs, fmt.Errorf("image archive %s: is not a file that ends in .tar", file))
@@ -64,10 +70,89 @@ func (a Additions) add(t *rootfs.Tree) error {
 			return fmt.Errorf("overlay %s: %w", dir, err)
 		}
 	}
-	for _, file := range a.Archives {
-		if err := t.AddFile(path.Join(addedDir, filepath.Base(file)), file, 0o644); err != nil {
-			return fmt.Errorf("image archive %s: %w; give it another name", file, err)
+	return nil
+}
+
+// servedModules are what a node needs to serve images as they are in the root.
+var servedModules = []string{"loop", "squashfs"}
+
+// addArchives lays the images of persons' archives out as component images are: a node has them when it starts, runs their containers
+// from the root, which is verified, and neither reads nor writes them before. What is in them may belong to anybody, have
+// capabilities or be a device, so each becomes a filesystem of its own that holds all that a tar archive does.
+func (b *build) addArchives(t *rootfs.Tree) error {
+	if len(b.Archives) == 0 {
+		return nil
+	}
+	done := b.Log.Stage("root: images of archives")
+	dir := filepath.Join(b.work, "images")
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+		return err
+	}
+	for _, file := range b.Archives {
+		if err := addArchive(b.ctx, t, file, b.Arch, dir); err != nil {
+			return fmt.Errorf("image archive %s: %w", file, err)
 		}
+	}
+	done()
+	return nil
+}
+
+func addArchive(ctx context.Context, t *rootfs.Tree, file, arch, dir string) error {
+	name := filepath.Base(file)
+	if _, ok := t.Get(path.Join(addedDir, name)); ok {
+		return errors.New("another has the same file name; give it a different one")
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	var trees map[string]string
+	rest := filepath.Join(dir, name)
+	err = writeWith(rest, 0o644, func(w io.Writer) (err error) {
+		trees, err = oci.Flatten(f, arch, dir, w)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := t.AddFile(path.Join(addedDir, name), rest, 0o644); err != nil {
+		return err
+	}
+	for chain, tree := range trees {
+		out := filepath.Join(dir, chain+servedExt)
+		if err := errors.Join(squash(ctx, tree, out), os.Remove(tree)); err != nil {
+			return err
+		}
+		if err := t.AddFile(path.Join(addedDir, chain+servedExt), out, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// servedExt ends the name of an image's filesystem; before it stands the chain ID of the image's layers.
+const servedExt = ".squashfs"
+
+// squash makes a filesystem of a tar archive, the same bytes for the same archive.
+func squash(ctx context.Context, tree, out string) error {
+	in, err := os.Open(tree)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	cmd := exec.CommandContext(ctx, "mksquashfs", "-", out, "-tar", "-noappend", "-no-progress", "-quiet", "-no-exports", "-comp", "zstd", "-mkfs-time", "0")
+	cmd.Stdin = in
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") { // it contradicts the time above
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	if said, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("mksquashfs: %w: %s", err, strings.TrimSpace(string(said)))
 	}
 	return nil
 }

@@ -1,12 +1,18 @@
 package compose
 
 import (
+	"archive/tar"
 	"bytes"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/oci"
 	"github.com/skerry-os/skerry/image/rootfs"
 )
@@ -47,10 +53,8 @@ func TestAdditions(t *testing.T) {
 	if err := a.add(tree); err != nil {
 		t.Error(err)
 	}
-	for _, name := range []string{"etc/motd", "usr/share/skerry/images/added/app.tar"} {
-		if _, ok := tree.Get(name); !ok {
-			t.Errorf("%s is missing", name)
-		}
+	if _, ok := tree.Get("etc/motd"); !ok {
+		t.Error("etc/motd is missing")
 	}
 	if err := (Additions{Overlays: []string{filepath.Join(dir, "clash")}}).add(tree); err == nil || !strings.Contains(err.Error(), "etc/hosts: is in the tree already") {
 		t.Errorf("a file of the release was changed: %v", err)
@@ -68,5 +72,80 @@ func TestAdditions(t *testing.T) {
 		if err := bad.check("amd64"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", bad, err, want)
 		}
+	}
+}
+
+// A person's archive becomes a small one and a filesystem that holds all that the image does, and is the same bytes each time.
+func TestAddArchive(t *testing.T) {
+	imagetest.Tool(t, "mksquashfs", "squashfs-tools")
+	unsquashfs := imagetest.Tool(t, "unsquashfs", "squashfs-tools")
+	var layer bytes.Buffer
+	tw := tar.NewWriter(&layer)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeDir, Name: "data/", Mode: 0o750, Uid: 1000, Gid: 2000},
+		{Typeflag: tar.TypeReg, Name: "bin/ping", Mode: 0o4755, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"}},
+		{Typeflag: tar.TypeLink, Name: "bin/ping6", Linkname: "bin/ping"},
+		{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeSymlink, Name: "sbin", Linkname: "bin", Mode: 0o777},
+	} {
+		h.Format = tar.FormatPAX
+		if err := tw.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	if err := oci.WriteLayered(&archive, []oci.Layered{{Refs: []string{"example.org/app:1"}, Arch: "amd64", Layers: [][]byte{layer.Bytes()}}}); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "app.tar")
+	if err := os.WriteFile(file, archive.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var digests []string
+	for range 2 {
+		tree := rootfs.New()
+		dir := t.TempDir()
+		if err := addArchive(t.Context(), tree, file, "amd64", dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := addArchive(t.Context(), tree, file, "amd64", dir); err == nil || !strings.Contains(err.Error(), "another has the same file name") {
+			t.Errorf("two archives of one name: %v", err)
+		}
+		sum, err := tree.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests = append(digests, sum)
+		var squashed string
+		for _, e := range tree.Entries() {
+			if path.Ext(e.Path) == servedExt {
+				squashed = e.Host
+			}
+		}
+		out, err := exec.Command(unsquashfs, "-lln", "-d", "", squashed).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, want := range []string{"drwxr-x--- 1000/2000", "-rwsr-xr-x 0/0", "/bin/ping6", "crw-rw-rw- 0/0", "1,  3", "/sbin -> bin"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("the filesystem has no %q:\n%s", want, out)
+			}
+		}
+		if os.Geteuid() == 0 {
+			to := filepath.Join(t.TempDir(), "out")
+			if out, err := exec.Command(unsquashfs, "-no-progress", "-d", to, squashed, "bin").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			var value [64]byte
+			if n, err := unix.Getxattr(filepath.Join(to, "bin/ping"), "security.capability", value[:]); err != nil || n != 20 {
+				t.Errorf("the program has lost its capability: %d, %v", n, err)
+			}
+		}
+	}
+	if digests[0] != digests[1] {
+		t.Error("the same archive gave two trees")
 	}
 }

@@ -83,7 +83,10 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 	if err := b.addIdentity(t); err != nil {
 		return nil, err
 	}
-	if err := b.add(t); err != nil || !b.Debug {
+	if err := b.add(t); err != nil {
+		return nil, err
+	}
+	if err := b.addArchives(t); err != nil || !b.Debug {
 		return t, err
 	}
 	return t, b.addShell(t) // last: it hides nothing
@@ -92,7 +95,8 @@ func (b *build) rootTree() (*rootfs.Tree, error) {
 // imagesDir holds the archives of images that a node imports, and the layers that it serves from its root.
 const imagesDir = "usr/share/skerry/images"
 
-// addedDir holds those that a person added to the release. A node that cannot import one goes on without.
+// addedDir holds those that a person added to the release, and filesystems of what is in them. A node that cannot import one goes on
+// without.
 const addedDir = imagesDir + "/added"
 
 // serveImages lays the component images out as files, so that containers run from the root, which is verified and takes no second copy
@@ -136,6 +140,10 @@ func (b *build) addBoards(t *rootfs.Tree) error {
 			wanted[name] = append(wanted[name], wifiModules...)
 		}
 		load := strings.Join(board.Modules.Node.Load, "\n") + "\n"
+		if len(b.Archives) > 0 {
+			wanted[name] = append(wanted[name], servedModules...)
+			load += strings.Join(servedModules, "\n") + "\n"
+		}
 		if err := t.AddBytes(path.Join("usr/share/skerry/boards", board.ID, "modules.load"), []byte(load), 0o644); err != nil {
 			return err
 		}

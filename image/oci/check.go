@@ -7,36 +7,50 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"slices"
 	"strings"
 )
 
 // CheckArchive says whether a node of an architecture can import the archive, which docker save or an OCI layout makes: every image in
 // it has a name, is for that architecture, and is whole. A node would find out only when it starts.
 func CheckArchive(archive io.Reader, arch string) error {
+	_, err := readImages(archive, arch)
+	return err
+}
+
+// readImages reads an archive's images for an architecture, which all must be whole.
+func readImages(archive io.Reader, arch string) (*contents, error) {
 	a, err := readArchive(archive)
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+		return nil, err
+	case a.isLayout():
+		return a, a.checkLayout(arch)
+	case a.there["manifest.json"]:
+		return a, a.checkDocker(arch)
 	}
-	// As containerd decides.
-	if a.there["oci-layout"] && a.there["index.json"] {
-		return a.checkLayout(arch)
-	}
-	if a.there["manifest.json"] {
-		return a.checkDocker(arch)
-	}
-	return errors.New("holds no container images: neither index.json nor manifest.json is in it")
+	return nil, errors.New("holds no container images: neither index.json nor manifest.json is in it")
 }
 
 // contents are an archive's files; those that may be JSON with their bytes.
 type contents struct {
-	there map[string]bool
-	small map[string][]byte
+	there  map[string]bool
+	small  map[string][]byte
+	images []parts // once they are checked
 }
+
+// parts are where an image is in its archive. Its layers begin with the lowest.
+type parts struct {
+	names  []string
+	config string
+	layers []string
+}
+
+// isLayout decides between the two forms as containerd does.
+func (a *contents) isLayout() bool { return a.there["oci-layout"] && a.there["index.json"] }
 
 func readArchive(archive io.Reader) (*contents, error) {
 	const most = 4 << 20 // containerd refuses larger manifests
-	a := &contents{map[string]bool{}, map[string][]byte{}}
+	a := &contents{there: map[string]bool{}, small: map[string][]byte{}}
 	for r := tar.NewReader(archive); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -89,7 +103,7 @@ func (a *contents) checkLayout(arch string) error {
 		if name == "" {
 			return errNameless
 		}
-		if err := a.checkImage(d, arch); err != nil {
+		if err := a.checkImage(name, d, arch); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -97,7 +111,7 @@ func (a *contents) checkLayout(arch string) error {
 }
 
 // checkImage looks at a manifest, or at the one for the architecture in a list of them.
-func (a *contents) checkImage(d descriptor, arch string) error {
+func (a *contents) checkImage(image string, d descriptor, arch string) error {
 	name, err := blobName(d.Digest)
 	if err != nil {
 		return err
@@ -114,7 +128,7 @@ func (a *contents) checkImage(d descriptor, arch string) error {
 		var have []string
 		for _, d := range m.Manifests {
 			if p := d.Platform; p == nil || p.fits(arch) == nil {
-				return a.checkImage(d, arch)
+				return a.checkImage(image, d, arch)
 			} else if p.OS != "unknown" { // what is not an image
 				have = append(have, p.OS+"/"+p.Architecture)
 			}
@@ -133,7 +147,7 @@ func (a *contents) checkImage(d descriptor, arch string) error {
 		}
 		layers = append(layers, layer)
 	}
-	return a.checkParts(config, layers, arch)
+	return a.checkParts(parts{[]string{image}, config, layers}, arch)
 }
 
 func (a *contents) checkDocker(arch string) error {
@@ -148,24 +162,27 @@ func (a *contents) checkDocker(arch string) error {
 		if len(m.RepoTags) == 0 {
 			return errNameless
 		}
-		if err := a.checkParts(m.Config, m.Layers, arch); err != nil {
+		if err := a.checkParts(parts{m.RepoTags, path.Clean(m.Config), m.Layers}, arch); err != nil {
 			return fmt.Errorf("%s: %w", m.RepoTags[0], err)
 		}
 	}
 	return nil
 }
 
-func (a *contents) checkParts(config string, layers []string, arch string) error {
+func (a *contents) checkParts(i parts, arch string) error {
 	var p platform
-	if err := a.read(path.Clean(config), &p); err != nil {
+	if err := a.read(i.config, &p); err != nil {
 		return err
 	}
 	if err := p.fits(arch); err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(layers, func(l string) bool { return !a.there[path.Clean(l)] }); i >= 0 {
-		return fmt.Errorf("%s: a layer that is not in it; save the whole image", layers[i])
+	for n, l := range i.layers {
+		if i.layers[n] = path.Clean(l); !a.there[i.layers[n]] {
+			return fmt.Errorf("%s: a layer that is not in it; save the whole image", l)
+		}
 	}
+	a.images = append(a.images, i)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -22,11 +23,15 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/skerry-os/skerry/image/imagetest"
 	"github.com/skerry-os/skerry/image/oci"
 )
 
@@ -431,7 +436,7 @@ func TestImagesImport(t *testing.T) {
 	}
 	importIt := func() {
 		t.Helper()
-		if err := importImages(ctx, c, l.snapshotter(), archive, ""); err != nil {
+		if err := importImages(ctx, c, l.snapshotter(), archive, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -463,7 +468,117 @@ func TestImagesImport(t *testing.T) {
 	if err := os.WriteFile(archive, bytes.Repeat([]byte("x"), 4096), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := importImages(ctx, c, l.snapshotter(), archive, ""); err == nil || !strings.Contains(fmt.Sprint(err), "tar archive") {
+	if err := importImages(ctx, c, l.snapshotter(), archive, nil, nil); err == nil || !strings.Contains(fmt.Sprint(err), "tar archive") {
 		t.Errorf("a broken archive: %v", err)
+	}
+}
+
+// A person's image is served from a filesystem of the release: nothing of it is unpacked, and it goes with the release that held it.
+func TestAddedImagesAreServed(t *testing.T) {
+	mksquashfs := imagetest.Tool(t, "mksquashfs", "squashfs-tools")
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		t.Skipf("no loop devices here: %v", err)
+	}
+	var low, high, archive, rest bytes.Buffer
+	for buf, entries := range map[*bytes.Buffer][]tar.Header{
+		&low:  {{Typeflag: tar.TypeReg, Name: "etc/gone", Mode: 0o644}, {Typeflag: tar.TypeReg, Name: "etc/own", Mode: 0o640, Uid: 7, Gid: 8}},
+		&high: {{Typeflag: tar.TypeReg, Name: "etc/.wh.gone"}, {Typeflag: tar.TypeDir, Name: "empty/", Mode: 0o700, Uid: 9}},
+	} {
+		tw := tar.NewWriter(buf)
+		for _, h := range entries {
+			if err := tw.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := tw.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := oci.WriteLayered(&archive, []oci.Layered{{Refs: []string{"example.org/app:1"}, Arch: goruntime.GOARCH, Layers: [][]byte{low.Bytes(), high.Bytes()}}}); err != nil {
+		t.Fatal(err)
+	}
+	trees, err := oci.Flatten(bytes.NewReader(archive.Bytes()), goruntime.GOARCH, t.TempDir(), &rest)
+	if err != nil || len(trees) != 1 {
+		t.Fatal(trees, err)
+	}
+	cfg := testConfig(t.TempDir())
+	cfg.Libexec = buildTree(t)
+	added := filepath.Join(cfg.Share, "images/added")
+	if err := os.MkdirAll(added, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(added, "app.tar"), rest.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := newLayout(cfg)
+	t.Cleanup(func() { sweep(t, l) })
+	var chain string
+	for id, tree := range trees {
+		chain = id
+		t.Cleanup(func() { _ = unix.Unmount(l.mountedAt(id), unix.MNT_DETACH) })
+		imagetest.Run(t, "sh", "-c", fmt.Sprintf("%s - %s/%s%s -tar -quiet -no-progress <%s", mksquashfs, added, id, servedExt, tree))
+	}
+	stop := start(t, cfg)
+	defer func() { stop() }()
+	c, err := client.New(l.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	image, err := c.GetImage(ctx, "example.org/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := image.IsUnpacked(ctx, l.snapshotter()); err != nil || !ok {
+		t.Errorf("unpacked: %v, %v", ok, err)
+	}
+	snapshots := c.SnapshotService(l.snapshotter())
+	leased, done, err := c.WithLease(ctx) // or what is looked at is garbage
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := snapshots.View(leased, "look", "sha256:"+chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = mount.WithTempMount(ctx, mounts, func(root string) error {
+		var own, empty unix.Stat_t
+		if err := errors.Join(unix.Stat(filepath.Join(root, "etc/own"), &own), unix.Stat(filepath.Join(root, "empty"), &empty)); err != nil {
+			return err
+		}
+		if own.Uid != 7 || own.Gid != 8 || own.Mode&0o777 != 0o640 || empty.Uid != 9 {
+			t.Errorf("owners are %d:%d and %d", own.Uid, own.Gid, empty.Uid)
+		}
+		if _, err := os.Stat(filepath.Join(root, "etc/gone")); err == nil {
+			t.Error("what the second layer took away is there")
+		}
+		return nil
+	})
+	if err := errors.Join(err, snapshots.Remove(leased, "look"), done(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if l.snapshotter() == "overlayfs" {
+		links, _ := filepath.Glob(filepath.Join(l.data, "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs"))
+		if !slices.ContainsFunc(links, func(name string) bool { to, err := os.Readlink(name); return err == nil && to == l.mountedAt(chain) }) {
+			t.Errorf("none of %v leads to %s: it was unpacked", links, l.mountedAt(chain))
+		}
+	}
+	if failed := l.importAdded(ctx, c); len(failed) > 0 {
+		t.Errorf("a second time: %v", failed)
+	}
+
+	// The next release holds another, which is damaged.
+	if err := errors.Join(os.Rename(filepath.Join(added, "app.tar"), filepath.Join(added, "other.tar.kept")), os.WriteFile(filepath.Join(added, "bad"+servedExt), []byte("x"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if failed := l.importAdded(ctx, c); len(failed) != 1 || !strings.Contains(failed[0], "bad"+servedExt) {
+		t.Errorf("those that failed are %q", failed)
+	}
+	if _, err := c.GetImage(ctx, "example.org/app:1"); !errdefs.IsNotFound(err) {
+		t.Errorf("the image of the release before: %v", err)
+	}
+	if isDir(l.mountedAt("bad")) {
+		t.Error("an empty folder stands for the damaged one")
 	}
 }

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -44,7 +46,7 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 	var work errgroup.Group
 	for _, file := range files {
 		work.Go(func() error {
-			if err := importImages(ctx, c, l.snapshotter(), file, filepath.Join(l.Share, "images", "layers")); err != nil && ctx.Err() == nil {
+			if err := importImages(ctx, c, l.snapshotter(), file, nil, l.served); err != nil && ctx.Err() == nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
 			return nil
@@ -68,15 +70,40 @@ func (l *layout) runImages(ctx context.Context, ready func()) error {
 // importAdded loads the archives that a person added to the release. One that fails keeps nothing else back: a node without an
 // image is better than none. It is in the list that is returned, with why.
 func (l *layout) importAdded(ctx context.Context, c *client.Client) (failed []string) {
-	files, _ := filepath.Glob(filepath.Join(l.Share, "images", "added", "*.tar")) // the pattern is a good one
+	failed = l.mountAdded()
+	files, _ := filepath.Glob(filepath.Join(l.addedDir(), "*.tar")) // the pattern is a good one
+	if err := l.forgetAdded(ctx, c, files); err != nil && ctx.Err() == nil {
+		slog.Error("images: those that another release held are not removed", "err", err)
+	}
 	for _, file := range files {
-		failed = append(failed, l.importOne(ctx, c, file)...)
+		failed = append(failed, l.importOne(ctx, c, file, map[string]string{archiveLabel: filepath.Base(file)}, l.served)...)
 	}
 	return failed
 }
 
-func (l *layout) importOne(ctx context.Context, c *client.Client, file string) (failed []string) {
-	err := importImages(ctx, c, l.snapshotter(), file, "")
+// archiveLabel names the archive of the release that an image is from.
+const archiveLabel = "skerry.io/archive"
+
+// forgetAdded removes the images that were in an archive of another release: what they are made of went with that.
+func (l *layout) forgetAdded(ctx context.Context, c *client.Client, files []string) error {
+	all, err := c.ImageService().List(ctx, fmt.Sprintf("labels.%q", archiveLabel))
+	if err != nil {
+		return err
+	}
+	for _, image := range all {
+		if slices.Contains(files, filepath.Join(l.addedDir(), image.Labels[archiveLabel])) {
+			continue
+		}
+		if err := c.ImageService().Delete(ctx, image.Name); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		slog.Info("image removed, because this release does not hold it", "image", image.Name, "archive", image.Labels[archiveLabel])
+	}
+	return nil
+}
+
+func (l *layout) importOne(ctx context.Context, c *client.Client, file string, labels map[string]string, find served) (failed []string) {
+	err := importImages(ctx, c, l.snapshotter(), file, labels, find)
 	if err == nil || ctx.Err() != nil {
 		return nil
 	}
@@ -101,8 +128,13 @@ func (l *layout) tellOfArchives(ctx context.Context, failed []string) {
 
 // importImages loads one archive, unless containerd has its images already. What it has is asked, not remembered: a file that
 // says so could outlive an image. The archive may be compressed by gzip or zstd. Once a layer is unpacked its packed form is not
-// kept: that would be the same bytes twice on the data partition. Layers that lie in the folder layers need no unpacking.
-func importImages(ctx context.Context, c *client.Client, snapshotter, file, layers string) error {
+// kept: that would be the same bytes twice on the data partition. What find finds needs no unpacking.
+func importImages(ctx context.Context, c *client.Client, snapshotter, file string, labels map[string]string, find served) error {
+	labels = maps.Clone(labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[pinnedLabel] = pinnedValue
 	wanted, err := archiveFile(file, archiveImages)
 	if err != nil {
 		return err
@@ -117,7 +149,7 @@ func importImages(ctx context.Context, c *client.Client, snapshotter, file, laye
 	}
 	defer func() { _ = done(context.WithoutCancel(ctx)) }()
 	got, err := archiveFile(file, func(r io.Reader) ([]images.Image, error) {
-		return c.Import(ctx, r, client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}), client.WithDiscardUnpackedLayers())
+		return c.Import(ctx, r, client.WithImageLabels(labels), client.WithDiscardUnpackedLayers())
 	})
 	if err != nil {
 		return err
@@ -126,7 +158,7 @@ func importImages(ctx context.Context, c *client.Client, snapshotter, file, laye
 		return errors.New("no image in it has a name; build it with one")
 	}
 	for _, image := range got {
-		if err := unpack(ctx, c, client.NewImage(c, image), snapshotter, layers); err != nil {
+		if err := unpack(ctx, c, client.NewImage(c, image), snapshotter, find); err != nil {
 			return fmt.Errorf("%s: unpacking: %w", image.Name, err)
 		}
 		slog.Info("image imported", "image", image.Name, "took", time.Since(start).Round(time.Millisecond).String())

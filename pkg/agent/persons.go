@@ -40,7 +40,7 @@ func (l *layout) importPersons(ctx context.Context, c *client.Client) (lists, fa
 		case strings.HasSuffix(e.Name(), ".txt"):
 			lists = append(lists, file)
 		case isArchive(e.Name()):
-			failed = append(failed, l.importOne(ctx, c, file)...)
+			failed = append(failed, l.importOne(ctx, c, file, nil, nil)...)
 		}
 	}
 	return lists, failed

@@ -2,30 +2,91 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sys/unix"
 )
 
-// unpack makes an image ready to start from. On Skerry's image the root holds the component images' layers as files (see
-// image/compose); containers run from those: they are verified as they are read, and take no second copy, nor the time to make one.
-func unpack(ctx context.Context, c *client.Client, image client.Image, snapshotter, layers string) error {
+// served finds the folder that holds what is in an image, all its layers; "" if there is none.
+type served func(layers []digest.Digest) (dir string)
+
+// served looks into the root of Skerry's image, which has the component images' layers as files and those of a person's images as
+// filesystems (see image/compose). Containers run from those: they are verified as they are read, and take no second copy, nor the
+// time to make one.
+func (l *layout) served(layers []digest.Digest) string {
+	var dirs []string
+	if len(layers) == 1 {
+		dirs = append(dirs, filepath.Join(l.Share, "images", "layers", layers[0].Encoded()))
+	}
+	if len(layers) > 0 {
+		dirs = append(dirs, l.mountedAt(identity.ChainID(layers).Encoded()))
+	}
+	for _, dir := range dirs {
+		if isDir(dir) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// addedDir has the archives that a person added to the release.
+func (l *layout) addedDir() string { return filepath.Join(l.Share, "images", "added") }
+
+// servedExt ends the name of a filesystem of an image in addedDir; before it stands the chain ID of its layers.
+const servedExt = ".squashfs"
+
+func (l *layout) mountedAt(chain string) string { return filepath.Join(l.run, "images", chain) }
+
+// mountAdded mounts the filesystems of a person's images. It says which could not be.
+func (l *layout) mountAdded() (failed []string) {
+	files, _ := filepath.Glob(filepath.Join(l.addedDir(), "*"+servedExt)) // the pattern is a good one
+	for _, file := range files {
+		if err := mountOne(file, l.mountedAt(strings.TrimSuffix(filepath.Base(file), servedExt))); err != nil {
+			slog.Error("images: one that the release holds cannot be read", "file", file, "err", err)
+			failed = append(failed, fmt.Sprintf("%s: %v", filepath.Base(file), err))
+		}
+	}
+	return failed
+}
+
+func mountOne(file, dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err == nil && st.Type == unix.SQUASHFS_MAGIC {
+		return nil // since an earlier start
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	m := mount.Mount{Type: "squashfs", Source: file, Options: []string{"ro", "loop"}}
+	if err := m.Mount(dir); err != nil {
+		return errors.Join(err, os.Remove(dir)) // an empty folder is no image
+	}
+	return nil
+}
+
+// unpack makes an image ready to start from.
+func unpack(ctx context.Context, c *client.Client, image client.Image, snapshotter string, find served) error {
 	diffs, err := image.RootFS(ctx)
 	if err != nil {
 		return err
 	}
-	if layers == "" || len(diffs) != 1 {
-		return image.Unpack(ctx, snapshotter)
+	dir := ""
+	if find != nil {
+		dir = find(diffs)
 	}
-	dir := filepath.Join(layers, diffs[0].Encoded())
-	if _, err := os.Stat(dir); err != nil {
+	if dir == "" {
 		return image.Unpack(ctx, snapshotter)
 	}
 	chain := identity.ChainID(diffs).String()

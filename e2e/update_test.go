@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -175,7 +176,11 @@ func (u *updates) log(name string) string {
 // raw makes one file of the machine's disk, which is off.
 func (u *updates) raw(name string) {
 	u.t.Helper()
-	run(u.t, "qemu-img", "convert", "-O", "raw", filepath.Join(u.o.Dir, "disk.qcow2"), name)
+	// Also when the test has ended: it is then that logs are wanted.
+	out, err := exec.Command("qemu-img", "convert", "-O", "raw", filepath.Join(u.o.Dir, "disk.qcow2"), name).CombinedOutput()
+	if err != nil {
+		u.t.Fatalf("qemu-img: %v: %s", err, out)
+	}
 }
 
 // operate changes the disk of the machine, which is off; its firmware keeps its variables, and its TPM its memory.
@@ -249,8 +254,13 @@ func TestUpdateOverTheWire(t *testing.T) {
 	}
 	c.same(before, c.works())
 	c.eventually(patience, contains(why), "get", "events", "--field-selector", "reason=UpdateFailed", "-o", "jsonpath={.items[*].message}")
-	n.PowerCut()
-	for _, m := range regexp.MustCompile(`holds release (\S+): ([0-9.]+) of ([0-9.]+) MB travelled`).FindAllStringSubmatch(u.log("log/skerry/skerryd.log"), -1) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := n.Stop(ctx); err != nil { // in order: the last lines of the log are still in memory
+		t.Fatal("power button: ", err)
+	}
+	log := u.log("log/skerry/skerryd.log")
+	for _, m := range regexp.MustCompile(`holds release (\S+): ([0-9.]+) of ([0-9.]+) MB travelled`).FindAllStringSubmatch(log, -1) {
 		t.Log(m[0])
 		delete(came, m[1])
 		// The other was packed anew, by other options.
@@ -259,7 +269,7 @@ func TestUpdateOverTheWire(t *testing.T) {
 		}
 	}
 	if len(came) > 0 {
-		t.Errorf("how much travelled is not told of %v", came)
+		t.Errorf("how much travelled is not told of %v, in %d bytes of the log", came, len(log))
 	}
 }
 

@@ -153,7 +153,7 @@ func TestTheConfigIsGivenOnceAndTheMachineInstalledOnce(t *testing.T) {
 		t.Error("not taken")
 	}
 	// From now on the network lets it start from its disk, whatever its boot order is.
-	if f := m.boots(machineMAC); f != "" {
+	if f := m.boots(machineMAC); f != toDisk {
 		t.Errorf("an installed machine is offered %s", f)
 	}
 	m.h = again
@@ -191,8 +191,8 @@ func TestTheDiskRemembersWhatTheServerForgot(t *testing.T) {
 	if status, _ := m.post(protocol.ConfigPath, m.h); status != 403 {
 		t.Error("it got the config")
 	}
-	if m.boots(machineMAC) != "" {
-		t.Error("it is offered the installer again")
+	if f := m.boots(machineMAC); f != toDisk {
+		t.Errorf("it is offered %q", f)
 	}
 }
 

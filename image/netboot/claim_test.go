@@ -359,7 +359,7 @@ func TestTheSecondCard(t *testing.T) {
 	if a := n.starts(third, holds).hello(); a.Do != protocol.Leave || !strings.Contains(a.Why, "its disk holds an installation of this machine") {
 		t.Errorf("by the second card: %+v", a)
 	}
-	if f := n.s.bootFile(Client{MAC: third, Arch: "amd64", Firmware: protocol.UEFI, By: PXE}); f != "" {
+	if f := n.s.bootFile(Client{MAC: third, Arch: "amd64", Firmware: protocol.UEFI, By: PXE}); f != toDisk {
 		t.Errorf("and it is started again: %q", f)
 	}
 	if m, err := n.s.Get(genuine); err != nil || m.Bound == "" {

@@ -23,6 +23,7 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 
 	"github.com/skerry-os/skerry/image/netboot/protocol"
+	"github.com/skerry-os/skerry/image/netboot/tftp"
 	"github.com/skerry-os/skerry/image/releasetest"
 )
 
@@ -292,17 +293,28 @@ func TestWhoIsStarted(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fleet     Fleet
 		installed time.Time
-		starts    bool
+		by        Means
+		offered   string
 	}{
-		"known": {one{}, time.Time{}, true}, "unknown": {Nobody{}, time.Time{}, false}, "perhaps known": {unreadable{}, time.Time{}, true},
-		"installed": {one{}, time.Now(), false},
+		"known": {one{}, time.Time{}, PXE, "x86-uefi.efi"}, "unknown": {Nobody{}, time.Time{}, PXE, ""}, "perhaps known": {unreadable{}, time.Time{}, PXE, "x86-uefi.efi"},
+		"installed": {one{}, time.Now(), PXE, "from-disk"}, "installed, by HTTP": {one{}, time.Now(), HTTP, "/boot/from-disk.efi"}, "installed, by iPXE": {one{}, time.Now(), IPXE, "/boot/from-disk.ipxe"},
 	} {
 		s.Fleet = tt.fleet
 		if _, err := s.Change(machineMAC, func(m *Machine) error { m.Stage, m.Installed = StageSeen, tt.installed; return nil }); err != nil {
 			t.Fatal(err)
 		}
-		if f := s.bootFile(c); (f != "") != tt.starts {
+		c.By = tt.by
+		if f := s.bootFile(c); !strings.HasSuffix(f, tt.offered) || (f == "") != (tt.offered == "") {
 			t.Errorf("%s: offered %q", name, f)
+		}
+	}
+	// What they are told to fetch is not there, which sends them on; iPXE is told so.
+	if _, _, err := s.tftpFile("/from-disk", netip.AddrPort{}); !errors.Is(err, tftp.ErrNone) {
+		t.Errorf("by TFTP: %v", err)
+	}
+	for name, want := range map[string]string{"from-disk.efi": "is not served", "from-disk.ipxe": "exit 1"} {
+		if data, err := s.bootBytes(name); !strings.Contains(string(data)+fmt.Sprint(err), want) {
+			t.Errorf("%s: %q, %v", name, data, err)
 		}
 	}
 }

@@ -318,7 +318,11 @@ func (s *Server) watch() <-chan struct{} {
 	return s.changed
 }
 
-// bootFile decides what a client is started with: "" to let it start from its disk.
+// toDisk is the boot file of an installed machine whose firmware asks the network first. There is none of that name: an answer that it
+// is missing ends the question, where silence would keep the firmware waiting for a minute and more, by each protocol that it knows.
+const toDisk = "from-disk"
+
+// bootFile decides what a client is started with: "" to be silent, so that others may answer, or the firmware goes on to its disk.
 func (s *Server) bootFile(c Client) string {
 	if c.By == Installer {
 		return fmt.Sprintf("https://%s", net.JoinHostPort(s.self.Addr().String(), strconv.Itoa(s.tlsPort)))
@@ -356,7 +360,10 @@ func (s *Server) bootFile(c Client) string {
 		if why != "" && news {
 			s.Log("%s: %s", c.MAC, why)
 		}
-		return ""
+		if why != "" {
+			return ""
+		}
+		return s.toDisk(c)
 	}
 	if news {
 		s.Log("%s: %s, %s %s: board %s", c.MAC, c.By, c.Arch, c.Firmware, k.Board)
@@ -371,6 +378,18 @@ func (s *Server) bootFile(c Client) string {
 		return "undionly.kpxe"
 	}
 	return k.Board + ".efi"
+}
+
+// toDisk sends an installed machine to its disk at once.
+func (s *Server) toDisk(c Client) string {
+	base := fmt.Sprintf("http://%s/boot/", net.JoinHostPort(s.self.Addr().String(), strconv.Itoa(s.httpPort)))
+	switch c.By {
+	case IPXE:
+		return base + toDisk + ".ipxe"
+	case HTTP:
+		return base + toDisk + ".efi"
+	}
+	return toDisk
 }
 
 // choose gives the kernel for a client, or why there is none; no reason is a machine that is to start from its disk.
@@ -413,7 +432,11 @@ func (s *Server) choose(c Client, m *Machine) (*Kernel, string) {
 
 // tftpFile opens what firmware asks for by TFTP.
 func (s *Server) tftpFile(name string, _ netip.AddrPort) (tftp.File, int64, error) {
-	data, err := s.bootBytes(path.Clean("/" + name)[1:])
+	name = path.Clean("/" + name)[1:]
+	if name == toDisk {
+		return nil, 0, fmt.Errorf("this machine is installed and starts from its disk: %w", tftp.ErrNone)
+	}
+	data, err := s.bootBytes(name)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -424,6 +447,9 @@ func (s *Server) tftpFile(name string, _ netip.AddrPort) (tftp.File, int64, erro
 func (s *Server) bootBytes(name string) ([]byte, error) {
 	if name == "undionly.kpxe" && s.noBIOS == nil {
 		return s.bios, nil
+	}
+	if name == toDisk+".ipxe" {
+		return []byte("#!ipxe\necho Skerry: this machine is installed and starts from its disk.\nexit 1\n"), nil
 	}
 	for _, k := range s.kernels {
 		switch strings.TrimPrefix(name, k.Board) {

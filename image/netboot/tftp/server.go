@@ -24,7 +24,8 @@ type File interface {
 
 // Server answers read requests.
 type Server struct {
-	// Open gives the file and its size in bytes. An error that is fs.ErrNotExist is told to the client as "no such file".
+	// Open gives the file and its size in bytes. An error that is fs.ErrNotExist is told to the client as "no such file"; so is
+	// ErrNone, of which the log says nothing.
 	Open func(name string, client netip.AddrPort) (File, int64, error)
 	// Log gets a line for each transfer that did not end well; may be nil.
 	Log func(format string, a ...any)
@@ -37,6 +38,9 @@ type Server struct {
 	mu     sync.Mutex
 	active map[netip.AddrPort]bool
 }
+
+// ErrNone is in the error of a file that is not meant to be there.
+var ErrNone = errors.New("there is no such file")
 
 // mostTransfers is how many run at a time; clients ask again, so others wait without knowing.
 const mostTransfers = 512
@@ -73,7 +77,7 @@ func (s *Server) Serve(ctx context.Context, conn *net.UDPConn) error {
 		local := conn.LocalAddr().(*net.UDPAddr)
 		transfers.Go(func() {
 			defer s.end(from)
-			if err := s.transfer(ctx, local, from, req); err != nil && !errors.Is(err, errDeclined) && ctx.Err() == nil && s.Log != nil {
+			if err := s.transfer(ctx, local, from, req); err != nil && !errors.Is(err, errDeclined) && !errors.Is(err, ErrNone) && ctx.Err() == nil && s.Log != nil {
 				s.Log("tftp: %s to %s: %v", req.name, from.Addr(), err)
 			}
 		})
@@ -110,7 +114,7 @@ func (s *Server) transfer(ctx context.Context, local *net.UDPAddr, to netip.Addr
 	file, size, err := s.Open(req.name, to)
 	if err != nil {
 		code := codeOther
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNone) {
 			code = codeNotFound
 		}
 		_, _ = conn.Write(errorPacket(code, err.Error()))

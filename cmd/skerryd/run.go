@@ -19,6 +19,7 @@ import (
 	"github.com/skerry-os/skerry/pkg/machine"
 	"github.com/skerry-os/skerry/pkg/notify"
 	"github.com/skerry-os/skerry/pkg/outbound"
+	"github.com/skerry-os/skerry/pkg/server"
 	"github.com/skerry-os/skerry/pkg/supervise"
 	"github.com/skerry-os/skerry/pkg/version"
 )
@@ -102,7 +103,7 @@ func again(socket string) error {
 	if err != nil {
 		return err
 	}
-	env := os.Environ()
+	env := server.KeepUntold(os.Environ())
 	if socket != "" {
 		env = append(env, notify.SocketEnv+"="+socket)
 	}

@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log/slog"
+	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,14 +28,50 @@ type events struct {
 
 type told struct {
 	datastore.Event
-	at time.Time
+	At time.Time
 }
 
 // untold outlives a server's services: with a full disk all of them may be started anew before the API can take an event.
 var untold = make(chan told, 64)
 
+// untoldEnv is how what is untold outlives the program, which then replaces itself: there may be no disk to write it to.
+const untoldEnv = "SKERRYD_UNTOLD"
+
 func newEvents(kubeconfig, node string) *events {
-	return &events{kubeconfig: kubeconfig, node: node, queue: untold}
+	e := &events{kubeconfig: kubeconfig, node: node, queue: untold}
+	if text := os.Getenv(untoldEnv); text != "" {
+		_ = os.Unsetenv(untoldEnv) // no other program is to have it
+		var before []told
+		if err := json.Unmarshal([]byte(text), &before); err != nil {
+			slog.Warn("what the datastore told before this start is lost", "err", err)
+		}
+		for _, t := range before {
+			e.put(t)
+		}
+	}
+	return e
+}
+
+// KeepUntold adds to an environment what this program's datastore told and the API has not taken, for the one that replaces it.
+func KeepUntold(env []string) []string {
+	var all []told
+	for {
+		select {
+		case t := <-untold:
+			all = append(all, t)
+			continue
+		default:
+		}
+		break
+	}
+	if len(all) == 0 {
+		return env
+	}
+	data, err := json.Marshal(all)
+	if err != nil {
+		return env
+	}
+	return append(env, untoldEnv+"="+string(data))
 }
 
 // tell never waits.
@@ -92,9 +131,9 @@ func (e *events) post(ctx context.Context, client kubernetes.Interface, t told) 
 	if t.Warning {
 		kind = corev1.EventTypeWarning
 	}
-	at := metav1.NewTime(t.at)
+	at := metav1.NewTime(t.At)
 	event := &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", e.node, t.at.UnixNano()), Namespace: metav1.NamespaceDefault},
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", e.node, t.At.UnixNano()), Namespace: metav1.NamespaceDefault},
 		// kubelet's events name nodes in the same way, and kubectl describe looks for that.
 		InvolvedObject: corev1.ObjectReference{Kind: "Node", Name: e.node, UID: types.UID(e.node)},
 		Reason:         t.Reason, Message: t.Message, Type: kind,

@@ -3,6 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,4 +45,33 @@ func TestEventsOutliveAStart(t *testing.T) {
 			t.Errorf("events: %v, %v", list, err)
 		}
 	})
+}
+
+// They outlive the program, too, which replaces itself: in its environment, and in that of no other.
+func TestEventsOutliveAProgram(t *testing.T) {
+	if env := KeepUntold([]string{"A=1"}); !slices.Equal(env, []string{"A=1"}) {
+		t.Errorf("with nothing to tell: %q", env)
+	}
+	e := newEvents("", "s1")
+	e.tell(datastore.Event{Warning: true, Reason: datastore.ReasonDiskFull, Message: "full"})
+	e.tell(datastore.Event{Reason: datastore.ReasonDiskOK, Message: "room"})
+	env := KeepUntold(nil)
+	if len(env) != 1 || len(e.queue) != 0 {
+		t.Fatalf("%q, %d left", env, len(e.queue))
+	}
+	name, value, _ := strings.Cut(env[0], "=")
+	t.Setenv(name, value)
+	e = newEvents("", "s1")
+	for _, want := range []string{datastore.ReasonDiskFull, datastore.ReasonDiskOK} {
+		if got := <-e.queue; got.Reason != want || time.Since(got.At) > time.Minute || got.Warning != (want == datastore.ReasonDiskFull) {
+			t.Errorf("%+v, want %s", got, want)
+		}
+	}
+	if _, ok := os.LookupEnv(name); ok {
+		t.Error("programs that this one starts have it, too")
+	}
+	t.Setenv(name, "{")
+	if e = newEvents("", "s1"); len(e.queue) != 0 {
+		t.Error("rubbish is an event")
+	}
 }

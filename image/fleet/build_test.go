@@ -440,6 +440,9 @@ func TestServers(t *testing.T) {
 	if !first.Server.ClusterInit || second.Server.ClusterInit || second.Cluster.Server != "https://192.0.2.10:6443" || second.Cluster.Token == "" {
 		t.Errorf("%+v %+v", first.Cluster, second.Cluster)
 	}
+	if third, _ := machine.Decode("s3", b.partition("s3")[image.ConfigName]); third.Cluster.Server != "https://192.0.2.10:6443,https://192.0.2.11:6443" {
+		t.Errorf("the third joins through %s", third.Cluster.Server)
+	}
 }
 
 // One cluster, however often the first server's card is written, and whoever the first is: only the first card that is written begins
@@ -495,7 +498,7 @@ func TestOneCluster(t *testing.T) {
 			t.Errorf("%s: not done", name)
 		}
 	}
-	joins("s0", "https://192.0.2.10:6443")
+	joins("s0", "https://192.0.2.10:6443,https://192.0.2.11:6443")
 	// The first is taken out of the file, and its file is gone.
 	without := strings.Replace(servers, "{name: s0, board: x86-uefi, role: server, address: 192.0.2.20/24}\n  - ", "", 1)
 	without = strings.Replace(without, "  - {name: a3, board: x86-uefi, role: server}\n", "", 1)

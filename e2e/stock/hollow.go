@@ -67,7 +67,9 @@ func Hollow(ctx context.Context, c kubernetes.Interface, name string, up func())
 	up()
 	for beat := 0; ; beat++ {
 		if beat%6 == 0 {
-			err := retry.RetryOnConflict(retry.DefaultRetry, func() error { return report(ctx, c, name) })
+			// Where somebody taints the node between question and answer, the stale copy is refused as one that changes taints.
+			stale := func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsForbidden(err) }
+			err := retry.OnError(retry.DefaultRetry, stale, func() error { return report(ctx, c, name) })
 			if err != nil && ctx.Err() == nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}

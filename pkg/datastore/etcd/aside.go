@@ -270,10 +270,18 @@ func (s *Store) call(ctx context.Context, urls []string) (conn net.Conn, err err
 	return nil, err
 }
 
+// belongs says whether this member is one of several, and is to stay that.
+func (s *Store) belongs() bool {
+	if _, err := os.Stat(s.restored()); err == nil || s.Reset || !Exists(s.Dir) {
+		return false // it becomes the first of a new cluster
+	}
+	return len(s.knows().URLs) > 0
+}
+
 // await returns once the member may start: there is room, or the others need it.
 func (s *Store) await(ctx context.Context, ready func()) error {
 	for told := false; ctx.Err() == nil; told = true {
-		if Exists(s.Dir) && !s.Reset && len(s.knows().URLs) > 0 && s.disk.Look(false) {
+		if s.belongs() && s.disk.Look(false) {
 			if err := s.aside(ctx, ready); err != nil || ctx.Err() != nil {
 				return err
 			}

@@ -151,6 +151,24 @@ func TestNotAside(t *testing.T) {
 			t.Errorf("%s, it knows %+v", c.name, known)
 		}
 	}
+	known := func() {
+		t.Helper()
+		if err := os.WriteFile(a.store.neighboursFile(), []byte(`{"id": 1, "urls": ["https://127.0.88.253:2379"]}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if known(); !a.store.belongs() {
+		t.Error("a member of several is alone")
+	}
+	if err := os.Mkdir(a.store.restored(), 0o700); err != nil { // staged, and the plug was pulled
+		t.Fatal(err)
+	}
+	if a.store.belongs() {
+		t.Error("a restore that is staged goes on with the others")
+	}
+	if err := os.Remove(a.store.restored()); err != nil {
+		t.Fatal(err)
+	}
 	for _, damaged := range []string{"", "{", `{"id": "x"}`, "\x00\x00"} {
 		if err := os.WriteFile(a.store.neighboursFile(), []byte(damaged), 0o600); err != nil {
 			t.Fatal(err)

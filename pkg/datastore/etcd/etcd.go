@@ -197,15 +197,20 @@ func (s *Store) run(ctx context.Context, ready func()) error {
 	if err != nil || e == nil {
 		return err
 	}
-	dead := false
-	defer func() {
-		if !dead { // one that cannot go on cannot close either
-			shut(e)
-		}
+	if err = s.serve(ctx, e, ready); errors.Is(err, errFatal) {
+		return err // one that cannot go on cannot close either
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		shut(e)
 	}()
-	err = s.serve(ctx, e, ready)
-	dead = errors.Is(err, errFatal)
-	return err
+	select {
+	case <-closed:
+		return err
+	case fatal := <-s.fatal: // its last write has found no room
+		return s.ended(fatal)
+	}
 }
 
 // errFatal is in the error of a member that etcd itself would have ended the process for.

@@ -33,15 +33,8 @@ func TestContainerdReadsIt(t *testing.T) {
 	if err := i.Write(&two); err != nil || !bytes.Equal(one.Bytes(), two.Bytes()) {
 		t.Errorf("the same image gave two archives (%v)", err)
 	}
-	store, err := local.NewStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx := t.Context()
-	top, err := archive.ImportIndex(ctx, store, bytes.NewReader(one.Bytes()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, top := imported(t, bytes.NewReader(one.Bytes()))
 	var idx ocispec.Index
 	read(t, store, top, &idx)
 	if len(idx.Manifests) != 1 || idx.Manifests[0].Annotations[images.AnnotationImageName] != i.Ref {
@@ -91,14 +84,7 @@ func TestEnter(t *testing.T) {
 	if err := (Image{Ref: "skerry.local/host:1", Arch: "arm", Program: "about", Binary: []byte("x"), Enter: []string{"/host/usr/bin/skerryd", "--root", "/host"}}).Write(&buf); err != nil {
 		t.Fatal(err)
 	}
-	store, err := local.NewStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	top, err := archive.ImportIndex(t.Context(), store, &buf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, top := imported(t, &buf)
 	m, err := images.Manifest(t.Context(), store, top, platforms.Only(ocispec.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}))
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +94,20 @@ func TestEnter(t *testing.T) {
 	if !slices.Equal(cfg.Config.Entrypoint, []string{"/host/usr/bin/skerryd", "--root", "/host"}) || cfg.Config.User != "" {
 		t.Errorf("config is %+v", cfg.Config)
 	}
+}
+
+// imported is what containerd makes of an archive.
+func imported(t *testing.T, r io.Reader) (content.Store, ocispec.Descriptor) {
+	t.Helper()
+	store, err := local.NewStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := archive.ImportIndex(t.Context(), store, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store, top
 }
 
 func read(t *testing.T, store content.Provider, d ocispec.Descriptor, v any) {

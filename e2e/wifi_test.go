@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -35,7 +36,8 @@ udhcpd -f /tmp/udhcpd.conf &
 wait $ap`
 
 // A machine with two radios: wlan0 joins a network as its config says, and a pod is the access point on wlan1. It joins by WPA2, then
-// by WPA3, has its own address and one by DHCP through the air; a key that is wrong is told as that, for both.
+// by WPA3, has its own address and one by DHCP through the air; a key that is wrong is told as that, for both. All it needs for that,
+// the access point's image too, is said to image build, which makes a release that has it.
 func TestWiFi(t *testing.T) {
 	o := machineOf(t)
 	out, err := filepath.Abs(*outDir)
@@ -43,13 +45,8 @@ func TestWiFi(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(out, "wifi")
-	archive := filepath.Join(dir, "hostapd.tar")
+	archive, overlay := filepath.Join(dir, "hostapd.tar"), t.TempDir()
 	makeAccessPoint(t, dir, archive)
-	rel := filepath.Join(dir, "release")
-	began := time.Now()
-	run(t, built(t, "bin/skerry"), "release", "build", "--quiet", "--source", "..", "--version", "98.0.0", "--arch", "amd64", "--keys", built(t, "keys"), "--work", out,
-		"--wifi", "--extra-module", "mac80211_hwsim", "--image-archive", archive, "-o", rel)
-	t.Logf("the release is built after %v", time.Since(began).Round(time.Second))
 	text, err := os.ReadFile(built(t, "run/node.yaml"))
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +63,13 @@ server: {disable: [ingress, local-storage, metrics-server, network-policy, servi
 		t.Fatal(err)
 	}
 	o.Image, o.Forwards = filepath.Join(t.TempDir(), "wifi.img"), []vm.Forward{{Guest: 6443}}
-	run(t, built(t, "bin/skerry"), "image", "build", "--board", "x86-uefi", "--release", rel, "--keys", built(t, "keys"), "--config", config, "-o", o.Image)
+	if err := errors.Join(os.MkdirAll(filepath.Join(overlay, "usr/share/own"), 0o755), os.WriteFile(filepath.Join(overlay, "usr/share/own/note"), []byte("of the overlay"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	run(t, built(t, "bin/skerry"), "image", "build", "--board", "x86-uefi", "--quiet", "--keys", built(t, "keys"), "--wifi", "--extra-module", "mac80211_hwsim",
+		"--image-archive", archive, "--overlay", overlay, "--kernel-arg", "skerry_e2e=own", "--config", config, "-o", o.Image)
+	t.Logf("the image and its release are built after %v", time.Since(began).Round(time.Second))
 
 	n := power(t, o)
 	// This one first: the machine is not kept waiting by a network that is not there yet.
@@ -114,6 +117,8 @@ server: {disable: [ingress, local-storage, metrics-server, network-policy, servi
 	pass := func(key string) string { return `wpa_passphrase=` + key + `\n` }
 	inTwo := `skerry: wlan0: WiFi: in network "skerry" \(WPA2, 2437 MHz\)`
 	c.accessPoint(wpa2 + pass(wifiKey))
+	sees([]string{"of the overlay"}, "cat", "/own/note")
+	sees([]string{" skerry_e2e=own"}, "cat", "/proc/cmdline")
 	expect(inTwo)
 	expect(`skerry: wlan0: address 10\.98\.0\.20/24 by DHCP`)
 	sees([]string{"10.99.0.2/24", "10.98.0.20/24"}, "ip", "-4", "addr", "show", "dev", "wlan0")
@@ -189,7 +194,7 @@ func (c cluster) accessPoint(secured string) {
 	c.do("", "delete", "pod", "ap", "--ignore-not-found", "--wait", "--timeout=5m")
 	c.Logf("access point: %s", strings.ReplaceAll(secured, `\n`, " "))
 	c.do(fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"ap","namespace":"default"},"spec":{"hostNetwork":true,"restartPolicy":"Never","terminationGracePeriodSeconds":10,
-"containers":[{"name":"ap","image":%q,"imagePullPolicy":"Never","args":[%q],"securityContext":{"privileged":true}}]}}`, apImage, secured), "create", "-f", "-")
+"containers":[{"name":"ap","image":%q,"imagePullPolicy":"Never","args":[%q],"securityContext":{"privileged":true},"volumeMounts":[{"name":"own","mountPath":"/own","readOnly":true}]}],"volumes":[{"name":"own","hostPath":{"path":"/usr/share/own"}}]}}`, apImage, secured), "create", "-f", "-")
 	on := func(out string) bool { return strings.Contains(out, "AP-ENABLED") }
 	ctx, cancel := context.WithTimeout(c.Context(), patience)
 	defer cancel()

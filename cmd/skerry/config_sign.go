@@ -88,7 +88,7 @@ type configTrustFlags struct {
 }
 
 func (f *configTrustFlags) bind(cmd *cobra.Command, scope string) {
-	cmd.Flags().StringVar(&f.policy, "config-policy", "", "node configs to take, signed (see `skerry config sign`) or any, for "+scope)
+	cmd.Flags().StringVar(&f.policy, "config-policy", "", "node configs to take, signed (see skerry config sign) or any, for "+scope)
 	cmd.Flags().StringSliceVar(&f.keys, "config-key", nil, "public key that may sign node configs besides the release's, as PEM; may be given more than once")
 }
 

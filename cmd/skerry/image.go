@@ -39,10 +39,11 @@ type imageFlags struct {
 	secureBoot                   bool
 	trust                        trustFlags
 	configTrust                  configTrustFlags
+	make                         func(*boards.Board) (string, error) // builds the release, where none is named
 }
 
 func (f *imageFlags) bind(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.board, "board", "", "the kind of machine; `skerry board list` shows them (required)")
+	cmd.Flags().StringVar(&f.board, "board", "", "the kind of machine; skerry board list shows them (required)")
 	cmd.Flags().StringVar(&f.release, "release", "", "folder of the signed release, or oci://HOST/NAME:TAG (required)")
 	cmd.Flags().StringVar(&f.config, "config", "", "the machine's node config (required, but for boards whose platform tells it)")
 	cmd.Flags().StringVar(&f.size, "size", "", "size of the disk, such as 4GiB (default: the least; the machine grows into its disk at the first boot)")
@@ -50,9 +51,7 @@ func (f *imageFlags) bind(cmd *cobra.Command) {
 	f.trust.bind(cmd)
 	f.configTrust.bind(cmd, "this machine, on its boot partition: it guards the config partition, which any PC opens, and not a disk that is written anew; "+
 		"see release build for that")
-	for _, name := range []string{"board", "release"} {
-		_ = cmd.MarkFlagRequired(name) // fails only for a flag that does not exist
-	}
+	_ = cmd.MarkFlagRequired("board") // fails only for a flag that does not exist
 }
 
 // plan reads the inputs and checks them against each other.
@@ -60,6 +59,9 @@ func (f *imageFlags) plan(ctx context.Context) (*image.Plan, fs.FS, error) {
 	b, err := boards.Load(f.board)
 	if err != nil {
 		return nil, nil, err
+	}
+	if f.release == "" && f.make == nil {
+		return nil, nil, errors.New("name the release with --release; make one with: skerry release build")
 	}
 	o := image.Options{NoSecureBoot: !f.secureBoot}
 	if o.ConfigPolicy, o.ConfigKeys, err = f.configTrust.load(); err != nil {
@@ -89,6 +91,16 @@ func (f *imageFlags) plan(ctx context.Context) (*image.Plan, fs.FS, error) {
 		return nil, nil, err
 	}
 	o.Trusted = keys
+	if f.make != nil {
+		if f.config != "" { // before minutes of building, not after
+			if _, err := machine.Decode(f.config, given.Data); err != nil {
+				return nil, nil, err
+			}
+		}
+		if f.release, err = f.make(b); err != nil {
+			return nil, nil, err
+		}
+	}
 	dir, err := releaseFolder(ctx, f.release, keys, f.board)
 	if err != nil {
 		return nil, nil, err
@@ -117,22 +129,38 @@ func (f *imageFlags) storedAs(asked string) cloud.Format {
 
 func newImageBuildCmd() *cobra.Command {
 	var f imageFlags
+	var own releaseBuild
 	var out, format string
-	var quiet, asJSON bool
+	var asJSON bool
+	var adds func() string
 	cmd := &cobra.Command{
-		Use:   "build --board ID --release DIR --config FILE -o FILE",
+		Use:   "build --board ID {--release DIR | --overlay DIR ...} --config FILE -o FILE",
 		Short: "Make the disk image of one machine",
 		Long: "Make the disk image of one machine. The file appears whole or not at all. It is readable by you alone, because the\n" +
 			"node config in it holds the cluster's token.\n\n" +
-			"What is signed is made by `skerry release build`, and an image cannot add to it: files in the root (--overlay), kernel\n" +
-			"modules (--extra-module), words on the kernel's command line (--kernel-arg) and container images (--image-archive) are its\n" +
-			"flags. What is one machine's own (files below /etc and /var, modules to load, manifests) stands in the node config.\n\n" +
+			"What a machine runs is signed, and an image cannot add to a release. With files for the root (--overlay), kernel modules\n" +
+			"(--extra-module), words for the kernel's command line (--kernel-arg) or container images (--image-archive), a release that\n" +
+			"has them is built first, as `skerry release build` does, in the source's out folder: updates of the machine come from its\n" +
+			"like. What is one machine's own (files below /etc and /var, modules to load, manifests) stands in the node config.\n\n" +
 			"An image for a cloud serves any number of machines: each asks its platform who it is and what to do.",
 		Example: "  skerry image build --board x86-uefi --release out/release --config north-1.yaml -o north-1.img\n" +
-			"  skerry image build --board aws --release out/release -o aws.img",
+			"  skerry image build --board aws --release out/release -o aws.img\n" +
+			"  skerry image build --board rpi4 --overlay motd --image-archive app.tar --config north-1.yaml -o north-1.img",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			start := time.Now()
+			if flag := adds(); flag != "" && f.release != "" {
+				return fmt.Errorf("--%s: %s is signed, and cannot be added to: leave --release out, and a release that has what you add is built first", flag, f.release)
+			} else if flag != "" {
+				f.make = func(b *boards.Board) (string, error) {
+					own.arch, own.clouds, own.keyDir = b.Arch, b.Platform != "", cmp.Or(f.trust.dir, defaultKeys)
+					s, err := own.run(cmd)
+					if err != nil {
+						return "", err
+					}
+					return s.Dir, nil
+				}
+			}
 			p, files, err := f.plan(cmd.Context())
 			if err != nil {
 				return err
@@ -143,7 +171,7 @@ func newImageBuildCmd() *cobra.Command {
 			switch {
 			case asJSON:
 				return printJSON(cmd.OutOrStdout(), p)
-			case quiet:
+			case own.quiet:
 				return nil
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: %s, release %s, disk of %v with %v in it, in %.1f s\n",
@@ -154,7 +182,9 @@ func newImageBuildCmd() *cobra.Command {
 	f.bind(cmd)
 	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write (required)")
 	cmd.Flags().StringVar(&format, "format", "", "raw, for disks and sticks; qcow2, vhd, vmdk or tar.gz, for virtual machines and clouds (default: what the board's cloud takes, or raw)")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing but errors")
+	adds = bindAdditions(cmd, &own.add)
+	own.bindMeans(cmd)
+	cmd.Flags().BoolVarP(&own.quiet, "quiet", "q", false, "print nothing but errors")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan that was built, as JSON")
 	_ = cmd.MarkFlagRequired("output")
 	return cmd

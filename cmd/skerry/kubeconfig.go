@@ -55,7 +55,7 @@ func newKubeconfigCmd() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&server, "server", "", "the server, as HOST:PORT")
-	f.StringVar(&dir, "vm", "", "the folder of a machine that `skerry vm start` started, instead of --server")
+	f.StringVar(&dir, "vm", "", "the folder of a machine that skerry vm start started, instead of --server")
 	f.StringVar(&config, "config", "", "the server's node config, which holds the token")
 	f.StringVarP(&out, "output", "o", "", "the file to write")
 	f.DurationVar(&limit, "timeout", 30*time.Second, "give up after this time")

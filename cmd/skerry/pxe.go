@@ -258,9 +258,10 @@ func newPXEListCmd() *cobra.Command {
 	var state string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "Show the machines that asked to be started, and how far they are",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "Show the machines that asked to be started, and how far they are",
+		Example: "  skerry pxe list\n  skerry pxe list --json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := netboot.OpenStore(state)
 			if err != nil {

@@ -22,7 +22,8 @@ func newReleaseLockCmd() *cobra.Command {
 		Short: "Pin the newest Debian packages in the source's lock file",
 		Long: "Pin the newest Debian packages in the source's lock file. With --arch, those of other architectures stay as they are: for a\n" +
 			"mirror that has not got all of them together.",
-		Args: cobra.NoArgs,
+		Example: "  skerry release lock && git diff image/debian",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := filepath.Join(source, compose.LockName)
 			had, err := os.ReadFile(file)

@@ -20,7 +20,8 @@ func newReleaseProgramsCmd() *cobra.Command {
 		Short: "Build a node's programs and component images alone",
 		Long: "Build the first part of a release: skerryd, init, the pod runtime, runc and the component images, in a folder laid out as\n" +
 			"a node's root. skerryd runs from there on any Linux: DIR/usr/bin/skerryd server.",
-		Args: cobra.NoArgs,
+		Example: "  skerry release programs --arch arm64 -o out/arm64",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			src, err := compose.FindSource(cmd.Context(), source)
 			if err != nil {

@@ -14,9 +14,10 @@ func newReleaseVerifyCmd() *cobra.Command {
 	var trust trustFlags
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "verify DIR",
-		Short: "Check a release's signature and every byte of its files",
-		Args:  cobra.ExactArgs(1),
+		Use:     "verify DIR",
+		Short:   "Check a release's signature and every byte of its files",
+		Example: "  skerry release verify --trust-key release.pub out/release",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			pubs, err := trust.load()
 			if err != nil {

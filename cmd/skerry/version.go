@@ -13,9 +13,10 @@ import (
 func newVersionCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "version",
-		Short: "Say which Skerry this is",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Say which Skerry this is",
+		Example: "  skerry version --json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !asJSON {
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), version.String("skerry"))

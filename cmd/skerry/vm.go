@@ -109,9 +109,10 @@ func newVMWaitCmd() *cobra.Command {
 	var dir string
 	var limit time.Duration
 	cmd := &cobra.Command{
-		Use:   "wait",
-		Short: "Show a machine's start, stage by stage, until its node is Ready",
-		Args:  cobra.NoArgs,
+		Use:     "wait",
+		Short:   "Show a machine's start, stage by stage, until its node is Ready",
+		Example: "  skerry vm wait --timeout 5m",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, err := vm.Open(dir)
 			if err != nil {
@@ -139,9 +140,10 @@ func newVMWaitCmd() *cobra.Command {
 func newVMStatusCmd() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "Say whether a machine runs and how far it is",
-		Args:  cobra.NoArgs,
+		Use:     "status",
+		Short:   "Say whether a machine runs and how far it is",
+		Example: "  skerry vm status",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, err := running(dir)
 			if err != nil {
@@ -172,10 +174,11 @@ func newVMStopCmd() *cobra.Command {
 	var plug bool
 	var limit time.Duration
 	cmd := &cobra.Command{
-		Use:   "stop",
-		Short: "Shut a machine down",
-		Long:  "Press the machine's power button and wait until it has shut down in order. --plug pulls the plug instead.",
-		Args:  cobra.NoArgs,
+		Use:     "stop",
+		Short:   "Shut a machine down",
+		Long:    "Press the machine's power button and wait until it has shut down in order. --plug pulls the plug instead.",
+		Example: "  skerry vm stop\n  skerry vm stop --plug",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, err := running(dir)
 			if errors.Is(err, vm.ErrNotRunning) {
@@ -207,9 +210,10 @@ func newVMStopCmd() *cobra.Command {
 func newVMConsoleCmd() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
-		Use:   "console",
-		Short: "Show a machine's serial console, and type on it",
-		Args:  cobra.NoArgs,
+		Use:     "console",
+		Short:   "Show a machine's serial console, and type on it",
+		Example: "  skerry vm console",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, err := running(dir)
 			if err != nil {

@@ -15,9 +15,10 @@ func newCheckConfigCmd() *cobra.Command {
 	var asJSON bool
 	o := checkconfig.Options{}
 	cmd := &cobra.Command{
-		Use:   "check-config",
-		Short: "Say what this machine lacks to run a node, and what to do",
-		Args:  noArgs,
+		Use:     "check-config",
+		Short:   "Say what this machine lacks to run a node, and what to do",
+		Example: "  skerryd check-config --json",
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			libexec, _, err := host.SharedDirs()
 			if err != nil {

@@ -152,9 +152,9 @@ func newRootCmd() *cobra.Command {
 		newTokenCmd(),
 		newNodeCmd(),
 		newCertificateCmd(),
-		&cobra.Command{Use: "kubectl", Short: "Talk to the cluster of this server", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
-		&cobra.Command{Use: "crictl", Short: "Look at this node's containers, pods and images", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
-		&cobra.Command{Use: "ctr", Short: "Talk to this node's containerd", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
+		&cobra.Command{Use: "kubectl", Short: "Talk to the cluster of this server", Example: "  skerryd kubectl get nodes", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
+		&cobra.Command{Use: "crictl", Short: "Look at this node's containers, pods and images", Example: "  skerryd crictl ps -a", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
+		&cobra.Command{Use: "ctr", Short: "Talk to this node's containerd", Example: "  skerryd ctr images list", DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}},
 		newSnapshotCmd(),
 		newStatusCmd(),
 		newEnableCmd(),
@@ -171,9 +171,10 @@ func newRootCmd() *cobra.Command {
 
 func newVersionCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print what this is",
-		Args:  noArgs,
+		Use:     "version",
+		Short:   "Print what this is",
+		Example: "  skerryd version",
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			text := fmt.Sprintf("%s\nkubernetes %s\n", version.String("skerryd"), kubernetesVersion())
 			if id, _ := host.Identity(); id.Release.Debug { // elsewhere than on an image there is none

@@ -202,19 +202,21 @@ func restart(arg string) error {
 
 func newUpdateCheckCmd(u updated) *cobra.Command {
 	return &cobra.Command{
-		Use:   "check",
-		Short: "Look for a newer release now",
-		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return u.ask(cmd, updates.Ask{Do: updates.DoCheck}) },
+		Use:     "check",
+		Short:   "Look for a newer release now",
+		Example: "  skerryd update check",
+		Args:    noArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return u.ask(cmd, updates.Ask{Do: updates.DoCheck}) },
 	}
 }
 
 func newUpdateApplyCmd(u updated) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:   "apply",
-		Short: "Bring the newest release and restart into it, whatever the windows",
-		Args:  noArgs,
+		Use:     "apply",
+		Short:   "Bring the newest release and restart into it, whatever the windows",
+		Example: "  skerryd update apply\n  skerryd update apply --force",
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return u.ask(cmd, updates.Ask{Do: updates.DoApply, Force: force})
 		},
@@ -225,9 +227,10 @@ func newUpdateApplyCmd(u updated) *cobra.Command {
 
 func newUpdateRollbackCmd(u updated) *cobra.Command {
 	return &cobra.Command{
-		Use:   "rollback",
-		Short: "Restart into the release of before, on trial",
-		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return u.ask(cmd, updates.Ask{Do: updates.DoRollback}) },
+		Use:     "rollback",
+		Short:   "Restart into the release of before, on trial",
+		Example: "  skerryd update rollback",
+		Args:    noArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return u.ask(cmd, updates.Ask{Do: updates.DoRollback}) },
 	}
 }

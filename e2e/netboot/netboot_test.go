@@ -263,6 +263,44 @@ func TestBIOSFromMemory(t *testing.T) {
 	g.expect(`skerry: node: Ready.*`)
 }
 
+// What a BIOS without iPXE is given starts by its card's own driver. QEMU's cards have iPXE alone: on its command line the file is
+// fetched as any other PXE ROM would do it, and iPXE in that file leads the machine to the installer.
+func TestBIOSWithoutIPXE(t *testing.T) {
+	n := newNetwork(t)
+	if n == nil {
+		return
+	}
+	n.serve()
+	g := n.machine(8, func(o *vm.Options) {
+		o.Board.Machine, o.Board.Firmware, o.Board.Args = "q35,graphics=off", vm.BIOS, nil // the BIOS's own screen is the serial port
+	})
+	keys, err := g.Keyboard(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	typed := func(text, until string) {
+		t.Helper()
+		for end := time.Now().Add(2 * time.Minute); !strings.Contains(g.Text(), until); time.Sleep(time.Second) {
+			if err := keys.Type(text); err != nil {
+				t.Fatal(err)
+			}
+			if time.Now().After(end) {
+				t.Fatalf("after %q the machine does not say %q", text, until)
+			}
+		}
+	}
+	typed("\x02", "iPXE> ") // Ctrl-B, while the ROM's banner is there
+	if err := keys.Type("\rifopen net0 && dhcp && chain tftp://10.11.12.1/undionly.kpxe\r"); err != nil {
+		t.Fatal(err)
+	}
+	g.expect(`net0: 52:54:00:0b:0c:08 using undionly`)
+	if err := keys.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.expect(`skerry: netboot: the server is https://10.11.12.1.*`)
+	g.expect(`skerry: netboot: waiting: nobody knows this machine.*`)
+}
+
 // A machine with a BIOS is installed like one with UEFI, with the board that its BIOS starts.
 func TestBIOSToDisk(t *testing.T) {
 	n := newNetwork(t)

@@ -31,6 +31,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	clientsnapshot "go.etcd.io/etcd/client/v3/snapshot"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
 	"github.com/skerry-os/skerry/pkg/atomicfile"
@@ -98,8 +99,10 @@ type Store struct {
 	Config
 	id    atomic.Uint64
 	disk  *datastore.Disk
-	fatal chan error // why etcd cannot go on
-	hurry int        // looks at the alarms so many times as often, in tests
+	fatal chan error    // why etcd cannot go on
+	hurry int           // looks at the alarms so many times as often, in tests
+	beat  time.Duration // a leader says so often that it is there
+	elect time.Duration // without a leader for so long, a member wants to be it
 }
 
 var _ datastore.Store = (*Store)(nil)
@@ -112,7 +115,7 @@ func New(c Config) *Store {
 	if c.PeerPort == 0 {
 		c.PeerPort = PeerPort
 	}
-	s := &Store{Config: c, fatal: make(chan error, 1)}
+	s := &Store{Config: c, fatal: make(chan error, 1), beat: heartbeat, elect: election}
 	s.disk = datastore.NewDisk(datastore.Config{Dir: c.Dir, Tell: c.Tell}, reserveSize, fullAt)
 	return s
 }
@@ -295,7 +298,7 @@ func (s *Store) config() (*embed.Config, error) {
 	c.ClientTLSInfo = transport.TLSInfo{CertFile: s.TLS.ServerPair, KeyFile: s.TLS.ServerPair, ClientCertAuth: true, TrustedCAFile: s.TLS.ServerCA}
 	c.TlsMinVersion = "TLS1.3"
 	c.InitialCluster = s.Name + "=" + s.peerURL()
-	c.TickMs, c.ElectionMs = uint(heartbeat.Milliseconds()), uint(election.Milliseconds())
+	c.TickMs, c.ElectionMs = uint(s.beat.Milliseconds()), uint(s.elect.Milliseconds())
 	c.EnableGRPCGateway = false
 	c.MaxRequestBytes = 3 << 20 >> 1 // etcd's own limit, which Kubernetes counts on
 	c.QuotaBackendBytes = s.quota()
@@ -347,12 +350,17 @@ func (s *Store) startOnce(config *embed.Config) (*embed.Etcd, error) {
 
 // awaitMember returns once the member is a full one that others can reach.
 func (s *Store) awaitMember(ctx context.Context, e *embed.Etcd) error {
-	remind := time.NewTicker(30 * time.Second)
+	remind, lead := time.NewTicker(30*time.Second), time.NewTicker(20*time.Millisecond)
 	defer remind.Stop()
+	defer lead.Stop()
 	for waiting := true; waiting; {
 		select {
 		case <-e.Server.ReadyNotify():
 			waiting = false
+		case <-lead.C:
+			if !s.takeLead(ctx, e) {
+				lead.Stop()
+			}
 		case <-remind.C:
 			slog.Warn("etcd: waiting for the other servers: more than half of them must be up; if they are lost for good, start with --cluster-reset")
 		case err := <-s.fatal:
@@ -369,6 +377,24 @@ func (s *Store) awaitMember(ctx context.Context, e *embed.Etcd) error {
 		return err
 	}
 	return s.announce(ctx, e)
+}
+
+// takeLead has a member that is alone elect itself at once, which it would do after five to ten seconds: there is no leader to wait for.
+// The message is the one by which a leader hands over (raft thesis, section 3.10); a member with others that are not known yet asks
+// them for their votes. It reports whether to try again: before its log is read, a member does not listen.
+func (s *Store) takeLead(ctx context.Context, e *embed.Etcd) bool {
+	self := e.Server.MemberID()
+	members := e.Server.Cluster().Members()
+	if e.Server.Leader() != 0 || len(members) > 1 {
+		return false
+	}
+	if len(members) == 1 && members[0].ID == self && !members[0].IsLearner {
+		id := uint64(self)
+		if err := e.Server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: &id, To: &id}); err != nil {
+			slog.Debug("etcd: taking the lead", "err", err)
+		}
+	}
+	return true
 }
 
 // failed tells the errors of a member that stops from those of its listeners.

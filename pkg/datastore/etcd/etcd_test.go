@@ -307,6 +307,38 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+// A member that is alone leads before its clock of elections has moved once: when it makes its cluster, when it starts again, and
+// after its other was removed.
+func TestAloneItLeadsAtOnce(t *testing.T) {
+	a := newServer(t, 1, nil)
+	a.store.beat, a.store.elect = 10*time.Second, 50*time.Second // etcd takes no more
+	at := func(when string) {
+		t.Helper()
+		began := time.Now()
+		a.start().ready()
+		took := time.Since(began).Round(time.Millisecond)
+		if took >= a.store.beat {
+			t.Errorf("%s it waited for an election: %v", when, took)
+		}
+		t.Logf("%s it leads after %v", when, took)
+	}
+	at("new")
+	a.put("/registry/a", "one")
+	a.end()
+	at("with a log")
+	b := newServer(t, 2, a)
+	b.store.beat, b.store.elect = a.store.beat, a.store.elect
+	b.start().ready()
+	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, b.store.Name, b.store.ID()) })
+	<-b.out
+	b.stop = nil
+	a.end()
+	at("with its other removed")
+	if got := a.get("/registry/a"); got != "one" {
+		t.Errorf("it has %q", got)
+	}
+}
+
 // A server that has SQLite takes its data along to etcd, with later revisions, and keeps the file.
 func TestConvert(t *testing.T) {
 	s := newServer(t, 9, nil)

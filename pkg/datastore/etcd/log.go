@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -62,6 +66,21 @@ func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checked
 	return ce
 }
 
+// meant are warnings of every start, about what this package decides on purpose: a socket that its mode guards, one port, and no
+// users of etcd's own.
+var meant = []string{
+	"Running http and grpc server on single port. This is not recommended for production.",
+	"scheme is http or unix while key and cert files are present; ignoring key and cert files",
+	"scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
+	"simple token is not cryptographically signed",
+}
+
+// closes reports whether a line says that a listener was closed, which is what a member's end begins with.
+func closes(fields map[string]any) bool {
+	text, _ := fields["error"].(string)
+	return slices.ContainsFunc([]string{net.ErrClosed.Error(), http.ErrServerClosed.Error(), "mux: server closed"}, func(end string) bool { return strings.HasSuffix(text, end) })
+}
+
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	m := zapcore.NewMapObjectEncoder()
 	for _, f := range append(append([]zapcore.Field(nil), c.fields...), fields...) {
@@ -69,6 +88,9 @@ func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	}
 	if took, ok := m.Fields["took"].(time.Duration); ok && c.slow != nil && e.Message == "slow fdatasync" {
 		c.slow(took)
+	}
+	if slices.Contains(meant, e.Message) || closes(m.Fields) {
+		return nil
 	}
 	level := slog.LevelWarn
 	if e.Level >= zapcore.ErrorLevel {

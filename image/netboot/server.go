@@ -219,6 +219,12 @@ func (s *Server) Run(ctx context.Context) error {
 		func(ctx context.Context) error { return s.dhcp.serve(ctx, conns[1], bootServerPort) },
 		s.listen,
 	}
+	six := &dhcp6{iface: s.Interface, onDisk: s.onDisk, log: s.Log}
+	if conn, err := six.listen(); err != nil {
+		s.Log("dhcp: IPv6: %v; installed machines whose firmware asks by IPv6 before it starts their disk wait two minutes for an answer", err)
+	} else {
+		services = append(services, func(ctx context.Context) error { return six.serve(ctx, conn) })
+	}
 	if s.Status != "" {
 		l, err := net.Listen("tcp", s.Status)
 		if err != nil {

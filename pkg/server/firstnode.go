@@ -23,7 +23,7 @@ import (
 // It is done between the API's start and the controller manager's, which then finds the networks taken. Nobody else can give
 // them away meanwhile: other servers and agents join through this one, and a datastore that several servers might begin with
 // at once is left alone. Kubelet finds its Node there and completes it; labels and taints, which it gives to a Node of its own
-// making alone, are given here.
+// making alone, are given here, and so is what its cloud calls the machine.
 type firstNode struct {
 	kubeconfig string
 	node       *corev1.Node // nil: leave it to kubelet and the controller manager
@@ -34,13 +34,14 @@ func newFirstNode(cfg Config, kind string) firstNode {
 	s := cfg.Settings
 	networks := firstNetworks(s.ClusterCIDR)
 	// What is decided elsewhere is left to where it is.
-	if networks == nil || s.Server != "" || s.DatastoreEndpoint != "" || names(s.KubeletArg, "register-node", "register-with-taints", "register-schedulable", "node-labels", "config") ||
+	if networks == nil || s.Server != "" || s.DatastoreEndpoint != "" ||
+		names(s.KubeletArg, "register-node", "register-with-taints", "register-schedulable", "node-labels", "config", "hostname-override", "cloud-provider") ||
 		names(s.KubeControllerManagerArg, "allocate-node-cidrs", "node-cidr-mask-size", "node-cidr-mask-size-ipv4", "node-cidr-mask-size-ipv6", "cidr-allocator-type", "cluster-cidr", "controllers") {
 		return f
 	}
 	f.node = &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: cfg.NodeName, Labels: roleLabels(kind)},
-		Spec:       corev1.NodeSpec{PodCIDR: networks[0], PodCIDRs: networks},
+		Spec:       corev1.NodeSpec{PodCIDR: networks[0], PodCIDRs: networks, ProviderID: value(s.KubeletArg, "provider-id")},
 	}
 	for _, l := range s.NodeLabel {
 		key, value, _ := strings.Cut(l, "=")
@@ -60,6 +61,16 @@ func names(args []string, names ...string) bool {
 		name, _, _ := strings.Cut(a, "=")
 		return slices.Contains(names, name)
 	})
+}
+
+// value is that of the last argument, written as name=value, with the name.
+func value(args []string, name string) (v string) {
+	for _, a := range args {
+		if n, is, ok := strings.Cut(a, "="); ok && n == name {
+			v = is
+		}
+	}
+	return v
 }
 
 // The controller manager's sizes of a node's networks.

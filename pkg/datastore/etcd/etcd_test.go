@@ -330,7 +330,9 @@ func TestAloneItLeadsAtOnce(t *testing.T) {
 	b.store.beat, b.store.elect = a.store.beat, a.store.elect
 	b.start().ready()
 	eventually(t, func(ctx context.Context) error { return a.store.Remove(ctx, b.store.Name, b.store.ID()) })
-	<-b.out
+	if err := <-b.out; err == nil {
+		t.Error("a member that was removed ends as if it had been asked to")
+	}
 	b.stop = nil
 	a.end()
 	at("with its other removed")

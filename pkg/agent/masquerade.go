@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"time"
 
 	"sigs.k8s.io/knftables"
 )
@@ -17,12 +19,27 @@ func (n *node) masquerade(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("nftables: %w; the kernel needs nf_tables and the node needs the program nft", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, nftPatience)
-	defer cancel()
-	if err := nft.Run(ctx, masqueradeRules(nft, n.ClusterCIDR)); err != nil {
-		return fmt.Errorf("nftables: table %s: %w", masqTable, err)
+	return inTime(ctx, nftPatience, func(ctx context.Context) error {
+		if err := nft.Run(ctx, masqueradeRules(nft, n.ClusterCIDR)); err != nil {
+			return fmt.Errorf("nftables: table %s: %w", masqTable, err)
+		}
+		return nil
+	})
+}
+
+// inTime does what hangs now and then, such as a program whose disk is busy, and does it again when it took too long: to fail would
+// start the whole node anew, on a machine that is late already.
+func inTime(ctx context.Context, patience time.Duration, do func(context.Context) error) error {
+	for {
+		limited, cancel := context.WithTimeout(ctx, patience)
+		err := do(limited)
+		late := limited.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err == nil || !late {
+			return err
+		}
+		slog.Warn("it took too long; trying again", "patience", patience, "err", err)
 	}
-	return nil
 }
 
 func masqueradeRules(nft knftables.Interface, clusterCIDR []netip.Prefix) *knftables.Transaction {

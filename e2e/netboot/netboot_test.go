@@ -210,8 +210,12 @@ func TestUEFIPXE(t *testing.T) {
 	g = n.power(g.o)
 	g.expect(`skerry: switch root: slot a`)
 	g.expect(`skerry: node: Ready.*`)
-	if text := g.Text(); strings.Contains(text, "netboot: install: writing") {
+	text := g.Text()
+	if strings.Contains(text, "netboot: install: writing") {
 		t.Error("it was installed again")
+	}
+	if _, six, ok := strings.Cut(text, ">>Start PXE over IPv6."); !ok || !strings.HasPrefix(strings.TrimSpace(six), "PXE-E21: Remote boot cancelled.") { // E16 is for silence
+		t.Errorf("its firmware does not ask by IPv6, or is not told that there is nothing: %.60q", six)
 	}
 }
 

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -117,17 +116,15 @@ func over(t *testing.T, c *ssh.Client, command string) (string, int) {
 		t.Fatalf("over SSH: %v", err)
 	}
 	defer func() { _ = s.Close() }()
-	var out bytes.Buffer
-	s.Stdout, s.Stderr = &out, &out
-	err = s.Run(command)
+	out, err := s.CombinedOutput(command) // both streams into one buffer of ours would overwrite each other
 	var exit *ssh.ExitError
 	switch {
 	case errors.As(err, &exit):
-		return out.String(), exit.ExitStatus()
+		return string(out), exit.ExitStatus()
 	case err != nil:
-		t.Fatalf("over SSH: %s: %v: %s", command, err, out.String())
+		t.Fatalf("over SSH: %s: %v: %s", command, err, out)
 	}
-	return out.String(), 0
+	return string(out), 0
 }
 
 // A debug release has a shell on its serial console and over SSH, from which kubectl works; it says what it is; the lines that init

@@ -9,13 +9,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WatchdogTimeout is how long the hardware waits for a sign of life before it resets the machine.
+// WatchdogTimeout is how long the hardware is asked to wait for a sign of life before it resets the machine.
 const WatchdogTimeout = 60 * time.Second
 
-const wdiocSetTimeout = 0xc0045706
+// From linux/watchdog.h.
+const (
+	wdiocSetTimeout = 0xc0045706
+	wdiocGetTimeout = 0x80045707
+)
 
 // Watchdog is the machine's hardware watchdog. It is never disarmed: whatever stops feeding it, the machine restarts.
-type Watchdog struct{ f *os.File }
+type Watchdog struct {
+	f       *os.File
+	timeout time.Duration // of the device; 0 is unknown
+}
 
 // OpenWatchdog arms the watchdog. A device that is not there is fs.ErrNotExist.
 func OpenWatchdog() (*Watchdog, error) {
@@ -23,18 +30,31 @@ func OpenWatchdog() (*Watchdog, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Watchdog{f}
-	// Not every device can set its time; its own is used then.
-	_ = unix.IoctlSetPointerInt(int(f.Fd()), wdiocSetTimeout, int(WatchdogTimeout/time.Second))
+	w := &Watchdog{f: f}
+	// Some devices count to less (Allwinner's to 16 s), and some cannot be set at all.
+	for t := WatchdogTimeout; t >= 10*time.Second; t -= 5 * time.Second {
+		if unix.IoctlSetPointerInt(int(f.Fd()), wdiocSetTimeout, int(t/time.Second)) == nil {
+			break
+		}
+	}
+	w.ask()
 	return w, w.feed()
+}
+
+// ask reads the device's timeout.
+func (w *Watchdog) ask() {
+	if seconds, err := unix.IoctlGetInt(int(w.f.Fd()), wdiocGetTimeout); err == nil {
+		w.timeout = time.Duration(seconds) * time.Second
+	}
 }
 
 // AdoptWatchdog takes over the armed watchdog that the program before this one left open as file descriptor fd.
 func AdoptWatchdog(fd int) (*Watchdog, error) {
-	w := &Watchdog{os.NewFile(uintptr(fd), "/dev/watchdog")}
+	w := &Watchdog{f: os.NewFile(uintptr(fd), "/dev/watchdog")}
 	if w.f == nil {
 		return nil, fmt.Errorf("watchdog: %d is no file descriptor", fd)
 	}
+	w.ask()
 	return w, w.feed()
 }
 
@@ -50,9 +70,16 @@ func (w *Watchdog) feed() error {
 	return err
 }
 
-// Run feeds the watchdog until ctx ends, which leaves it armed.
+// Every is how often the watchdog is fed: so that it takes five that are missed to reset the machine, on any device.
+func (w *Watchdog) Every() time.Duration {
+	return min(max(w.timeout, 6*time.Second), WatchdogTimeout) / 6
+}
+
+// Run feeds the watchdog until ctx ends, which leaves it armed. What it needs for that stays in memory: a program whose pages must be
+// read from a busy card would be late.
 func (w *Watchdog) Run(ctx context.Context) {
-	t := time.NewTicker(WatchdogTimeout / 6)
+	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT) // without it, it is only late now and then
+	t := time.NewTicker(w.Every())
 	defer t.Stop()
 	for {
 		_ = w.feed() // one missed is no harm, and the hardware speaks if all are
